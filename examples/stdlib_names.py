@@ -1,7 +1,7 @@
 """Count the names in every file of Python's standard library: read on threads, parse on processes.
 
-Run it by `make demo`, or as a script; `--limit 100` takes only the first hundred files. There is no main guard,
-as worker processes do not import the script.
+Run it by `make demo`, or as a script; `--limit 100` takes only the first hundred files. There is no main
+guard, as worker processes do not import the script.
 """
 
 from __future__ import annotations
