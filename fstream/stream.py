@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Iterator
 from dataclasses import replace
 from itertools import chain
 from operator import length_hint
@@ -252,7 +252,10 @@ class _Outputs:
                 if isinstance(source, Stream):
                     source._outputs.loop = self.loop
         if self.stage is not None and self.stage.kind == "sync":
-            self.current = iterate(self.stage, sources[0])
+            source = sources[0]
+            self.current = iterate(
+                self.stage, source if isinstance(source, Iterable) else Stream((source,), None)
+            )
         else:
             self.run = Run(sources, stages, self.loop)
             self.run.start()

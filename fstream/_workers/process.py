@@ -263,7 +263,7 @@ class PumpWork(Work):
         crew, window = self.crew, self.window
         if window.stopped or crew.run.stopped:
             return True
-        if window.hungry and not crew.asked:
+        if window.hungry and not crew.knows_hungry:
             return True
         return (window.takable() and crew.capacity()) or window.exhausted
 
@@ -310,8 +310,8 @@ class Workers(Crew):
         self.method = start_method()
         #: The stage as its workers get it.
         self.packed: Packed = []
-        #: Somebody downstream is hungry, and the workers were asked for what they have finished.
-        self.asked = False
+        #: The pump has seen that the taker downstream is hungry, and asks late workers for what they have finished.
+        self.knows_hungry = False
         #: Workers that died in a row before they had done anything.
         self.stillborn = 0
         self.busy = False
@@ -401,9 +401,6 @@ class Workers(Crew):
             if span is None:
                 break
             self.send(worker, span)
-        if self.window.hungry and not self.asked:
-            self.asked = True
-            self.recall(worker for worker in self.workers if worker.flight)
 
     def next_worker(self) -> Worker | None:
         with self.run.lock:
@@ -504,7 +501,8 @@ class Workers(Crew):
         """How long to wait for news before something has to be looked into."""
         waits = []
         now = perf_counter()
-        if self.spare():
+        self.knows_hungry = self.window.hungry
+        if self.knows_hungry or self.spare():
             waits += [worker.heard + PATIENCE - now for worker in self.workers if self.loaded(worker)]
         if self.stage.timeout is not None:
             waits += [self.time_left(worker) for worker in self.workers if worker.flight]
@@ -516,9 +514,7 @@ class Workers(Crew):
 
     def loaded(self, worker: Worker) -> bool:
         """It may have items that it has not started, and was not asked for them."""
-        return not worker.recalled and (
-            len(worker.flight) > 1 or any(len(s.items) > 1 for s in worker.flight)
-        )
+        return not worker.recalled and sum(len(span.items) - len(span.slots) for span in worker.flight) > 1
 
     def time_left(self, worker: Worker) -> float:
         assert self.stage.timeout is not None
@@ -555,12 +551,11 @@ class Workers(Crew):
     def look_after(self) -> None:
         """Reclaim what waits behind slow items while others idle; stop what is over its time."""
         now = perf_counter()
-        if self.spare() and not self.window.takable():
-            late = [
-                worker for worker in self.workers if self.loaded(worker) and now - worker.heard >= PATIENCE
-            ]
-            if late and not any(worker.opened and worker.idle for worker in self.workers):
-                self.hire()
+        late = [worker for worker in self.workers if self.loaded(worker) and now - worker.heard >= PATIENCE]
+        spare = self.spare() and not self.window.takable()
+        if late and spare and not any(worker.opened and worker.idle for worker in self.workers):
+            self.hire()
+        if spare or self.window.hungry:
             self.recall(late)
         if self.stage.timeout is not None:
             for worker in list(self.workers):
@@ -636,12 +631,12 @@ class Workers(Crew):
             self.put_all(span, slots, set(failed))
         else:
             span.slots.extend(slots)
-        worker.recalled = worker.recalled and not closed
+        worker.recalled = False
         with self.run.lock:
-            if len(span.slots) > position:
-                self.window.hungry = self.asked = False
             if closed:
                 self.window.done(span, seconds)
+            if len(span.slots) > position and self.window.available():
+                self.window.hungry = False
             self.run.settle()
 
     def put_all(self, span: Span, slots: list[Any], failed: set[int]) -> None:
