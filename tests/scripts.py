@@ -9,7 +9,9 @@ from pathlib import Path
 from textwrap import dedent
 from typing import Protocol
 
-ROOT = Path(__file__).parent.parent
+import fstream
+
+PACKAGE_FOLDER = Path(fstream.__file__).parent.parent
 LIFETIME = 40  # seconds after which a script counts as hung
 
 ScriptResult = subprocess.CompletedProcess[str]
@@ -21,7 +23,7 @@ class Script(Protocol):
 
 def environment_with(**variables: str) -> dict[str, str]:
     """The environment in which a script finds the package under test."""
-    path = os.pathsep.join(filter(None, [str(ROOT), variables.pop("PYTHONPATH", "")]))
+    path = os.pathsep.join(filter(None, [str(PACKAGE_FOLDER), variables.pop("PYTHONPATH", "")]))
     return {**os.environ, **variables, "PYTHONPATH": path}
 
 

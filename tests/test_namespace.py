@@ -100,11 +100,9 @@ def test_every_public_name_is_documented(name: str):
         assert ">>> " in documentation
 
 
-@pytest.mark.parametrize("name", ["pmap", "pfilter", "pflat_map", "peach"])
-def test_the_combinators_say_which_options_they_take(name: str):
-    parameters = inspect.signature(getattr(fstream, name)).parameters
-    options = [each.name for each in parameters.values() if each.kind is inspect.Parameter.KEYWORD_ONLY]
-    assert options == OPTIONS
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_is_documented(option: str):
+    assert f"*{option}*" in (fstream.pmap.__doc__ or "")
 
 
 def test_the_public_errors_live_in_one_module():

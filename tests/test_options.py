@@ -18,6 +18,19 @@ async def start_async() -> None:
     """As on_start: nothing to pass on."""
 
 
+class SquareAsync:
+    async def __call__(self, number: int) -> int:
+        return number * number
+
+
+COROUTINE_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "def": square_async,
+    "partial": functools.partial(square_async),
+    "object": SquareAsync(),
+    "method": SquareAsync().__call__,
+}
+
+
 @pytest.fixture(params=TRANSFORMER)
 def combinator(request: pytest.FixtureRequest) -> Callable[..., Any]:
     return TRANSFORMER[request.param]
@@ -141,7 +154,7 @@ def test_f_and_source_swapped(combinator: Callable[..., Any]):
 
 
 @pytest.mark.parametrize("kind", ["sync", "thread", "process"])
-@pytest.mark.parametrize("f", [square_async, functools.partial(square_async, 3)], ids=["def", "partial"])
+@pytest.mark.parametrize("f", COROUTINE_FUNCTIONS.values(), ids=COROUTINE_FUNCTIONS.keys())
 def test_a_coroutine_function_belongs_on_task(
     combinator: Callable[..., Any], kind: str, f: Callable[..., Any]
 ):
@@ -163,8 +176,9 @@ def test_coroutine_functions_of_the_worker_belong_on_task(
     assert "'task'" in str(caught.value)
 
 
-def test_a_coroutine_function_runs_as_a_task_by_default():
-    assert list(pmap(square_async, [1, 2, 3])) == [1, 4, 9]
+@pytest.mark.parametrize("f", COROUTINE_FUNCTIONS.values(), ids=COROUTINE_FUNCTIONS.keys())
+def test_a_coroutine_function_runs_as_a_task_by_default(f: Callable[..., Any]):
+    assert list(pmap(f, [1, 2, 3])) == [1, 4, 9]
 
 
 # Sources
