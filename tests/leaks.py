@@ -8,6 +8,7 @@ import multiprocessing
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import pytest
 
@@ -21,29 +22,44 @@ def pending_tasks() -> list[asyncio.Task[object]]:
     return [each for each in gc.get_objects() if isinstance(each, asyncio.Task) and not each.done()]
 
 
-def leaks(threads: set[threading.Thread]) -> list[str]:
-    """What runs now beyond *threads*; warm worker processes, which wait for work, are no leak."""
-    found = [f"thread {each.name}" for each in threading.enumerate() if each not in threads]
-    found += [f"task {each}" for each in pending_tasks()]
-    children, warm = multiprocessing.active_children(), len(WARM)
-    if len(children) > warm:
-        found.append(f"processes {children}, of which {warm} are warm")
-    return found
+@dataclass(frozen=True)
+class Running:
+    """What runs at one moment, in this process and below it."""
+
+    threads: frozenset[threading.Thread]
+    tasks: frozenset[asyncio.Task[object]]
+    busy_processes: int
+
+    @classmethod
+    def now(cls) -> Running:
+        # Warm worker processes wait for work; they are no leak.
+        busy = len(multiprocessing.active_children()) - len(WARM)
+        return cls(frozenset(threading.enumerate()), frozenset(pending_tasks()), max(0, busy))
+
+    def beyond(self, before: Running) -> str:
+        """What runs here and did not *before*; nothing is the empty string."""
+        found = [f"thread {each.name}" for each in self.threads - before.threads]
+        found += [f"task {each}" for each in self.tasks - before.tasks]
+        if self.busy_processes > before.busy_processes:
+            found.append(
+                f"{self.busy_processes - before.busy_processes} of {multiprocessing.active_children()}"
+            )
+        return ", ".join(found)
 
 
-def check_no_leaks(before: set[threading.Thread]) -> None:
+def check_no_leaks(before: Running) -> None:
     """Assert that soon nothing runs that did not run *before*."""
-    if leaks(before):
+    if Running.now().beyond(before):
         gc.collect()
     deadline = time.monotonic() + SETTLING
-    while (found := leaks(before)) and time.monotonic() < deadline:
+    while (found := Running.now().beyond(before)) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not found, f"left behind: {found}"
 
 
 @pytest.fixture(autouse=True)
-def no_leaks() -> Iterator[set[threading.Thread]]:
-    """Check that the test leaves nothing behind; gives the threads that were there before it."""
-    before = set(threading.enumerate())
+def no_leaks() -> Iterator[Running]:
+    """Check that the test leaves nothing behind; gives what ran before it."""
+    before = Running.now()
     yield before
     check_no_leaks(before)

@@ -9,7 +9,6 @@ import gc
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import count
@@ -20,7 +19,7 @@ import pytest
 from fstream import Stream, merge, pfilter, pmap
 from tests.functions import identity, suited
 from tests.gates import PATIENCE, Gate, Log, holding
-from tests.leaks import check_no_leaks
+from tests.leaks import Running, check_no_leaks
 from tests.scripts import LIFETIME, Script, environment_with, printed, write_script
 from tests.sources import Source
 
@@ -150,7 +149,7 @@ def test_a_foreign_iterator_between_stages_passes_the_end_on(kind: str):
 # Workers and sources that are busy at the end
 
 
-def check_stopped(kind: str, no_leaks: set[threading.Thread]) -> None:
+def check_stopped(kind: str, no_leaks: Running) -> None:
     """Processes and tasks are stopped in the middle of f; a thread cannot be, and ends when f returns."""
     if kind != "thread":
         check_no_leaks(no_leaks)
@@ -162,7 +161,7 @@ def test_the_end_does_not_wait_for_a_busy_worker(
     end: Callable[[Stream[int]], None],
     gate: Gate,
     log: Log,
-    no_leaks: set[threading.Thread],
+    no_leaks: Running,
 ):
     f = holding(concurrent_kind, {1: gate}, log)
     stream = pmap(f, [0, 0, 1], kind=concurrent_kind, workers=2)
@@ -175,9 +174,7 @@ def test_the_end_does_not_wait_for_a_busy_worker(
     gate.open()
 
 
-def test_an_error_does_not_wait_for_a_busy_worker(
-    concurrent_kind: str, gate: Gate, no_leaks: set[threading.Thread]
-):
+def test_an_error_does_not_wait_for_a_busy_worker(concurrent_kind: str, gate: Gate, no_leaks: Running):
     f = holding(concurrent_kind, {1: gate})
     stream = pmap(f, [1, 0], kind=concurrent_kind, workers=2, ordered=False)
     with pytest.raises(ZeroDivisionError):
@@ -208,7 +205,7 @@ def open_files() -> int:
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
-def test_pipelines_keep_no_file_open(kind: str, no_leaks: set[threading.Thread]):
+def test_pipelines_keep_no_file_open(kind: str, no_leaks: Running):
     def run_some() -> None:
         for length in (0, 1, 20):
             assert list(one_stage(kind, Source(range(length)))) == list(range(length))
@@ -223,7 +220,7 @@ def test_pipelines_keep_no_file_open(kind: str, no_leaks: set[threading.Thread])
     assert open_files() < before + rounds
 
 
-def test_an_ended_pipeline_is_freed(kind: str, no_leaks: set[threading.Thread]):
+def test_an_ended_pipeline_is_freed(kind: str, no_leaks: Running):
     class Item:
         alive = 0
 

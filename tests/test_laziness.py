@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import threading
 from collections.abc import Callable
 from itertools import count
 from typing import Any
@@ -14,7 +12,7 @@ from toolz import pipe
 from fstream import Stream, merge, ordered, peach, pfilter, pflat_map, pmap
 from tests.functions import identity
 from tests.gates import Log
-from tests.leaks import pending_tasks
+from tests.leaks import Running
 from tests.sources import Source
 
 
@@ -40,17 +38,13 @@ PIPELINES: dict[str, Callable[[str, Source], Stream[Any]]] = {
 }
 
 
-def running() -> tuple[set[threading.Thread], set[Any], list[Any]]:
-    return set(threading.enumerate()), set(multiprocessing.active_children()), pending_tasks()
-
-
 @pytest.mark.parametrize("build", PIPELINES.values(), ids=PIPELINES.keys())
 def test_nothing_happens_before_the_first_next(build: Callable[[str, Source], Stream[Any]], kind: str):
-    source, before = Source(range(1_000)), running()
+    source, before = Source(range(1_000)), Running.now()
     stream = build(kind, source)
     assert iter(stream) is stream
     assert source.pulled == 0
-    assert running() == before
+    assert Running.now() == before
     assert next(stream) == 0
     assert source.pulled > 0
     stream.close()
@@ -73,12 +67,12 @@ def test_peach_waits_for_the_first_next_too(kind: str, log: Log):
 
 @pytest.mark.parametrize("end", [Stream.close, lambda stream: None], ids=["close", "forget"])
 def test_a_stream_that_never_starts_touches_nothing(kind: str, end: Callable[[Stream[Any]], None]):
-    source, before = Source(count()), running()
+    source, before = Source(count()), Running.now()
     stream = pmap(identity, source, kind=kind) | pmap(identity, kind=kind)
     end(stream)
     del stream
     assert source.pulled == 0
-    assert running() == before
+    assert Running.now() == before
 
 
 def test_sync_pulls_one_item_for_one_output():
