@@ -113,11 +113,14 @@ class TaskQueue(asyncio.Queue[Any]):
 class Host:
     """The loop that a run's tasks live on: the caller's, or a private one in a background thread."""
 
+    abandoned = False
+
     def __init__(self, run: Run, loop: asyncio.AbstractEventLoop | None) -> None:
         self.run = run
-        self.busy = False
         self.tasks: set[asyncio.Task[Any]] = set()
         self.over: asyncio.Event | None = None
+        self.turns = 0
+        self._counting = False
         self.thread: threading.Thread | None = None
         if loop is not None:
             self.loop, self.ident = loop, threading.get_ident()
@@ -127,6 +130,11 @@ class Host:
         self.thread = threading.Thread(target=self._main, args=(started,), name="fstream-loop", daemon=True)
         self.thread.start()
         started.wait()
+
+    @property
+    def busy(self) -> bool:
+        """A task keeps the loop from anything else, or does not let itself be cancelled."""
+        return any(member.busy for member in self.run.members if not isinstance(member, Host))
 
     def join(self, timeout: float) -> None:
         if self.thread is not None and self.thread is not threading.current_thread():
@@ -144,6 +152,17 @@ class Host:
         self.over = asyncio.Event()
         started.set()
         await self.over.wait()
+
+    def turn(self) -> int:
+        """The number of the loop's present turn: it changes while a task waits."""
+        if not self._counting:
+            self._counting = True
+            self.loop.call_soon(self._count)
+        return self.turns
+
+    def _count(self) -> None:
+        self._counting = False
+        self.turns += 1
 
     def call(self, f: Callable[..., object], *args: Any) -> None:
         """Call *f* on the loop: at once if this is its thread, else soon."""
@@ -171,6 +190,8 @@ class Host:
 
 class TaskFeeder:
     """The task that iterates an async source, and closes it."""
+
+    abandoned = False
 
     def __init__(self, run: Run, source: AsyncIterable[Any]) -> None:
         self.run = run
@@ -262,7 +283,7 @@ async def take(run: Run, queue: TaskQueue) -> list[Any] | None:
     if type(taken) is not Closed:
         return taken  # type: ignore[no-any-return]
     if taken.error is None and not run.stopped:
-        await _wait(run, lambda: not run.members, None)
+        await _wait(run, lambda: all(member.abandoned for member in run.members), None)
     await close(run, complain=taken.error is None)
     if taken.error is not None:
         raise taken.error
