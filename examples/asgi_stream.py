@@ -64,7 +64,11 @@ def count_names(file: tuple[Path, bytes]) -> tuple[Path, Counter[str] | None]:
 async def line(counted: tuple[Path, Counter[str] | None]) -> bytes:
     path, names = counted
     report: dict[str, Any] = {"file": str(path.relative_to(STDLIB))}
-    report |= {"error": "not valid Python"} if names is None else {"names": names.total(), "top": names.most_common(3)}
+    report |= (
+        {"error": "not valid Python"}
+        if names is None
+        else {"names": names.total(), "top": names.most_common(3)}
+    )
     return json.dumps(report).encode() + b"\n"
 
 
@@ -94,7 +98,9 @@ async def send_json(send: Send, status: int, content: object) -> None:
 
 
 async def begin(send: Send, status: int, content_type: bytes) -> None:
-    await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", content_type)]})
+    await send(
+        {"type": "http.response.start", "status": status, "headers": [(b"content-type", content_type)]}
+    )
 
 
 async def unless_hung_up(receive: Receive, responding: Coroutine[Any, Any, None]) -> None:

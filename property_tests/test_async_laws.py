@@ -65,7 +65,12 @@ class Step:
     ordered: bool
 
     def transformer(self) -> Transformer[Any, Any]:
-        options = {"kind": self.kind, "workers": self.workers, "maxsize": self.maxsize, "ordered": self.ordered}
+        options = {
+            "kind": self.kind,
+            "workers": self.workers,
+            "maxsize": self.maxsize,
+            "ordered": self.ordered,
+        }
         transformer: Transformer[Any, Any] = self.combinator(for_kind(self.f, self.kind), **options)
         return transformer
 
@@ -82,7 +87,12 @@ def steps(*meanings: tuple[Any, Any, Any], maxsizes: tuple[int | None, ...]) -> 
 
 
 #: On endless input each of these gives endless output, whatever stands before it.
-ENDLESS = ((pmap, map, triple), (pfilter, filter, is_even), (pflat_map, mapcat, twice), (pflat_map, mapcat, neighbours))
+ENDLESS = (
+    (pmap, map, triple),
+    (pfilter, filter, is_even),
+    (pflat_map, mapcat, twice),
+    (pflat_map, mapcat, neighbours),
+)
 ENDLESS_CHAINS = st.lists(steps(*ENDLESS, maxsizes=(None, 1, 4)), min_size=1, max_size=3)
 CHAINS = st.lists(
     steps(*ENDLESS, (pflat_map, mapcat, up_to), (peach, each, triple), maxsizes=(None, 1, 4, 0)),
@@ -114,12 +124,16 @@ def test_a_chain_equals_the_built_ins(
         assert Counter(outputs) == Counter(expected)
 
 
-VALUES = st.none() | st.booleans() | st.integers() | st.text(max_size=3) | st.builds(ValueError, st.integers())
+VALUES = (
+    st.none() | st.booleans() | st.integers() | st.text(max_size=3) | st.builds(ValueError, st.integers())
+)
 
 
 @settings(deadline=None, max_examples=40)
 @given(st.sampled_from(KINDS), st.lists(VALUES, max_size=20), SOURCES)
-def test_every_value_is_an_item_like_another(kind: str, items: list[Any], source: Callable[[list[Any]], Any]) -> None:
+def test_every_value_is_an_item_like_another(
+    kind: str, items: list[Any], source: Callable[[list[Any]], Any]
+) -> None:
     stream = pmap(for_kind(repr, kind), source(items), kind=kind, workers=2)
     assert run_strictly(lambda: drain(stream)) == list(map(repr, items))
 
@@ -201,7 +215,9 @@ ENDLESS_SOURCES = st.sampled_from([SyncSource, AsyncSource])
 
 @settings(deadline=None, max_examples=40)
 @given(ENDLESS_CHAINS, ENDLESS_SOURCES, EARLY_ENDS, st.integers(0, 60))
-def test_an_end_anywhere_leaves_nothing_behind(chain: list[Step], make_source: Any, end: Any, count: int) -> None:
+def test_an_end_anywhere_leaves_nothing_behind(
+    chain: list[Step], make_source: Any, end: Any, count: int
+) -> None:
     source = make_source(itertools.count())
 
     async def main() -> None:
@@ -215,7 +231,9 @@ def test_an_end_anywhere_leaves_nothing_behind(chain: list[Step], make_source: A
 
 @settings(deadline=None, max_examples=20)
 @given(ENDLESS_CHAINS, ENDLESS_SOURCES, st.integers(0, 40))
-def test_a_loop_that_ends_anywhere_leaves_nothing_behind(chain: list[Step], make_source: Any, count: int) -> None:
+def test_a_loop_that_ends_anywhere_leaves_nothing_behind(
+    chain: list[Step], make_source: Any, count: int
+) -> None:
     source = make_source(itertools.count())
     stream = pipeline(source, chain)
 
@@ -231,7 +249,9 @@ def test_a_loop_that_ends_anywhere_leaves_nothing_behind(chain: list[Step], make
 
 @settings(deadline=None, max_examples=20)
 @given(ENDLESS_CHAINS, st.integers(0, 40), st.integers(1, 3))
-def test_cancelled_streams_do_not_disturb_their_neighbours(chain: list[Step], count: int, neighbours: int) -> None:
+def test_cancelled_streams_do_not_disturb_their_neighbours(
+    chain: list[Step], count: int, neighbours: int
+) -> None:
     """Several streams of one pipeline on one loop: cancelling one leaves the outputs of the others as they are."""
     one = chain[:1]
     items = range(50)
@@ -263,10 +283,16 @@ async def after_turns(waits: list[int], x: int) -> int:
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=30), st.integers(1, 4), st.sampled_from([None, 1, 3]))
+@given(
+    st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=30),
+    st.integers(1, 4),
+    st.sampled_from([None, 1, 3]),
+)
 def test_order_does_not_depend_on_who_waits_how_long(
     waits: list[tuple[int, int]], workers: int, maxsize: int | None
 ) -> None:
     of_source, of_f = [list(column) for column in zip(*waits, strict=True)] or ([], [])
-    stream = pmap(partial(after_turns, of_f), Numbers(of_source), kind="task", workers=workers, maxsize=maxsize)
+    stream = pmap(
+        partial(after_turns, of_f), Numbers(of_source), kind="task", workers=workers, maxsize=maxsize
+    )
     assert run_strictly(lambda: drain(stream)) == list(range(len(waits)))

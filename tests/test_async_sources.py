@@ -10,6 +10,9 @@ from contextlib import aclosing
 from typing import Any
 
 import pytest
+from toolz import pipe
+
+from fstream import merge, peach, pfilter, pflat_map, pmap, run
 from tests.loops import (
     CONCURRENT,
     KINDS,
@@ -27,9 +30,6 @@ from tests.loops import (
     twice,
     wait_until,
 )
-from toolz import pipe
-
-from fstream import merge, peach, pfilter, pflat_map, pmap, run
 
 
 def synchronously(stream: Any) -> list[Any]:
@@ -68,7 +68,9 @@ class Countdown:
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_async_generator_is_a_source(outputs_of: Callable[[Any], list[Any]], kind: str) -> None:
     source = AsyncSource(range(50))
-    assert outputs_of(pmap(for_kind(square, kind), aiter(source), kind=kind, workers=2)) == list(map(square, range(50)))
+    assert outputs_of(pmap(for_kind(square, kind), aiter(source), kind=kind, workers=2)) == list(
+        map(square, range(50))
+    )
     assert source.closed == source.opened
 
 
@@ -76,7 +78,18 @@ def test_an_async_generator_is_a_source(outputs_of: Callable[[Any], list[Any]], 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_async_iterable_is_a_source(outputs_of: Callable[[Any], list[Any]], kind: str) -> None:
     source = AsyncSource(range(5))
-    assert outputs_of(pflat_map(for_kind(twice, kind), source, kind=kind, workers=2)) == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    assert outputs_of(pflat_map(for_kind(twice, kind), source, kind=kind, workers=2)) == [
+        0,
+        0,
+        1,
+        1,
+        2,
+        2,
+        3,
+        3,
+        4,
+        4,
+    ]
     assert source.closed == source.opened
 
 
@@ -260,19 +273,25 @@ class CountUp:
 
 @ITERATIONS
 @pytest.mark.parametrize("f", [count_up, counted, CountUp])
-def test_the_async_iterables_of_a_pflat_map_are_flattened(outputs_of: Callable[[Any], list[Any]], f: Any) -> None:
+def test_the_async_iterables_of_a_pflat_map_are_flattened(
+    outputs_of: Callable[[Any], list[Any]], f: Any
+) -> None:
     assert outputs_of(pflat_map(f, [3, 0, 2], kind="task", workers=2)) == [0, 1, 2, 0, 1]
 
 
 @ITERATIONS
 @pytest.mark.parametrize("kind", ["sync", "thread", "process"])
-def test_async_iterables_of_another_kind_are_refused(outputs_of: Callable[[Any], list[Any]], kind: str) -> None:
+def test_async_iterables_of_another_kind_are_refused(
+    outputs_of: Callable[[Any], list[Any]], kind: str
+) -> None:
     with pytest.raises(TypeError):
         outputs_of(pflat_map(count_up, [3], kind=kind, workers=1))
 
 
 @ITERATIONS
-def test_an_error_in_the_async_generator_of_f_reaches_the_consumer(outputs_of: Callable[[Any], list[Any]]) -> None:
+def test_an_error_in_the_async_generator_of_f_reaches_the_consumer(
+    outputs_of: Callable[[Any], list[Any]],
+) -> None:
     async def failing(x: int) -> AsyncIterator[int]:
         yield x
         raise Boom(x)

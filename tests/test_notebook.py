@@ -14,6 +14,9 @@ import types
 from typing import Any
 
 import pytest
+from toolz import pipe, take
+
+from fstream import merge, peach, pfilter, pmap, run
 from tests.loops import (
     KINDS,
     ROOT,
@@ -27,9 +30,6 @@ from tests.loops import (
     square,
     wait_until,
 )
-from toolz import pipe, take
-
-from fstream import merge, peach, pfilter, pmap, run
 
 
 @pytest.mark.parametrize("kind", KINDS)
