@@ -19,6 +19,8 @@ import psutil
 import pytest
 import uvloop
 
+from fstream._workers.process import WARM
+
 T = TypeVar("T")
 Loop = asyncio.AbstractEventLoop
 

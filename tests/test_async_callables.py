@@ -39,7 +39,7 @@ async def async_twice(x: int) -> list[int]:
 
 
 class Client:
-    """As clients are: `get` is a coroutine function, `fetch` a plain one that returns an awaitable, `__call__` async."""
+    """As clients are: `get` is a coroutine function, `fetch` a plain one that returns a coroutine."""
 
     async def get(self, x: int) -> int:
         return await async_square(x)
