@@ -162,12 +162,10 @@ class Upstream(Protocol):
         """There is more than the window that draws from here has room for."""
         ...
 
-    @property
-    def withheld(self) -> bool:
-        """Some worker has a span of several items, whose slots the taker does not hear of one by one."""
-        ...
+    #: What is finished of a span may be withheld until the span is.
+    withholds: bool
 
-    #: The taker waits for slots of such a span: tell it after each item.
+    #: The taker has waited long: tell it after each item.
     hungry: bool
 
 
@@ -175,7 +173,7 @@ class Feed:
     """What feeders have pulled from the sources and no stage has drawn yet."""
 
     prepaid = True
-    withheld = False
+    withholds = False
 
     def __init__(self, room: Room, feeders: int) -> None:
         self.hungry = False
@@ -243,7 +241,7 @@ class Slices:
     """A sequence as upstream: drawn by slices, in the taker's own thread; it needs no feeder."""
 
     prepaid = False
-    withheld = False
+    withholds = False
 
     def __init__(self, source: Sequence[Any]) -> None:
         self.hungry = False
@@ -278,6 +276,7 @@ class Window:
     """One stage's account of its items, from upstream's hand to downstream's."""
 
     prepaid = False
+    withholds = True
 
     def __init__(
         self,
@@ -312,12 +311,17 @@ class Window:
         #: Seconds an item takes, measured; None before the first one.
         self.cost: float | None = None
         self.last_size = 1
-        #: The taker downstream waits for slots of an unfinished span: tell it after each item.
+        #: The taker downstream has waited long, perhaps for slots of an unfinished span: tell it after each item.
         self.hungry = False
         self.failure: Failure | None = None
         self.stopped = False
 
     # ------------------------------------------------------------------------------------ the stage's workers
+
+    @property
+    def backlog(self) -> int:
+        """How many items wait to be taken."""
+        return len(self.returned) + (0 if self.failure else self.upstream.available())
 
     def takable(self) -> bool:
         if self.stopped:
@@ -349,9 +353,10 @@ class Window:
         return span
 
     def _draw_span(self, most: int) -> Span:
-        size = min(most, self._size(self.upstream.available()))
+        available = self.upstream.available()
         if not self.upstream.prepaid:
-            size = min(size, self.room.free)
+            available = min(available, self.room.free)
+        size = min(most, self._size(available))
         drawn = self.upstream.draw(size)
         self.upstream.release(drawn.credits)
         if not self.upstream.prepaid:
@@ -559,10 +564,6 @@ class Window:
     @property
     def waiting(self) -> bool:
         return self.available() > 0
-
-    @property
-    def withheld(self) -> bool:
-        return any(not span.closed and len(span.items) > 1 for span in self.spans.values())
 
     def grow(self) -> bool:
         """Let the stage hold more, if its workers idle for want of room; the taker downstream waits too."""

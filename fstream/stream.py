@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Iterator
 from dataclasses import replace
 from itertools import chain
 from operator import length_hint
@@ -28,14 +28,14 @@ U = TypeVar("U")
 
 if TYPE_CHECKING:
 
-    class _Chain:
+    class _Chain(Generator[T_co, None, None]):
         """Stands for chain, whose element type a type checker takes to be invariant."""
 
 else:
     _Chain = chain
 
 
-class Stream(_Chain, Generator[T_co, None, None], AsyncGenerator[T_co, None]):
+class Stream(_Chain[T_co], AsyncGenerator[T_co, None]):
     """The outputs of a pipeline: a generator and an async generator in one.
 
     Nothing is pulled and nothing runs before the first ``next``; everything ends with `close`, a ``with`` block,
@@ -90,9 +90,20 @@ class Stream(_Chain, Generator[T_co, None, None], AsyncGenerator[T_co, None]):
 
     # --------------------------------------------------------------------------------------- as a generator
 
-    def send(self, value: None) -> T_co:
-        """Give the next output; *value* goes nowhere, as in a generator that ignores it."""
-        return next(self)
+    if TYPE_CHECKING:
+
+        def send(self, value: None) -> T_co:
+            """Give the next output; *value* goes nowhere, as in a generator that ignores it."""
+            ...
+
+    else:
+
+        def __getattr__(self, name: str) -> Any:
+            # What has __await__, send, throw and close counts as a coroutine, and asyncio's functions would step it as
+            # one. So `send` is there, but not in the class.
+            if name == "send":
+                return lambda _value: next(self)
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def throw(self, typ: Any, val: Any = None, tb: TracebackType | None = None) -> T_co:
         """Close the stream and raise the exception."""
@@ -162,6 +173,9 @@ class Stream(_Chain, Generator[T_co, None, None], AsyncGenerator[T_co, None]):
         return self._list().__await__()
 
 
+Generator.register(Stream)
+
+
 def _itself(item: T) -> T:
     return item
 
@@ -183,6 +197,8 @@ class _Outputs:
         self.current: Iterator[Any] = iter(())
         self.run: Run | None = None
         self.queue: ThreadQueue | None = None
+        #: The outputs of kind "sync", where an ``async for`` takes them.
+        self.here: AsyncGenerator[Any, None] | None = None
         #: The loop that an ``async for`` downstream runs on: the one for tasks upstream of it.
         self.loop: EventLoop | None = None
         #: The outputs downstream that have taken this stage into their own row.
@@ -252,7 +268,10 @@ class _Outputs:
                 if isinstance(source, Stream):
                     source._outputs.loop = self.loop
         if self.stage is not None and self.stage.kind == "sync":
-            self.current = iterate(self.stage, sources[0])
+            source = sources[0]
+            self.current = iterate(
+                self.stage, source if isinstance(source, Iterable) else Stream((source,), None)
+            )
         else:
             self.run = Run(sources, stages, self.loop)
             self.run.start()
@@ -281,7 +300,8 @@ class _Outputs:
                     self.source._outputs.loop = self.loop
                 self.started, source, self.source = True, self.source, None
                 self.current = iter(())
-                async with loop.closing(iterate_async(self.stage, source)) as outputs:
+                self.here = iterate_async(self.stage, source)
+                async with loop.closing(self.here) as outputs:
                     async for output in outputs:
                         yield output
                 self.end()
@@ -317,6 +337,10 @@ class _Outputs:
         deque(current, 0)
         if run is not None:
             run.close()
+        if self.here is not None and self.loop is not None:
+            from fstream._workers import loop
+
+            loop.close_soon(self.loop, self.here)
 
     async def aclose(self) -> None:
         if self.taken_by is not None:

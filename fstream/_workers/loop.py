@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import AsyncIterable, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine
 from contextlib import aclosing as closing
 from functools import partial
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from fstream._queues import PATIENCE, Buffer, Credits
-from fstream._spans import Closed
+from fstream._spans import SPAN_SECONDS, Closed
 
 if TYPE_CHECKING:
     from fstream._run import Run
@@ -22,6 +23,7 @@ __all__ = [
     "TaskFeeder",
     "TaskQueue",
     "close",
+    "close_soon",
     "closing",
     "consumer_queue",
     "running",
@@ -44,6 +46,8 @@ class TaskQueue(asyncio.Queue[Any]):
         self.signalled = False
         self.loop: asyncio.AbstractEventLoop | None = None
         self.thread = 0
+        #: When its taker last let others on the loop have a turn.
+        self.paused = 0.0
         #: One timer for all takers: runs out when they have waited for PATIENCE.
         self.timer: asyncio.TimerHandle | None = None
 
@@ -249,6 +253,11 @@ async def take(run: Run, queue: TaskQueue) -> list[Any] | None:
     with run.lock:
         run.outlet.settle_up()
         run.settle()
+    if (
+        perf_counter() - queue.paused > SPAN_SECONDS
+    ):  # outputs that are always there leave others on the loop a turn
+        await asyncio.sleep(0)
+        queue.paused = perf_counter()
     taken = await queue.get()
     if type(taken) is not Closed:
         return taken  # type: ignore[no-any-return]
@@ -258,6 +267,14 @@ async def take(run: Run, queue: TaskQueue) -> list[Any] | None:
     if taken.error is not None:
         raise taken.error
     return None
+
+
+def close_soon(loop: EventLoop, outputs: AsyncGenerator[Any, None]) -> None:
+    """Close an async generator that is iterated on *loop*, from wherever this is."""
+    try:
+        loop.call_soon_threadsafe(lambda: loop.create_task(outputs.aclose()))  # type: ignore[arg-type]
+    except RuntimeError:  # the loop was closed, and with it its generators
+        pass
 
 
 async def close(run: Run, complain: bool = True) -> None:
