@@ -220,6 +220,9 @@ class _Outputs:
             try:
                 if self.over:
                     raise StopIteration
+                if self.taken_by is not None:
+                    self.taken()
+                    raise StopIteration
                 if self.run is None:  # on kind "sync" the one iterator is a generator
                     if self.current.gi_frame is None:  # type: ignore[attr-defined]
                         raise StopIteration
@@ -249,10 +252,6 @@ class _Outputs:
         return row
 
     def start(self) -> None:
-        if self.taken_by is not None:
-            raise RuntimeError(
-                f"this stream is the source of another one that has started: <{self.taken_by!r}>"
-            )
         with _LINKING:
             row = self._row()
             for outputs in row:
@@ -289,6 +288,13 @@ class _Outputs:
             return stream
         return Stream(source, replace(self.stage, ordered=True))
 
+    def taken(self) -> None:
+        """Raise an error, unless who has taken this stream is through with it."""
+        if self.taken_by is not None and not self.taken_by.over:
+            raise RuntimeError(
+                f"this stream is the source of another one that has started: <{self.taken_by!r}>"
+            )
+
     async def iterate_async(self) -> AsyncGenerator[Any, None]:
         """Give the outputs one by one, on the running loop."""
         from fstream._workers import loop
@@ -309,6 +315,7 @@ class _Outputs:
             self.start()
         for output in self.current:
             yield output
+        self.taken()
         if self.run is None or self.over:
             return
         queue = loop.consumer_queue(self.run)

@@ -197,7 +197,7 @@ WHICH = """
 @pytest.mark.parametrize(
     ("method", "process"),
     [
-        ("none", "LokyProcess"),
+        ("none", "FreshProcess"),
         ("fork", "ForkProcess"),
         ("spawn", "SpawnProcess"),
         ("forkserver", "ForkServerProcess"),

@@ -272,7 +272,7 @@ async def take(run: Run, queue: TaskQueue) -> list[Any] | None:
 def close_soon(loop: EventLoop, outputs: AsyncGenerator[Any, None]) -> None:
     """Close an async generator that is iterated on *loop*, from wherever this is."""
     try:
-        loop.call_soon_threadsafe(lambda: loop.create_task(outputs.aclose()))  # type: ignore[arg-type]
+        loop.call_soon_threadsafe(lambda: loop.create_task(outputs.aclose()))
     except RuntimeError:  # the loop was closed, and with it its generators
         pass
 
