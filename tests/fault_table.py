@@ -13,11 +13,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from fstream import SKIP, WorkerDied
-from fstream.errors import NotPicklable, RemoteError, WorkerTraceback
-
 import faulty
 from faulty import KINDS, Boom, Done, Handler, Start, Tally, chain, said
+
+from fstream import SKIP, WorkerDied
+from fstream.errors import NotPicklable, RemoteError, WorkerTraceback
 
 STAGE = "the-stage"
 SOURCES = ("list", "generator", "infinite", "slow")
@@ -544,10 +544,9 @@ def cells(full: bool) -> list[Case]:
             if kind in fault.without_kinds:
                 continue
             pairs = not full and (kind == "process" or fault.dear)
+            sources = [source for source in SOURCES if source not in fault.without_sources]
             for i, maxsize in enumerate(SIZES):
-                for j, source in enumerate(SOURCES):
-                    if source in fault.without_sources:
-                        continue
+                for j, source in enumerate(sources):
                     for ordered in (True, False):
                         if pairs and ordered is not ((i + j) % 2 == 0):
                             continue

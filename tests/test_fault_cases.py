@@ -14,11 +14,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import faulty
 import psutil
 import pytest
-from fstream import WorkerDied, peach, pfilter, pflat_map, pmap
-
-import faulty
 from faulty import (
     CONCURRENT,
     HANG,
@@ -41,6 +39,8 @@ from faulty import (
     said,
     ten,
 )
+
+from fstream import WorkerDied, peach, pfilter, pflat_map, pmap
 
 pytestmark = pytest.mark.timeout(2 * HANG)
 

@@ -14,14 +14,14 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-from fstream import pmap
-
 import faulty
+import pytest
 from fault_table import FAULTS, ITEMS, KINDS, SOURCES, STAGE, Case, Gives, Raises, cells, full_product
 from faulty import HANG, SLACK, Before, Faulty, Gate, Tally, Watch, as_coroutine, eventually, ten
 
-pytestmark = pytest.mark.timeout(HANG)
+from fstream import pmap
+
+pytestmark = pytest.mark.timeout(HANG / 2)
 
 WORKERS = 2
 
@@ -182,7 +182,8 @@ def assert_nothing_new(tally: Tally) -> None:
 
 def assert_held(case: Case, watch: Watch) -> None:
     """The stage held no more than *maxsize* items: one may be asked for while the consumer counts the last,
-    and the bad item may leave without an output."""
+    and the bad item may leave without an output.
+    """
     if case.maxsize:
         assert watch.most_held <= case.maxsize + 2
 
