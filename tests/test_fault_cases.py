@@ -14,10 +14,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import faulty
+from tests import faulty
 import psutil
 import pytest
-from faulty import (
+from tests.faulty import (
     CONCURRENT,
     HANG,
     KINDS,

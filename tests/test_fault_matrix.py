@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import faulty
+from tests import faulty
 import pytest
-from fault_table import FAULTS, ITEMS, KINDS, SOURCES, STAGE, Case, Gives, Raises, cells, full_product
-from faulty import HANG, SLACK, Before, Faulty, Gate, Tally, Watch, as_coroutine, eventually, ten
+from tests.fault_table import FAULTS, ITEMS, KINDS, SOURCES, STAGE, Case, Gives, Raises, cells, full_product
+from tests.faulty import HANG, SLACK, Before, Faulty, Gate, Tally, Watch, as_coroutine, eventually, ten
 
 from fstream import pmap
 
