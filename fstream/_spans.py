@@ -286,15 +286,15 @@ class Window:
         workers: int,
         ordered: bool,
         outputs: Callable[[list[Any]], list[Any]],
-        ahead: int = 1,
+        shares: int,
     ) -> None:
         self.upstream = upstream
         self.room = room
         self.workers = workers
         self.ordered = ordered
         self.outputs = outputs
-        #: How many spans a worker may have in hand at once.
-        self.ahead = ahead
+        #: Into how many spans what is there should go, so that each worker has its fair share.
+        self.shares = shares
         #: Index of the next item to draw.
         self.next_index = 0
         #: Ordered: index of the next item whose outputs go downstream.
@@ -311,6 +311,8 @@ class Window:
         #: Seconds an item takes, measured; None before the first one.
         self.cost: float | None = None
         self.last_size = 1
+        #: The last span was smaller than its worker could have taken, for want of room.
+        self.cramped = False
         #: The taker downstream has waited long, perhaps for slots of an unfinished span: tell it after each item.
         self.hungry = False
         self.failure: Failure | None = None
@@ -353,10 +355,15 @@ class Window:
         return span
 
     def _draw_span(self, most: int) -> Span:
-        available = self.upstream.available()
-        if not self.upstream.prepaid:
+        upstream = self.upstream
+        available = upstream.available()
+        if upstream.prepaid:
+            short = upstream.waiting and self.room.free <= 0
+        else:
+            short = available > self.room.free
             available = min(available, self.room.free)
         size = min(most, self._size(available))
+        self.cramped = short and size < min(most, self._size(MAX_CHEAP))
         drawn = self.upstream.draw(size)
         self.upstream.release(drawn.credits)
         if not self.upstream.prepaid:
@@ -369,7 +376,7 @@ class Window:
         """A worker's fair share of what is there, as far as it works that off in a moment."""
         if self.cost is None:
             return 1
-        share = -(-available // (self.workers * self.ahead))
+        share = -(-available // self.shares)
         # Twice the last one at most: a handful of cheap items says little of those that follow.
         return max(1, min(share, int(SPAN_SECONDS / (self.cost + 1e-9)), 2 * self.last_size, MAX_SPAN))
 
@@ -566,9 +573,12 @@ class Window:
         return self.available() > 0
 
     def grow(self) -> bool:
-        """Let the stage hold more, if its workers idle for want of room; the taker downstream waits too."""
-        starving = self.busy < self.workers and self.room.free <= 0 and not self.takable()
-        if not starving or self.stopped or not self.upstream.waiting:
+        """Let the stage hold more, if its workers lack items for want of room. The taker downstream waits."""
+        idle = (
+            self.busy < self.workers and self.room.free <= 0 and not self.takable() and self.upstream.waiting
+        )
+        if self.stopped or not (idle or self.cramped):
             return False
+        self.cramped = False
         slow = max(MAX_SLOW * self.workers, MAX_SECONDS / (self.cost or 1.0))
         return self.room.grow(min(slow, MAX_CHEAP))
