@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable, Iterator
 from contextlib import contextmanager
+from time import perf_counter
 from typing import Any, Protocol
 
 from fstream._kernels import DROP
+from fstream._spans import SPAN_SECONDS
 from fstream._stage import Stage, StageStatus
 from fstream._workers.call import Call, annotate, describe, handled, is_failure
 
@@ -103,14 +105,20 @@ async def iterate_async(
     stage: Stage, source: Iterable[Any] | AsyncIterable[Any], owner: Owner
 ) -> AsyncGenerator[Any, None]:
     """The same for an ``async for``, on behalf of *owner*."""
+    from asyncio import sleep
+
     here = Here(stage)
     items: Any = None
     try:
         if isinstance(source, AsyncIterable):
             items = aiter(source)
+            paused = perf_counter()
             async for item in items:
                 for output in here.outputs(item):
                     yield output
+                if perf_counter() - paused > SPAN_SECONDS:  # a source that never waits leaves others a turn
+                    await sleep(0)
+                    paused = perf_counter()
         else:
             items = iter(source)
             for item in items:
