@@ -34,6 +34,15 @@ EventLoop = asyncio.AbstractEventLoop
 running = asyncio.get_running_loop
 
 
+def soon(loop: EventLoop, f: Callable[..., object], *args: Any) -> None:
+    """Call *f* on *loop*, from any thread; not at all if the loop was closed, as nobody waits there any more."""
+    try:
+        loop.call_soon_threadsafe(f, *args)
+    except RuntimeError:
+        if not loop.is_closed():
+            raise
+
+
 class TaskQueue(asyncio.Queue[Any]):
     """The queue of takers that are tasks of one loop; any thread may signal it."""
 
@@ -101,10 +110,7 @@ class TaskQueue(asyncio.Queue[Any]):
             self._wake()
         else:
             assert self.loop is not None
-            try:
-                self.loop.call_soon_threadsafe(self._wake)
-            except RuntimeError:  # the loop was closed under us: nobody waits there any more
-                self.signalled = False
+            soon(self.loop, self._wake)
 
     def _wake(self) -> None:
         self.put_nowait(None)
@@ -169,10 +175,7 @@ class Host:
         if threading.get_ident() == self.ident:
             f(*args)
             return
-        try:
-            self.loop.call_soon_threadsafe(f, *args)
-        except RuntimeError:  # the loop was closed, and all its tasks with it
-            pass
+        soon(self.loop, f, *args)
 
     def spawn(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         """Start a task, on the loop."""
@@ -199,6 +202,8 @@ class TaskFeeder:
         self.queue = TaskQueue(Credits(run.feed), run.lock, run.settle)
         self.busy = False
         self.task: asyncio.Task[None] | None = None
+        #: It is closing the source, and must not be cancelled in that.
+        self.closing = False
 
     def join(self, timeout: float) -> None:
         """It has left in its loop's thread, which is joined itself."""
@@ -212,8 +217,11 @@ class TaskFeeder:
 
     def stop(self) -> None:
         """Wake it from a source that blocks."""
-        if self.task is not None:
-            self.run.host.call(self.task.cancel)
+        self.run.host.call(self._cancel)
+
+    def _cancel(self) -> None:
+        if self.task is not None and not self.closing:
+            self.task.cancel()
 
     async def main(self) -> None:
         run, feed = self.run, self.run.feed
@@ -235,6 +243,7 @@ class TaskFeeder:
             item = None
         except BaseException as raised:
             error = raised
+        self.closing = True
         try:
             if hasattr(items, "aclose"):
                 await items.aclose()
@@ -292,10 +301,7 @@ async def take(run: Run, queue: TaskQueue) -> list[Any] | None:
 
 def close_soon(loop: EventLoop, outputs: AsyncGenerator[Any, None]) -> None:
     """Close an async generator that is iterated on *loop*, from wherever this is."""
-    try:
-        loop.call_soon_threadsafe(lambda: loop.create_task(outputs.aclose()))
-    except RuntimeError:  # the loop was closed, and with it its generators
-        pass
+    soon(loop, lambda: loop.create_task(outputs.aclose()))
 
 
 async def close(run: Run, complain: bool = True) -> None:
@@ -322,7 +328,7 @@ async def _wait(run: Run, condition: Callable[[], bool], timeout: float | None) 
                     if condition():
                         return
                     left = asyncio.Event()
-                    run.on_leave.append(partial(loop.call_soon_threadsafe, left.set))
+                    run.on_leave.append(partial(soon, loop, left.set))
                 await left.wait()
     except TimeoutError:
         pass
