@@ -5,36 +5,145 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
-from functools import partial, reduce
+from functools import partial
 from typing import Any
 
-from hypothesis import given, settings
+import toolz
+from hypothesis import given
 from hypothesis import strategies as st
-from toolz import mapcat, pipe
 
-from fstream import Stream, Transformer, peach, pfilter, pflat_map, pmap
-from tests.loops import (
+from fstream import Stream, pfilter, pflat_map, pmap
+from property_tests.strategies import (
     KINDS,
+    Chain,
+    Operation,
+    Step,
+    chains,
+    lists_of_items,
+    shapes,
+    steps,
+    twice,
+)
+from property_tests.test_laws import check_equal
+from tests.functions import suited
+from tests.leaks import Running, check_no_leaks
+from tests.loops import (
     AsyncSource,
     Boom,
-    SyncSource,
+    closed_where_pulled,
     eventually,
-    for_kind,
-    is_even,
-    nothing_left,
     other_tasks,
     run_strictly,
     turns,
-    twice,
 )
+from tests.sources import Source
+
+Shape = Callable[[list[Any]], Any]
+
+
+def sources() -> st.SearchStrategy[Shape]:
+    """Ways to make a source of a list, sync or async."""
+    return st.one_of(shapes(), st.just(AsyncSource))
+
+
+async def drain(stream: Stream[Any]) -> list[Any]:
+    return [output async for output in stream]
+
+
+async def the_list(stream: Stream[Any]) -> list[Any]:
+    return await stream
+
+
+@given(
+    chain=chains(), items=lists_of_items(), make_source=sources(), consume=st.sampled_from([drain, the_list])
+)
+def test_any_chain_has_the_outputs_of_its_plain_counterpart(
+    chain: Chain, items: list[Any], make_source: Shape, consume: Any
+):
+    outputs = run_strictly(lambda: consume(chain.transformer()(make_source(items))))
+    check_equal(outputs, chain.plain(items), chain.keeps_order)
+
+
+@given(chain=chains(), items=lists_of_items())
+def test_an_async_source_gives_the_same_in_sync_iteration(chain: Chain, items: list[Any]):
+    check_equal(chain.transformer()(AsyncSource(items)), chain.plain(items), chain.keeps_order)
+
+
+@given(
+    kind=st.sampled_from(KINDS),
+    failing=st.integers(0, 30),
+    make_source=st.sampled_from([Source, AsyncSource]),
+    workers=st.integers(1, 4),
+)
+def test_an_error_comes_after_all_the_outputs_before_it(
+    kind: str, failing: int, make_source: Shape, workers: int
+):
+    def fail(x: int) -> int:
+        if x >= failing:
+            raise Boom(x)
+        return -x
+
+    source, outputs = make_source(list(range(40))), []
+
+    async def main() -> None:
+        try:
+            async for y in pmap(suited(fail, kind), source, kind=kind, workers=workers):
+                outputs.append(y)
+        except Boom as error:
+            outputs.append(error.args)
+
+    run_strictly(main)
+    assert outputs == [*range(0, -failing, -1), (failing,)]
+    assert closed_where_pulled(source)
+
+
+class Waiting:
+    """An async iterable of numbers that waits before each of them for some turns of the loop."""
+
+    def __init__(self, waits: list[int]) -> None:
+        self.waits = waits
+
+    async def __aiter__(self) -> AsyncIterator[int]:
+        for x, wait in enumerate(self.waits):
+            await turns(wait)
+            yield x
+
+
+async def after_turns(waits: list[int], x: int) -> int:
+    await turns(waits[x])
+    return x
+
+
+@given(
+    waits=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=30),
+    workers=st.integers(1, 4),
+    maxsize=st.sampled_from([None, 1, 3]),
+)
+def test_order_does_not_depend_on_who_waits_how_long(
+    waits: list[tuple[int, int]], workers: int, maxsize: int | None
+):
+    f = partial(after_turns, [of_f for _, of_f in waits])
+    source = Waiting([of_source for of_source, _ in waits])
+    stream = pmap(f, source, kind="task", workers=workers, maxsize=maxsize)
+    assert run_strictly(lambda: drain(stream)) == list(range(len(waits)))
+
+
+# Early ends. Whatever chain of these takes endless input gives endless output: each leaves even numbers even.
 
 
 def triple(x: int) -> int:
     return 3 * x
+
+
+async def triple_async(x: int) -> int:
+    await asyncio.sleep(0)
+    return 3 * x
+
+
+def is_even(x: int) -> bool:
+    return x % 2 == 0
 
 
 def and_next(x: int) -> Iterator[int]:
@@ -42,126 +151,21 @@ def and_next(x: int) -> Iterator[int]:
     yield x + 1
 
 
-def up_to(x: int) -> range:
-    return range(x % 4)
-
-
-def each(f: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-    for item in items:
-        f(item)
-    return iter(())
-
-
-@dataclass(frozen=True)
-class Step:
-    """One stage of a random pipeline, and what it means in plain Python."""
-
-    combinator: Any
-    plain: Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
-    f: Callable[[Any], Any]
-    kind: str
-    workers: int
-    maxsize: int | None
-    ordered: bool
-
-    def transformer(self) -> Transformer[Any, Any]:
-        options = {
-            "kind": self.kind,
-            "workers": self.workers,
-            "maxsize": self.maxsize,
-            "ordered": self.ordered,
-        }
-        transformer: Transformer[Any, Any] = self.combinator(for_kind(self.f, self.kind), **options)
-        return transformer
-
-
-def steps(*meanings: tuple[Any, Any, Any], maxsizes: tuple[int | None, ...]) -> st.SearchStrategy[Step]:
-    return st.builds(
-        lambda meaning, *options: Step(*meaning, *options),
-        st.sampled_from(meanings),
-        st.sampled_from(KINDS),
-        st.integers(1, 3),
-        st.sampled_from(maxsizes),
-        st.booleans(),
-    )
-
-
-#: On endless input any chain of these gives endless output: each lets the even numbers through, or multiplies them.
 ENDLESS = (
-    (pmap, map, triple),
-    (pfilter, filter, is_even),
-    (pflat_map, mapcat, twice),
-    (pflat_map, mapcat, and_next),
+    Operation(pmap, map, (triple,)),
+    Operation(pfilter, filter, (is_even,)),
+    Operation(pflat_map, toolz.mapcat, (twice, and_next)),
 )
-ENDLESS_CHAINS = st.lists(steps(*ENDLESS, maxsizes=(None, 1, 4)), min_size=1, max_size=3)
-CHAINS = st.lists(
-    steps(*ENDLESS, (pflat_map, mapcat, up_to), (peach, each, triple), maxsizes=(None, 1, 4, 0)),
-    min_size=1,
-    max_size=3,
-)
-SOURCES = st.sampled_from([list, iter, SyncSource, AsyncSource])
+AWAITING = (Operation(pmap, lambda _, items: map(triple, items), (triple_async,)),)
 
 
-async def drain(stream: Stream[Any], is_awaited: bool = False) -> list[Any]:
-    return await stream if is_awaited else [y async for y in stream]
+def is_bounded(step: Step) -> bool:
+    return step.options.get("maxsize") != 0
 
 
-def pipeline(source: Any, chain: list[Step]) -> Stream[Any]:
-    stream: Stream[Any] = pipe(source, *(step.transformer() for step in chain))
-    return stream
-
-
-@settings(deadline=None, max_examples=60)
-@given(CHAINS, st.lists(st.integers(-20, 20), max_size=40), SOURCES, st.booleans())
-def test_a_chain_equals_the_built_ins(
-    chain: list[Step], items: list[int], source: Callable[[list[int]], Any], is_awaited: bool
-) -> None:
-    expected = list(reduce(lambda xs, step: step.plain(step.f, xs), chain, items))
-    outputs = run_strictly(lambda: drain(pipeline(source(items), chain), is_awaited))
-    if all(step.ordered for step in chain):
-        assert outputs == expected
-    else:
-        assert Counter(outputs) == Counter(expected)
-
-
-VALUES = (
-    st.none() | st.booleans() | st.integers() | st.text(max_size=3) | st.builds(ValueError, st.integers())
-)
-
-
-@settings(deadline=None, max_examples=40)
-@given(st.sampled_from(KINDS), st.lists(VALUES, max_size=20), SOURCES)
-def test_every_value_is_an_item_like_another(
-    kind: str, items: list[Any], source: Callable[[list[Any]], Any]
-) -> None:
-    stream = pmap(for_kind(repr, kind), source(items), kind=kind, workers=2)
-    assert run_strictly(lambda: drain(stream)) == list(map(repr, items))
-
-
-@settings(deadline=None, max_examples=40)
-@given(st.sampled_from(KINDS), st.integers(0, 30), SOURCES, st.integers(1, 4))
-def test_an_error_comes_after_all_the_outputs_before_it(
-    kind: str, failing: int, source: Callable[[Iterable[int]], Any], workers: int
-) -> None:
-    def fail(x: int) -> int:
-        if x >= failing:
-            raise Boom(x)
-        return -x
-
-    outputs = []
-
-    async def main() -> None:
-        try:
-            async for y in pmap(for_kind(fail, kind), source(range(40)), kind=kind, workers=workers):
-                outputs.append(y)
-        except Boom as error:
-            outputs.append(error.args)
-
-    run_strictly(main)
-    assert outputs == [*range(0, -failing, -1), (failing,)]
-
-
-# Early ends. Each leaves a stream after a random number of outputs or of turns of the loop.
+def endless_chains() -> st.SearchStrategy[Chain]:
+    endless_steps = st.one_of(steps(operations=ENDLESS), steps(("task",), AWAITING)).filter(is_bounded)
+    return st.lists(endless_steps, min_size=1, max_size=3).map(tuple).map(Chain)
 
 
 async def take_for_ever(stream: Stream[Any], count: int, reached: asyncio.Event) -> None:
@@ -211,92 +215,56 @@ async def dropped_after_outputs(stream: Stream[Any], count: int) -> None:
         await anext(stream)
 
 
-EARLY_ENDS = st.sampled_from(
-    [cancelled_after_turns, cancelled_after_outputs, closed_after_outputs, timed_out, dropped_after_outputs]
+EARLY_ENDS = (
+    cancelled_after_turns,
+    cancelled_after_outputs,
+    closed_after_outputs,
+    timed_out,
+    dropped_after_outputs,
 )
-ENDLESS_SOURCES = st.sampled_from([SyncSource, AsyncSource])
 
 
-@settings(deadline=None, max_examples=40)
-@given(ENDLESS_CHAINS, ENDLESS_SOURCES, EARLY_ENDS, st.integers(0, 60))
-def test_an_end_anywhere_leaves_nothing_behind(
-    chain: list[Step], make_source: Any, end: Any, count: int
-) -> None:
-    source = make_source(itertools.count())
+@given(
+    chain=endless_chains(),
+    make_source=st.sampled_from([Source, AsyncSource]),
+    end=st.sampled_from(EARLY_ENDS),
+    count=st.integers(0, 60),
+)
+def test_an_end_anywhere_leaves_nothing_behind(chain: Chain, make_source: Any, end: Any, count: int):
+    before, source = Running.now(), make_source(itertools.count())
 
     async def main() -> None:
-        await end(pipeline(source, chain), count)
+        await end(chain.transformer()(source), count)
         gc.collect()
-        await eventually(lambda: not other_tasks() and source.closed == source.opened)
+        await eventually(lambda: not other_tasks() and closed_where_pulled(source))
 
-    with nothing_left():
-        run_strictly(main)
+    run_strictly(main)
+    check_no_leaks(before)
 
 
-@settings(deadline=None, max_examples=20)
-@given(ENDLESS_CHAINS, ENDLESS_SOURCES, st.integers(0, 40))
-def test_a_loop_that_ends_anywhere_leaves_nothing_behind(
-    chain: list[Step], make_source: Any, count: int
-) -> None:
-    source = make_source(itertools.count())
-    stream = pipeline(source, chain)
+@given(chain=endless_chains(), make_source=st.sampled_from([Source, AsyncSource]), count=st.integers(0, 40))
+def test_a_loop_that_ends_anywhere_leaves_nothing_behind(chain: Chain, make_source: Any, count: int):
+    before, source = Running.now(), make_source(itertools.count())
+    stream = chain.transformer()(source)
 
     async def main() -> None:
-        asyncio.create_task(take_for_ever(stream, 0, asyncio.Event()))  # noqa: RUF006  (the end of the loop cancels it)
+        asyncio.create_task(take_for_ever(stream, 0, asyncio.Event()))  # noqa: RUF006  (the loop's end cancels it)
         await turns(count)
 
-    with nothing_left():
-        run_strictly(main, unfinished=True)
-        stream.close()
-    assert source.closed == source.opened
+    run_strictly(main, unfinished=True)
+    stream.close()
+    check_no_leaks(before)
+    assert closed_where_pulled(source)
 
 
-@settings(deadline=None, max_examples=20)
-@given(ENDLESS_CHAINS, st.integers(0, 40), st.integers(1, 3))
-def test_cancelled_streams_do_not_disturb_their_neighbours(
-    chain: list[Step], count: int, neighbours: int
-) -> None:
-    """Several streams of one pipeline on one loop: cancelling one leaves the outputs of the others as they are."""
-    one = chain[:1]
-    items = range(50)
-    expected = Counter(one[0].plain(one[0].f, items))
+@given(chain=endless_chains(), count=st.integers(0, 40), others=st.integers(1, 3))
+def test_a_cancelled_stream_does_not_disturb_its_neighbours(chain: Chain, count: int, others: int):
+    """Several streams of one transformer on one loop: one is cancelled, the others give all their outputs."""
 
     async def main() -> list[list[Any]]:
-        others = [asyncio.create_task(drain(pipeline(items, one))) for _ in range(neighbours)]
-        await cancelled_after_turns(pipeline(itertools.count(), chain), count)
-        return await asyncio.gather(*others)
+        neighbours = [asyncio.create_task(drain(chain.transformer()(range(50)))) for _ in range(others)]
+        await cancelled_after_turns(chain.transformer()(itertools.count()), count)
+        return await asyncio.gather(*neighbours)
 
-    assert list(map(Counter, run_strictly(main))) == [expected] * neighbours
-
-
-class Numbers:
-    """An async iterator of *stop* numbers that waits between them, at random moments."""
-
-    def __init__(self, waits: list[int]) -> None:
-        self.waits = waits
-
-    async def __aiter__(self) -> AsyncIterator[int]:
-        for x, wait in enumerate(self.waits):
-            await turns(wait)
-            yield x
-
-
-async def after_turns(waits: list[int], x: int) -> int:
-    await turns(waits[x])
-    return x
-
-
-@settings(deadline=None, max_examples=60)
-@given(
-    st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=30),
-    st.integers(1, 4),
-    st.sampled_from([None, 1, 3]),
-)
-def test_order_does_not_depend_on_who_waits_how_long(
-    waits: list[tuple[int, int]], workers: int, maxsize: int | None
-) -> None:
-    of_source, of_f = [list(column) for column in zip(*waits, strict=True)] or ([], [])
-    stream = pmap(
-        partial(after_turns, of_f), Numbers(of_source), kind="task", workers=workers, maxsize=maxsize
-    )
-    assert run_strictly(lambda: drain(stream)) == list(range(len(waits)))
+    for outputs in run_strictly(main):
+        check_equal(outputs, chain.plain(range(50)), chain.keeps_order)

@@ -1,4 +1,4 @@
-"""What the async tests share: a loop that forgives nothing, sources that remember their end, a check for leaks."""
+"""What the async tests share: a loop that forgives nothing, an async source, a function that holds its callers."""
 
 from __future__ import annotations
 
@@ -10,25 +10,20 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, TypeVar
 
-import psutil
 import pytest
 import uvloop
 
-from fstream._workers.process import WARM
+from tests.gates import PATIENCE
+from tests.sources import Source
 
 T = TypeVar("T")
 Loop = asyncio.AbstractEventLoop
 
-KINDS = ("sync", "thread", "process", "task")
-CONCURRENT = ("thread", "process", "task")
 LOOPS = [pytest.param(asyncio.new_event_loop, id="asyncio"), pytest.param(uvloop.new_event_loop, id="uvloop")]
-HANG = 30.0  # seconds after which a wait counts as a hang
-ROOT = Path(__file__).parents[1]
 
 
 @contextmanager
@@ -69,7 +64,7 @@ def run_strictly(
 
     async def watched() -> T:
         asyncio.get_running_loop().set_exception_handler(lambda _, context: heard.append(str(context)))
-        async with asyncio.timeout(HANG):
+        async with asyncio.timeout(PATIENCE):
             result = await main()
         if not unfinished:
             heard.extend(map(repr, other_tasks()))
@@ -110,79 +105,45 @@ async def turns(count: int) -> None:
 
 async def eventually(check: Callable[[], object]) -> None:
     """Wait until *check* is true, while the loop runs on."""
-    async with asyncio.timeout(HANG):
+    async with asyncio.timeout(PATIENCE):
         while not check():
             await asyncio.sleep(0.005)
 
 
 def wait_until(check: Callable[[], object]) -> None:
-    """Wait until *check* is true; works in a worker too, where a plain gate cannot go."""
-    deadline = time.monotonic() + HANG
+    """Wait until *check* is true."""
+    deadline = time.monotonic() + PATIENCE
     while not check():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"still false after {HANG} s: {check}")
+            raise TimeoutError(f"still false after {PATIENCE} s: {check}")
         time.sleep(0.005)
 
 
-@contextmanager
-def nothing_left() -> Iterator[None]:
-    """What starts inside ends soon after: threads, and child processes other than the idle warm workers."""
-    threads = set(threading.enumerate())
-    yield
-    wait_until(lambda: set(threading.enumerate()) <= threads and len(worker_processes()) <= len(WARM))
-
-
-def worker_processes() -> list[psutil.Process]:
-    """The child processes but for loky's resource tracker."""
-    return [child for child in psutil.Process().children() if not is_tracker(child)]
-
-
-def is_tracker(child: psutil.Process) -> bool:
-    try:
-        return child.status() == psutil.STATUS_ZOMBIE or any(
-            "resource_tracker" in word for word in child.cmdline()
-        )
-    except psutil.NoSuchProcess:
-        return True
-
-
-class SyncSource:
-    """An iterable of *items* that counts what was pulled, and notes the threads that opened and closed it."""
-
-    def __init__(self, items: Iterable[Any]) -> None:
-        self.items = items
-        self.pulled = 0
-        self.opened: list[threading.Thread] = []
-        self.closed: list[threading.Thread] = []
-
-    def __iter__(self) -> Iterator[Any]:
-        self.opened.append(threading.current_thread())
-        try:
-            for item in self.items:
-                self.pulled += 1
-                yield item
-        finally:
-            self.closed.append(threading.current_thread())
-
-
 class AsyncSource:
-    """The same as an async iterable; it notes the loops, and takes the loop some turns to close."""
+    """As `tests.sources.Source`, to be iterated asynchronously: it knows its loops, and takes some turns to close."""
 
     def __init__(self, items: Iterable[Any]) -> None:
-        self.items = items
+        self._items = items
         self.pulled = 0
-        self.opened: list[Loop] = []
-        self.closed: list[Loop] = []
+        self.pulled_in: set[Loop] = set()
+        self.closed_in: Loop | None = None
+        self.closed = threading.Event()
 
     async def __aiter__(self) -> AsyncIterator[Any]:
-        self.opened.append(asyncio.get_running_loop())
         try:
-            for item in self.items:
+            for item in self._items:
                 self.pulled += 1
+                self.pulled_in.add(asyncio.get_running_loop())
                 yield item
         finally:
             await turns(3)
-            self.closed.append(asyncio.get_running_loop())
+            self.closed_in = asyncio.get_running_loop()
+            self.closed.set()
+
+
+def closed_where_pulled(source: Source | AsyncSource) -> bool:
+    """Tell whether *source*, if it was pulled at all, was closed in the same thread or loop."""
+    return source.pulled_in <= {source.closed_in}
 
 
 class Holding:
@@ -220,28 +181,3 @@ class Holding:
 
 class Boom(Exception):
     """What the tests raise."""
-
-
-def square(x: int) -> int:
-    return x * x
-
-
-def is_even(x: int) -> bool:
-    return x % 2 == 0
-
-
-def twice(x: int) -> list[int]:
-    return [x, x]
-
-
-def for_kind(f: Callable[..., T], kind: str) -> Callable[..., T] | Callable[..., Awaitable[T]]:
-    """*f*, made a coroutine function for tasks."""
-    if kind != "task":
-        return f
-
-    @functools.wraps(f)
-    async def coroutine_function(*args: Any, **kwargs: Any) -> T:
-        await asyncio.sleep(0)
-        return f(*args, **kwargs)
-
-    return coroutine_function

@@ -13,14 +13,10 @@ from typing import Any
 import pytest
 
 from fstream import StageStatus, Transformer, WorkerInfo, peach, pfilter, pflat_map, pmap
-from tests.loops import Boom, in_every_loop, in_loop, no_complaints, run_strictly, square
+from tests.functions import square, square_async
+from tests.loops import Boom, in_every_loop, in_loop, no_complaints, run_strictly
 
 NOT_TASK = ("sync", "thread", "process")
-
-
-async def async_square(x: int) -> int:
-    await asyncio.sleep(0)
-    return x * x
 
 
 async def async_power(exponent: int, x: int) -> int:
@@ -42,7 +38,7 @@ class Client:
     """As clients are: `get` is a coroutine function, `fetch` a plain one that returns a coroutine."""
 
     async def get(self, x: int) -> int:
-        return await async_square(x)
+        return await square_async(x)
 
     def fetch(self, x: int) -> Coroutine[Any, Any, int]:
         return self.get(x)
@@ -70,11 +66,11 @@ def future_square(x: int) -> asyncio.Future[int]:
 
 
 def task_square(x: int) -> asyncio.Task[int]:
-    return asyncio.get_running_loop().create_task(async_square(x))
+    return asyncio.get_running_loop().create_task(square_async(x))
 
 
 COROUTINE_FUNCTIONS = [
-    pytest.param(async_square, id="function"),
+    pytest.param(square_async, id="function"),
     pytest.param(Client().get, id="method"),
     pytest.param(functools.partial(async_power, 2), id="partial"),
 ]
@@ -83,12 +79,12 @@ RETURN_AWAITABLES = [
     pytest.param(Client().fetch, id="method-that-returns-a-coroutine"),
     pytest.param(functools.partial(Client().fetch), id="partial-of-it"),
     pytest.param(Client(), id="async-call"),
-    pytest.param(lambda x: async_square(x), id="lambda"),
+    pytest.param(lambda x: square_async(x), id="lambda"),
     pytest.param(future_square, id="future"),
     pytest.param(task_square, id="task"),
     pytest.param(Awaitable, id="awaitable"),
     pytest.param(square, id="plain"),
-    pytest.param(lambda x: x * x if x % 2 else async_square(x), id="now-and-then"),
+    pytest.param(lambda x: x * x if x % 2 else square_async(x), id="now-and-then"),
 ]
 
 
@@ -116,7 +112,7 @@ def test_a_coroutine_function_means_task(build: Callable[..., Transformer[Any, A
     [
         pytest.param(pfilter, async_is_even, [0, 2], id="pfilter"),
         pytest.param(pflat_map, async_twice, [0, 0, 1, 1, 2, 2, 3, 3], id="pflat_map"),
-        pytest.param(peach, async_square, [], id="peach"),
+        pytest.param(peach, square_async, [], id="peach"),
     ],
 )
 @in_loop
@@ -131,7 +127,7 @@ async def test_the_other_combinators_take_coroutine_functions(
     [
         pytest.param(pfilter, lambda x: async_is_even(x), [0, 2], id="pfilter"),
         pytest.param(pflat_map, lambda x: async_twice(x), [0, 0, 1, 1, 2, 2, 3, 3], id="pflat_map"),
-        pytest.param(peach, lambda x: async_square(x), [], id="peach"),
+        pytest.param(peach, lambda x: square_async(x), [], id="peach"),
     ],
 )
 @in_loop
@@ -342,7 +338,7 @@ async def test_an_error_of_on_start_or_on_done_reaches_the_consumer(fails: str) 
 
 def test_a_transformer_is_reused_in_other_loops() -> None:
     """What belongs to a loop belongs to the run, never to the transformer."""
-    transformer = pmap(async_square, workers=2)
+    transformer = pmap(square_async, workers=2)
 
     async def main() -> list[int]:
         return await transformer(range(3))

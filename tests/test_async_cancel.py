@@ -7,36 +7,32 @@ import functools
 import gc
 import itertools
 import os
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, suppress
-from pathlib import Path
 from typing import Any
 
 import pytest
 from toolz import pipe
 
 from fstream import StageStatus, Stream, pflat_map, pmap
+from tests.functions import countdown, square, square_async, suited
+from tests.gates import PATIENCE, Log
 from tests.loops import (
-    KINDS,
-    ROOT,
     AsyncSource,
     Boom,
     Holding,
-    SyncSource,
+    closed_where_pulled,
     eventually,
-    for_kind,
     in_every_loop,
     in_loop,
     no_complaints,
     other_tasks,
     run_strictly,
-    square,
     turns,
-    twice,
     wait_until,
 )
+from tests.scripts import printed, run_python
+from tests.sources import Source
 
 # How a consumer ends early. Each takes a stream, what to wait for before the end, and a list for the outputs so far.
 
@@ -144,7 +140,7 @@ async def test_tasks_are_cancelled_and_awaited(end: End) -> None:
     assert outputs == ([] if end is by_cancelled_await else [0, 1, 2])
     f.check()
     assert workers.done == workers.started == 4
-    assert source.closed == [asyncio.get_running_loop()]
+    assert source.closed_in is asyncio.get_running_loop()
     assert not other_tasks()
     with pytest.raises(StopAsyncIteration):
         await anext(stream)
@@ -157,7 +153,7 @@ async def test_tasks_of_every_stage_are_cancelled_and_awaited(end: End) -> None:
     passing, holding, source = Workers(), Holding(first=3, workers=2), AsyncSource(itertools.count())
     stream = pipe(
         source,
-        pmap(for_kind(square, "task"), workers=3, on_start=passing.on_start, on_done=passing.on_done),
+        pmap(square_async, workers=3, on_start=passing.on_start, on_done=passing.on_done),
         pmap(abs, kind="thread", workers=2),
         pmap(lambda x: x if x < 9 else holding(x), kind="task", workers=2),
     )
@@ -166,33 +162,28 @@ async def test_tasks_of_every_stage_are_cancelled_and_awaited(end: End) -> None:
     assert outputs == ([] if end is by_cancelled_await else [0, 1, 4])
     holding.check()
     assert passing.done == passing.started > 0
-    assert source.closed == [asyncio.get_running_loop()]
+    assert source.closed_in is asyncio.get_running_loop()
 
 
-def touch_on_start(folder: Path) -> str:
-    """Note the start of a worker in *folder*, whichever process it lives in."""
-    name = f"{os.getpid()}-{os.urandom(4).hex()}"
-    (folder / f"{name}.started").touch()
+def log_start(log: Log) -> str:
+    """Write the start of a worker to *log*, whichever process it lives in."""
+    name = f"{os.getpid()} {os.urandom(4).hex()}"
+    log.write((name, "started"))
     return name
 
 
-def touch_on_done(folder: Path, status: StageStatus, name: str) -> None:
-    (folder / f"{name}.done").touch()
+def log_done(log: Log, status: StageStatus, name: str) -> None:
+    log.write((name, "done"))
 
 
 def named_square(x: int, name: str) -> int:
     return x * x
 
 
-def names(folder: Path, suffix: str) -> list[str]:
-    return sorted(path.stem for path in folder.glob(f"*.{suffix}"))
-
-
 @ENDS
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("source_type", [SyncSource, AsyncSource])
+@pytest.mark.parametrize("source_type", [Source, AsyncSource])
 @in_loop
-async def test_every_kind_is_closed(end: End, kind: str, source_type: Any, tmp_path: Path) -> None:
+async def test_every_kind_is_closed(end: End, kind: str, source_type: Any, log: Log) -> None:
     source, reached, outputs = source_type(itertools.count()), asyncio.Event(), []
 
     def reach(y: int) -> int:
@@ -203,22 +194,24 @@ async def test_every_kind_is_closed(end: End, kind: str, source_type: Any, tmp_p
     stream = pipe(
         source,
         pmap(
-            for_kind(named_square, kind),
+            suited(named_square, kind),
             kind=kind,
             workers=2,
-            on_start=functools.partial(touch_on_start, tmp_path),
-            on_done=functools.partial(touch_on_done, tmp_path),
+            on_start=functools.partial(log_start, log),
+            on_done=functools.partial(log_done, log),
         ),
         pmap(reach, kind="task", workers=1, maxsize=64),
     )
     await end(stream, reached.wait, outputs)
     assert outputs == [x * x for x in range(len(outputs))]
     assert not other_tasks()
-    await eventually(lambda: source.closed and names(tmp_path, "done") == names(tmp_path, "started") != [])
-    assert source.closed == source.opened
+    await eventually(source.closed.is_set)
+    assert closed_where_pulled(source)
+    started = {name for name, step in log.entries() if step == "started"}
+    assert started
+    await eventually(lambda: sorted(log.entries()) == sorted(itertools.product(started, ["started", "done"])))
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("leave", ["error", "cancel"])
 @in_every_loop
 async def test_a_stream_dropped_in_the_body_is_closed_soon(kind: str, leave: str) -> None:
@@ -226,7 +219,7 @@ async def test_a_stream_dropped_in_the_body_is_closed_soon(kind: str, leave: str
     source = AsyncSource(itertools.count())
 
     async def drop() -> None:
-        async for _ in pmap(for_kind(square, kind), source, kind=kind, workers=2):
+        async for _ in pmap(suited(square, kind), source, kind=kind, workers=2):
             if leave == "error":
                 raise Boom
             asyncio.current_task().cancel()  # type: ignore[union-attr]
@@ -237,7 +230,7 @@ async def test_a_stream_dropped_in_the_body_is_closed_soon(kind: str, leave: str
     assert dropping.cancelled() if leave == "cancel" else type(dropping.exception()) is Boom
     del dropping
     gc.collect()
-    await eventually(lambda: source.closed and not other_tasks())
+    await eventually(lambda: source.closed.is_set() and not other_tasks())
 
 
 @in_every_loop
@@ -271,11 +264,11 @@ async def test_a_stream_dropped_while_its_loop_is_busy_elsewhere() -> None:
 @in_every_loop
 async def test_cancelled_before_the_first_turn() -> None:
     source = AsyncSource(itertools.count())
-    consumer = asyncio.create_task(consume(pmap(for_kind(square, "task"), source), []))
+    consumer = asyncio.create_task(consume(pmap(square_async, source), []))
     consumer.cancel()
     await asyncio.wait([consumer])
     assert consumer.cancelled()
-    assert source.closed == source.opened
+    assert closed_where_pulled(source)
 
 
 @in_loop
@@ -291,15 +284,13 @@ async def test_cancelled_during_on_start() -> None:
             cancelled.append(True)
 
     source = AsyncSource(itertools.count())
-    consumer = asyncio.create_task(
-        consume(pmap(for_kind(square, "task"), source, workers=1, on_start=on_start), [])
-    )
+    consumer = asyncio.create_task(consume(pmap(square_async, source, workers=1, on_start=on_start), []))
     await starting.wait()
     consumer.cancel()
     await asyncio.wait([consumer])
     assert consumer.cancelled()
     assert cancelled == [True]
-    assert source.closed == source.opened
+    assert closed_where_pulled(source)
 
 
 @in_every_loop
@@ -315,7 +306,7 @@ async def test_cancelled_while_the_source_waits() -> None:
             await asyncio.sleep(0)
             closed.append(True)
 
-    consumer = asyncio.create_task(consume(pmap(for_kind(square, "task"), source()), []))
+    consumer = asyncio.create_task(consume(pmap(square_async, source()), []))
     await waiting.wait()
     consumer.cancel()
     await asyncio.wait([consumer])
@@ -337,7 +328,7 @@ async def test_a_second_cancel_does_not_tear_the_cleaning_up() -> None:
     await eventually(lambda: not other_tasks())
     f.check()
     assert workers.done == workers.started
-    assert source.closed == source.opened
+    assert closed_where_pulled(source)
 
 
 @in_loop
@@ -403,20 +394,19 @@ def test_the_tasks_of_a_sync_iteration_are_cancelled_and_awaited(end: str) -> No
             with stream:
                 pass
         del stream
-        wait_until(lambda: source.closed and workers.done == 4)
+        wait_until(lambda: source.closed.is_set() and workers.done == 4)
     f.check()
     assert workers.started == 4
-    assert source.closed == source.opened
+    assert closed_where_pulled(source)
 
 
 # The end of the loop, and of the program.
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("asked", ["given", "asked"])
 def test_a_loop_ends_with_an_unfinished_stream(kind: str, asked: str) -> None:
     source = AsyncSource(itertools.count())
-    kept = pmap(for_kind(square, kind), source, kind=kind, workers=2)
+    kept = pmap(suited(square, kind), source, kind=kind, workers=2)
 
     async def main() -> None:
         assert await anext(kept) == 0
@@ -428,20 +418,19 @@ def test_a_loop_ends_with_an_unfinished_stream(kind: str, asked: str) -> None:
     with no_complaints():
         kept.close()
         assert list(kept) == []
-    assert source.closed == source.opened
+    assert closed_where_pulled(source)
 
 
-@pytest.mark.parametrize("kind", KINDS)
 def test_a_loop_ends_with_a_dropped_stream(kind: str) -> None:
-    source = SyncSource(itertools.count())
+    source = Source(itertools.count())
 
     async def main() -> None:
-        assert await anext(pmap(for_kind(square, kind), source, kind=kind, workers=2)) == 0
+        assert await anext(pmap(suited(square, kind), source, kind=kind, workers=2)) == 0
 
     with no_complaints():
         run_strictly(main, unfinished=True)
-        wait_until(lambda: source.closed)
-    assert source.closed == source.opened
+        assert source.closed.wait(PATIENCE)
+    assert closed_where_pulled(source)
 
 
 UNFINISHED = """
@@ -472,20 +461,17 @@ print("ended")
 
 
 @pytest.mark.parametrize("then", ["pass", "asyncio.ensure_future(anext(stream))", "del globals()['stream']"])
-@pytest.mark.parametrize("kind", KINDS)
 def test_a_program_ends_with_an_unfinished_stream(kind: str, then: str) -> None:
     """By itself, in time, and without a word."""
     f = "async_square" if kind == "task" else "square"
     source = "count()" if then == "pass" else "numbers()"
     script = UNFINISHED.format(f=f, kind=kind, source=source, then=then)
-    command = [sys.executable, "-W", "default", "-c", script]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
-    assert (ended.stdout, ended.stderr, ended.returncode) == ("ended\n", "", 0)
+    assert printed(run_python("-W", "default", "-c", script)) == "ended"
 
 
 @in_loop
 async def test_a_transformer_works_again_after_an_early_end() -> None:
-    transformer = pflat_map(for_kind(twice, "task"), workers=2) | pmap(square, kind="thread")
+    transformer = pflat_map(suited(countdown, "task"), workers=2) | pmap(square, kind="thread")
     async with aclosing(transformer(itertools.count())) as stream:
-        assert await anext(stream) == 0
-    assert await transformer(range(3)) == [0, 0, 1, 1, 4, 4]
+        assert await anext(stream) == 1
+    assert await transformer(range(3)) == [1, 4, 1]

@@ -14,19 +14,16 @@ import pytest
 from toolz import pipe
 
 from fstream import pmap
+from tests.functions import square, suited
 from tests.loops import (
-    CONCURRENT,
-    KINDS,
     AsyncSource,
     Boom,
     Holding,
     eventually,
-    for_kind,
     in_every_loop,
     in_loop,
     no_complaints,
     other_tasks,
-    square,
     turns,
     wait_until,
 )
@@ -42,11 +39,10 @@ def lines_of(error: BaseException) -> list[str | None]:
     return [frame.line for frame in traceback.extract_tb(error.__traceback__)]
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @in_every_loop
 async def test_outputs_before_the_failed_item_come_first(kind: str) -> None:
     source = AsyncSource(itertools.count())
-    stream = pmap(for_kind(boom_at_three, kind), source, kind=kind, workers=2)
+    stream = pmap(suited(boom_at_three, kind), source, kind=kind, workers=2)
     outputs = []
     with pytest.raises(Boom) as caught:
         async for y in stream:
@@ -54,17 +50,16 @@ async def test_outputs_before_the_failed_item_come_first(kind: str) -> None:
     assert outputs == [0, 1, 4]
     assert caught.value.args == ("at", 3)
     assert any("boom_at_three" in note and "3" in note for note in caught.value.__notes__)
-    assert source.closed == [asyncio.get_running_loop()]
+    assert source.closed_in is asyncio.get_running_loop()
     assert not other_tasks()
     with pytest.raises(StopAsyncIteration):
         await anext(stream)
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @in_loop
 async def test_await_raises_it_too(kind: str) -> None:
     with pytest.raises(Boom, match="3"):
-        await pmap(for_kind(boom_at_three, kind), range(10), kind=kind, workers=2)
+        await pmap(suited(boom_at_three, kind), range(10), kind=kind, workers=2)
 
 
 class Siblings:
@@ -113,16 +108,17 @@ async def boom_behind_on_task(gate: Path, x: int) -> int:
     return boom_at_three(x)
 
 
-@pytest.mark.parametrize("kind", CONCURRENT)
 @in_loop
-async def test_an_error_of_one_stage_cancels_the_tasks_of_the_others(kind: str, tmp_path: Path) -> None:
+async def test_an_error_of_one_stage_cancels_the_tasks_of_the_others(
+    concurrent_kind: str, tmp_path: Path
+) -> None:
     """Item 3 fails in the second stage once both workers of the first hold an item."""
     holding, gate = Holding(first=4, workers=2), tmp_path / "gate"
-    f = functools.partial(boom_behind_on_task if kind == "task" else boom_behind, gate)
+    f = functools.partial(boom_behind_on_task if concurrent_kind == "task" else boom_behind, gate)
     stream = pipe(
         AsyncSource(itertools.count()),
         pmap(holding, kind="task", workers=2),
-        pmap(f, kind=kind, workers=1),
+        pmap(f, kind=concurrent_kind, workers=1),
     )
 
     async def open_gate() -> None:
@@ -177,7 +173,7 @@ async def test_after_an_error_no_new_item_is_started() -> None:
 @in_every_loop
 async def test_the_traceback_shows_f_s_line(kind: str) -> None:
     with pytest.raises(Boom) as caught:
-        await pmap(for_kind(boom_at_three, kind), range(10), kind=kind, workers=2)
+        await pmap(suited(boom_at_three, kind), range(10), kind=kind, workers=2)
     assert 'raise Boom("at", 3)' in lines_of(caught.value)
 
 
@@ -197,11 +193,10 @@ async def test_the_very_exception_is_raised(kind: str) -> None:
         raise error
 
     with pytest.raises(Boom) as caught:
-        await pmap(for_kind(f, kind), range(3), kind=kind, workers=2)
+        await pmap(suited(f, kind), range(3), kind=kind, workers=2)
     assert caught.value is error
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("error", [StopAsyncIteration, StopIteration])
 @in_loop
 async def test_no_error_of_f_passes_for_the_end(kind: str, error: type[Exception]) -> None:
@@ -211,7 +206,7 @@ async def test_no_error_of_f_passes_for_the_end(kind: str, error: type[Exception
         raise error(x)
 
     with pytest.raises(RuntimeError):
-        await pmap(for_kind(stops, kind), range(3), kind=kind, workers=2)
+        await pmap(suited(stops, kind), range(3), kind=kind, workers=2)
 
 
 async def wait_for_cancelled_future(x: int) -> int:
@@ -244,14 +239,13 @@ def test_a_cancelled_error_of_f_reaches_a_sync_consumer(f: Callable[[int], Any],
         list(pmap(f, range(3), kind=kind, workers=2))
 
 
-@pytest.mark.parametrize("kind", CONCURRENT)
 @pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
-def test_exits_of_f_reach_the_caller_of_the_loop(kind: str, error: type[BaseException]) -> None:
+def test_exits_of_f_reach_the_caller_of_the_loop(concurrent_kind: str, error: type[BaseException]) -> None:
     def leave(x: int) -> int:
         raise error(3)
 
     async def main() -> None:
-        await pmap(for_kind(leave, kind), range(3), kind=kind, workers=2)
+        await pmap(suited(leave, concurrent_kind), range(3), kind=concurrent_kind, workers=2)
 
     with pytest.raises(error) as caught:
         asyncio.run(main())
@@ -269,7 +263,6 @@ def test_exits_of_a_task_reach_a_sync_consumer(error: type[BaseException]) -> No
     assert caught.value.args == (3,)
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @in_loop
 async def test_an_error_in_an_async_source_closes_everything(kind: str) -> None:
     async def failing() -> AsyncIterator[int]:
@@ -279,7 +272,7 @@ async def test_an_error_in_an_async_source_closes_everything(kind: str) -> None:
 
     outputs = []
     with pytest.raises(Boom, match="source"):
-        async for y in pmap(for_kind(square, kind), failing(), kind=kind, workers=2):
+        async for y in pmap(suited(square, kind), failing(), kind=kind, workers=2):
             outputs.append(y)
     assert outputs == [1, 4]
     assert not other_tasks()
@@ -310,7 +303,7 @@ async def test_an_error_in_the_source_cancels_nobody_whose_output_is_due() -> No
 
 @in_loop
 async def test_the_next_pipeline_is_not_poisoned() -> None:
-    transformer = pmap(for_kind(boom_at_three, "task"), workers=2)
+    transformer = pmap(suited(boom_at_three, "task"), workers=2)
     for _ in range(3):
         with pytest.raises(Boom):
             await pipe(range(10), transformer, pmap(square, kind="process", workers=1))

@@ -13,21 +13,18 @@ import pytest
 from toolz import pipe
 
 from fstream import merge, peach, pfilter, pflat_map, pmap, run
+from tests.functions import countdown, is_odd, square, square_async, suited
+from tests.gates import PATIENCE
 from tests.loops import (
-    CONCURRENT,
-    KINDS,
     AsyncSource,
     Boom,
+    closed_where_pulled,
     eventually,
-    for_kind,
     in_every_loop,
     in_loop,
-    is_even,
     no_complaints,
     run_strictly,
-    square,
     turns,
-    twice,
     wait_until,
 )
 
@@ -65,38 +62,25 @@ class Countdown:
 
 
 @ITERATIONS
-@pytest.mark.parametrize("kind", KINDS)
 def test_an_async_generator_is_a_source(outputs_of: Callable[[Any], list[Any]], kind: str) -> None:
     source = AsyncSource(range(50))
-    assert outputs_of(pmap(for_kind(square, kind), aiter(source), kind=kind, workers=2)) == list(
+    assert outputs_of(pmap(suited(square, kind), aiter(source), kind=kind, workers=2)) == list(
         map(square, range(50))
     )
-    assert source.closed == source.opened
+    assert closed_where_pulled(source)
 
 
 @ITERATIONS
-@pytest.mark.parametrize("kind", KINDS)
 def test_an_async_iterable_is_a_source(outputs_of: Callable[[Any], list[Any]], kind: str) -> None:
     source = AsyncSource(range(5))
-    assert outputs_of(pflat_map(for_kind(twice, kind), source, kind=kind, workers=2)) == [
-        0,
-        0,
-        1,
-        1,
-        2,
-        2,
-        3,
-        3,
-        4,
-        4,
-    ]
-    assert source.closed == source.opened
+    stream = pflat_map(suited(countdown, kind), source, kind=kind, workers=2)
+    assert outputs_of(stream) == [1, 2, 1, 3, 2, 1, 4, 3, 2, 1]
+    assert closed_where_pulled(source)
 
 
 @ITERATIONS
-@pytest.mark.parametrize("kind", KINDS)
 def test_an_async_iterator_is_a_source(outputs_of: Callable[[Any], list[Any]], kind: str) -> None:
-    assert outputs_of(pfilter(for_kind(is_even, kind), Countdown(5), kind=kind, workers=2)) == [4, 2, 0]
+    assert outputs_of(pfilter(suited(is_odd, kind), Countdown(5), kind=kind, workers=2)) == [3, 1]
 
 
 @ITERATIONS
@@ -105,11 +89,11 @@ def test_the_source_of_a_mixed_pipeline(outputs_of: Callable[[Any], list[Any]]) 
     stream = pipe(
         source,
         pmap(square, kind="process", workers=2),
-        pfilter(for_kind(is_even, "task")),
-        pflat_map(twice, kind="thread"),
+        pfilter(suited(is_odd, "task")),
+        pflat_map(lambda y: [y, -y], kind="thread"),
     )
-    assert outputs_of(stream) == [x * x for x in range(0, 20, 2) for _ in "ab"]
-    assert source.closed == source.opened
+    assert outputs_of(stream) == [y for x in range(1, 20, 2) for y in (x * x, -x * x)]
+    assert closed_where_pulled(source)
 
 
 @ITERATIONS
@@ -121,7 +105,7 @@ def test_a_native_async_generator_between_streams(outputs_of: Callable[[Any], li
             async for x in items:
                 yield x, await anext(items)
 
-    pairs = in_pairs(pmap(for_kind(square, "task"), range(10), workers=3))
+    pairs = in_pairs(pmap(square_async, range(10), workers=3))
     assert outputs_of(pmap(sum, pairs, kind="thread", workers=2)) == [1, 13, 41, 85, 145]
 
 
@@ -131,46 +115,41 @@ def test_merge_takes_sync_and_async_sources(outputs_of: Callable[[Any], list[Any
     assert sorted(outputs_of(merged)) == [0, 0, 1, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("kind", KINDS)
 def test_run_consumes_async_sources(kind: str) -> None:
     source = AsyncSource(range(7))
-    run(peach(for_kind(square, kind), source, kind=kind, workers=2))
+    run(peach(suited(square, kind), source, kind=kind, workers=2))
     assert source.pulled == 7
-    assert source.closed == source.opened
+    assert closed_where_pulled(source)
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @in_every_loop
 async def test_under_async_for_the_source_runs_on_the_callers_loop(kind: str) -> None:
     source = AsyncSource(range(3))
-    assert await pmap(for_kind(square, kind), source, kind=kind, workers=2) == [0, 1, 4]
-    assert source.opened == source.closed == [asyncio.get_running_loop()]
+    assert await pmap(suited(square, kind), source, kind=kind, workers=2) == [0, 1, 4]
+    assert source.pulled_in == {source.closed_in} == {asyncio.get_running_loop()}
 
 
-@pytest.mark.parametrize("kind", KINDS)
 def test_under_sync_iteration_close_closes_the_source_in_its_loop(kind: str) -> None:
     source = AsyncSource(itertools.count())
     with no_complaints():
-        stream = pmap(for_kind(square, kind), source, kind=kind, workers=2)
+        stream = pmap(suited(square, kind), source, kind=kind, workers=2)
         assert [next(stream) for _ in range(3)] == [0, 1, 4]
         stream.close()
-        wait_until(lambda: source.closed)
-    assert source.closed == source.opened
+        assert source.closed.wait(PATIENCE)
+    assert closed_where_pulled(source)
 
 
-@pytest.mark.parametrize("kind", KINDS)
 def test_under_sync_iteration_a_dropped_stream_closes_the_source(kind: str) -> None:
     source = AsyncSource(itertools.count())
     with no_complaints():
-        stream = pmap(for_kind(square, kind), source, kind=kind, workers=2)
+        stream = pmap(suited(square, kind), source, kind=kind, workers=2)
         assert next(stream) == 0
         del stream
-        wait_until(lambda: source.closed)
-    assert source.closed == source.opened
+        assert source.closed.wait(PATIENCE)
+    assert closed_where_pulled(source)
 
 
 @ITERATIONS
-@pytest.mark.parametrize("kind", KINDS)
 def test_an_error_of_the_source_comes_after_the_outputs_of_what_it_gave(
     outputs_of: Callable[[Any], list[Any]], kind: str
 ) -> None:
@@ -185,14 +164,13 @@ def test_an_error_of_the_source_comes_after_the_outputs_of_what_it_gave(
         collected.append(y)
         return y
 
-    stream = pmap(collect, pmap(for_kind(square, kind), failing(), kind=kind, workers=2), kind="sync")
+    stream = pmap(collect, pmap(suited(square, kind), failing(), kind=kind, workers=2), kind="sync")
     with pytest.raises(Boom, match="at 3") as caught:
         outputs_of(stream)
     assert collected == [0, 1, 4]
     assert "failing" in [entry.name for entry in caught.traceback]
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @in_loop
 async def test_an_output_does_not_wait_for_an_async_source(kind: str) -> None:
     seen = [asyncio.Event() for _ in range(3)]
@@ -202,12 +180,11 @@ async def test_an_output_does_not_wait_for_an_async_source(kind: str) -> None:
             yield x
             await event.wait()
 
-    async for y in pmap(for_kind(square, kind), source(), kind=kind, workers=2):
+    async for y in pmap(suited(square, kind), source(), kind=kind, workers=2):
         seen[[0, 1, 4].index(y)].set()
     assert all(event.is_set() for event in seen)
 
 
-@pytest.mark.parametrize("kind", KINDS)
 def test_an_output_does_not_wait_for_an_async_source_in_sync_iteration(kind: str) -> None:
     seen = [threading.Event() for _ in range(3)]
 
@@ -216,18 +193,19 @@ def test_an_output_does_not_wait_for_an_async_source_in_sync_iteration(kind: str
             yield x
             await eventually(event.is_set)
 
-    for y in pmap(for_kind(square, kind), source(), kind=kind, workers=2):
+    for y in pmap(suited(square, kind), source(), kind=kind, workers=2):
         seen[[0, 1, 4].index(y)].set()
     assert all(event.is_set() for event in seen)
 
 
-@pytest.mark.parametrize("kind", CONCURRENT)
 @pytest.mark.parametrize("maxsize", [1, 3])
 @in_loop
-async def test_maxsize_bounds_what_is_pulled_of_an_async_source(kind: str, maxsize: int) -> None:
+async def test_maxsize_bounds_what_is_pulled_of_an_async_source(concurrent_kind: str, maxsize: int) -> None:
     source = AsyncSource(range(30))
     given = 0
-    async for _ in pmap(for_kind(square, kind), source, kind=kind, workers=2, maxsize=maxsize):
+    async for _ in pmap(
+        suited(square, concurrent_kind), source, kind=concurrent_kind, workers=2, maxsize=maxsize
+    ):
         given += 1
         await asyncio.sleep(0.001)
         assert source.pulled - given <= maxsize
@@ -238,7 +216,7 @@ async def test_maxsize_bounds_what_is_pulled_of_an_async_source(kind: str, maxsi
 async def test_one_async_source_is_shared_by_two_streams_without_loss() -> None:
     """Two streams pull from one async iterator: each item goes to one of them, or one of them gets a clear error."""
     source = Countdown(100)
-    streams = [pmap(for_kind(square, "task"), source, workers=2) for _ in "ab"]
+    streams = [pmap(square_async, source, workers=2) for _ in "ab"]
     taken = await asyncio.gather(*(drain(stream) for stream in streams), return_exceptions=True)
     outputs = sorted(y for ys in taken if isinstance(ys, list) for y in ys)
     assert outputs == [x * x for x in range(100)] or any(isinstance(ys, RuntimeError) for ys in taken)
@@ -328,10 +306,9 @@ async def test_the_async_generators_of_f_are_closed_with_the_stream() -> None:
 
 
 @pytest.mark.parametrize("source", [5, None, object()])
-@pytest.mark.parametrize("kind", KINDS)
 def test_what_is_neither_iterable_nor_async_iterable_is_refused_at_once(source: Any, kind: str) -> None:
     with pytest.raises(TypeError, match=type(source).__name__):
-        pmap(for_kind(square, kind), source, kind=kind)
+        pmap(suited(square, kind), source, kind=kind)
 
 
 def test_a_coroutine_is_not_a_source() -> None:
@@ -348,7 +325,6 @@ def test_a_coroutine_is_not_a_source() -> None:
             coroutine.close()
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @in_loop
 async def test_a_blocked_async_source_does_not_hold_up_aclose(kind: str) -> None:
     closed = []
@@ -361,14 +337,13 @@ async def test_a_blocked_async_source_does_not_hold_up_aclose(kind: str) -> None
             await asyncio.sleep(0)
             closed.append(asyncio.current_task() is not None)
 
-    stream = pmap(for_kind(square, kind), source(), kind=kind, workers=2)
+    stream = pmap(suited(square, kind), source(), kind=kind, workers=2)
     assert await anext(stream) == 9
     await turns(20)
     await stream.aclose()
     assert closed == [True]
 
 
-@pytest.mark.parametrize("kind", KINDS)
 def test_a_blocked_async_source_does_not_hold_up_close(kind: str) -> None:
     closed = []
 
@@ -381,15 +356,14 @@ def test_a_blocked_async_source_does_not_hold_up_close(kind: str) -> None:
             closed.append(True)
 
     with no_complaints():
-        stream = pmap(for_kind(square, kind), source(), kind=kind, workers=2)
+        stream = pmap(suited(square, kind), source(), kind=kind, workers=2)
         assert next(stream) == 9
         stream.close()
         wait_until(lambda: closed)
 
 
-@pytest.mark.parametrize("kind", CONCURRENT)
 @in_loop
-async def test_a_blocked_sync_source_does_not_hold_up_aclose(kind: str) -> None:
+async def test_a_blocked_sync_source_does_not_hold_up_aclose(concurrent_kind: str) -> None:
     go_on = threading.Event()
     closed = []
 
@@ -400,7 +374,7 @@ async def test_a_blocked_sync_source_does_not_hold_up_aclose(kind: str) -> None:
         finally:
             closed.append(True)
 
-    stream = pmap(for_kind(square, kind), source(), kind=kind, workers=2)
+    stream = pmap(suited(square, concurrent_kind), source(), kind=concurrent_kind, workers=2)
     assert await anext(stream) == 9
     await stream.aclose()
     assert not closed

@@ -6,8 +6,6 @@ import ast
 import asyncio
 import inspect
 import itertools
-import subprocess
-import sys
 import textwrap
 import threading
 import types
@@ -17,25 +15,15 @@ import pytest
 from toolz import pipe, take
 
 from fstream import merge, peach, pfilter, pmap, run
-from tests.loops import (
-    KINDS,
-    ROOT,
-    AsyncSource,
-    Boom,
-    for_kind,
-    in_every_loop,
-    in_loop,
-    is_even,
-    run_strictly,
-    square,
-    wait_until,
-)
+from tests.functions import is_odd, square, square_async, suited
+from tests.gates import PATIENCE
+from tests.loops import AsyncSource, Boom, closed_where_pulled, in_every_loop, in_loop, run_strictly
+from tests.scripts import run_python
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @in_every_loop
 async def test_sync_iteration_inside_a_running_loop(kind: str) -> None:
-    stream = pmap(for_kind(square, kind), range(50), kind=kind, workers=2)
+    stream = pmap(suited(square, kind), range(50), kind=kind, workers=2)
     assert list(stream) == list(map(square, range(50)))
 
 
@@ -43,21 +31,20 @@ async def test_sync_iteration_inside_a_running_loop(kind: str) -> None:
 async def test_a_mixed_pipeline_inside_a_running_loop() -> None:
     stream = pipe(
         range(50),
-        pmap(for_kind(square, "task"), workers=3),
-        pfilter(is_even, kind="process", workers=2),
-        pmap(for_kind(square, "task")),
+        pmap(square_async, workers=3),
+        pfilter(is_odd, kind="process", workers=2),
+        pmap(square_async),
     )
-    assert list(stream) == [x**4 for x in range(0, 50, 2)]
+    assert list(stream) == [x**4 for x in range(1, 50, 2)]
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @in_every_loop
 async def test_an_async_source_inside_a_running_loop(kind: str) -> None:
     """The running loop is blocked meanwhile, so the source runs on the private one."""
     source = AsyncSource(range(20))
-    assert list(pmap(for_kind(square, kind), source, kind=kind, workers=2)) == list(map(square, range(20)))
-    assert source.closed == source.opened
-    assert source.opened != [asyncio.get_running_loop()]
+    assert list(pmap(suited(square, kind), source, kind=kind, workers=2)) == list(map(square, range(20)))
+    assert closed_where_pulled(source)
+    assert source.closed_in is not asyncio.get_running_loop()
 
 
 @in_loop
@@ -71,14 +58,13 @@ async def test_f_does_not_run_on_the_blocked_loop() -> None:
     assert thread is not threading.current_thread()
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @in_loop
 async def test_closing_inside_a_running_loop(kind: str) -> None:
     source = AsyncSource(itertools.count())
-    with pmap(for_kind(square, kind), source, kind=kind, workers=2) as stream:
+    with pmap(suited(square, kind), source, kind=kind, workers=2) as stream:
         assert list(take(3, stream)) == [0, 1, 4]
-    wait_until(lambda: source.closed)
-    assert source.closed == source.opened
+    assert source.closed.wait(PATIENCE)
+    assert closed_where_pulled(source)
 
 
 @in_loop
@@ -99,13 +85,13 @@ async def test_run_and_merge_inside_a_running_loop() -> None:
 
     run(peach(see, range(3)), peach(see, AsyncSource(range(3, 6))))
     assert sorted(seen) == list(range(6))
-    assert sorted(merge(pmap(for_kind(square, "task"), [2]), AsyncSource([3]))) == [3, 4]
+    assert sorted(merge(pmap(square_async, [2]), AsyncSource([3]))) == [3, 4]
 
 
 @in_loop
 async def test_both_iterations_take_turns() -> None:
     """One blocks the loop, the other runs on it; in turns they do not disturb each other."""
-    transformer = pmap(for_kind(square, "task"), workers=3)
+    transformer = pmap(square_async, workers=3)
     for _ in range(3):
         assert list(transformer(range(10))) == await transformer(range(10)) == list(map(square, range(10)))
 
@@ -115,7 +101,7 @@ async def test_a_sync_pipeline_inside_a_coroutine_function() -> None:
     """f blocks the loop that it runs on with a `for` loop over another pipeline, and still gets its outputs."""
 
     async def total(n: int) -> int:
-        return sum(pmap(for_kind(square, "task"), range(n)))
+        return sum(pmap(square_async, range(n)))
 
     assert await pmap(total, range(5), workers=2) == [sum(map(square, range(n))) for n in range(5)]
 
@@ -182,14 +168,7 @@ def test_the_asyncio_prompt() -> None:
     list(pmap(load, range(4)))
     [y async for y in pmap(len, ["a", "bc"], kind="process", workers=1)]
     """
-    ended = subprocess.run(
-        [sys.executable, "-m", "asyncio"],
-        input=textwrap.dedent(typed),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        cwd=ROOT,
-    )
+    ended = run_python("-m", "asyncio", stdin=textwrap.dedent(typed))
     assert [line[line.index("[") :] for line in ended.stdout.splitlines() if "[" in line] == [
         "[1, 2, 3]",
         "[1, 2, 3, 4]",
