@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+from collections.abc import Callable
 
 import psutil
 import pytest
@@ -46,17 +47,22 @@ class Killer:
         self._thread.join()
 
 
-def work(item: int) -> int:
-    """A third of a millisecond of work, so that the job goes on while many are killed."""
-    end = time.perf_counter() + 0.0003
-    while time.perf_counter() < end:
-        pass
-    return item * 10
+def work() -> Callable[[int], int]:
+    """Work that takes a while, so that many are killed before it is done.
+
+    It is pickled by value: a worker that lives so short a time cannot import this module's tools too.
+    """
+
+    def f(item: int) -> int:
+        time.sleep(0.001)
+        return item * 10
+
+    return f
 
 
 @pytest.mark.parametrize("ordered", [True, False], ids=["ordered", "unordered"])
 def test_all_outputs_once_whoever_is_killed(ordered: bool) -> None:
-    stage = pmap(work, kind="process", workers=3, retries=20, ordered=ordered)
+    stage = pmap(work(), kind="process", workers=4, retries=20, ordered=ordered)
     items = ITEMS if ordered else ITEMS // 4
     with Killer(seed=items) as killer:
         got = list(stage(range(items)))
@@ -65,7 +71,7 @@ def test_all_outputs_once_whoever_is_killed(ordered: bool) -> None:
 
 
 def test_a_storm_over_two_stages_of_processes() -> None:
-    stage = pmap(work, kind="process", workers=2, retries=20)
+    stage = pmap(work(), kind="process", workers=2, retries=20)
     with Killer(seed=2) as killer:
         got = list(stage(range(3_000)) | stage)
     assert killer.killed >= 3
