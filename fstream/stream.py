@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from fstream._kernels import MAP
 from fstream._run import Lock, Run
 from fstream._stage import Stage
-from fstream._workers.sync import iterate, iterate_async
+from fstream._workers.sync import aclose, iterate, iterate_async
 
 if TYPE_CHECKING:
     from fstream._queues import ThreadQueue
@@ -151,11 +151,7 @@ class Stream(_Chain[T_co], AsyncGenerator[T_co, None]):
         """End the pipeline as `close` does, without blocking the event loop."""
         await self._outputs.aclose()
         if self._async_outputs is not None:
-            try:
-                await self._async_outputs.aclose()
-            except RuntimeError:  # a task waits in its __anext__: that one ends now
-                if not self._async_outputs.ag_running:  # type: ignore[attr-defined]
-                    raise
+            await aclose(self._async_outputs)  # a task that waits in its __anext__ ends now, and ends it
 
     async def __aenter__(self) -> Self:
         return self
@@ -295,24 +291,25 @@ class _Outputs:
                 f"this stream is the source of another one that has started: <{self.taken_by!r}>"
             )
 
-    async def iterate_async(self) -> AsyncGenerator[Any, None]:
+    def iterate_async(self) -> AsyncGenerator[Any, None]:
         """Give the outputs one by one, on the running loop."""
         from fstream._workers import loop
 
-        if not self.started:
-            self.loop = loop.running()
-            if self.stage is not None and self.stage.kind == "sync":
-                if isinstance(self.source, Stream):
-                    self.source._outputs.loop = self.loop
-                self.started, source, self.source = True, self.source, None
-                self.current = iter(())
-                self.here = iterate_async(self.stage, source)
-                async with loop.closing(self.here) as outputs:
-                    async for output in outputs:
-                        yield output
-                self.end()
-                return
+        if self.started:
+            return self._give_async()
+        self.loop = loop.running()
+        if self.stage is None or self.stage.kind != "sync":
             self.start()
+            return self._give_async()
+        self.started, source, self.source = True, self.source, None
+        if isinstance(source, Stream):
+            source._outputs.loop = self.loop
+        self.here = iterate_async(self.stage, source, self.end)
+        return self.here
+
+    async def _give_async(self) -> AsyncGenerator[Any, None]:
+        from fstream._workers import loop
+
         for output in self.current:
             yield output
         self.taken()

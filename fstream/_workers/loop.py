@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fstream._queues import PATIENCE, Buffer, Credits
 from fstream._spans import SPAN_SECONDS, Closed
+from fstream._workers.sync import aclose
 
 if TYPE_CHECKING:
     from fstream._run import Run
@@ -245,8 +246,7 @@ class TaskFeeder:
             error = raised
         self.closing = True
         try:
-            if hasattr(items, "aclose"):
-                await items.aclose()
+            await aclose(items)
         except BaseException as raised:
             error = error or raised
         with run.lock:

@@ -49,7 +49,8 @@ class Workers(Crew):
     def cancel(self) -> None:
         """Cancel the workers that are in f; the others see that it is over."""
         for worker in self.members:
-            if worker.busy and worker.task is not None:
+            if worker.busy and not worker.cancelled and worker.task is not None:
+                worker.cancelled = True
                 worker.task.cancel()
         self.unwatch()
 
@@ -134,6 +135,8 @@ class Worker:
         #: When its present item was begun, if the stage has a time-out.
         self.begun: float | None = None
         self.abandoned = False
+        #: It was told to stop in f; once, so that f can clean up.
+        self.cancelled = False
 
     def join(self, timeout: float) -> None:
         """It has left on its loop: there is no more of it."""
@@ -212,13 +215,13 @@ class Worker:
                 if isawaitable(slot):
                     slot = await slot
             except BaseException as error:
-                if self.cancelled(error):
+                if self.is_stopped(error):
                     raise
                 index, tries = span.start + len(span.slots), span.tries if not span.slots else 0
                 slot = await self.call.arescue(error, item, index, tries)
                 if is_failure(slot):
                     self.begun = None
-                    if self.cancelled(slot.error):
+                    if self.is_stopped(slot.error):
                         raise slot.error from None
                     self.crew.fail(slot)
                     return
@@ -229,7 +232,7 @@ class Worker:
             if window.hungry:
                 self.crew.progress()
 
-    def cancelled(self, error: BaseException) -> bool:
+    def is_stopped(self, error: BaseException) -> bool:
         """Tell a cancellation of this task from a `CancelledError` that f raised of its own."""
         return (
             isinstance(error, asyncio.CancelledError) and self.task is not None and self.task.cancelling() > 0
