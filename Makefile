@@ -1,0 +1,73 @@
+# The two commands that a newcomer needs are `make demo` and `make test`. Each sets up what it uses: a virtual
+# environment in .venv, with fstream (editable) and the extras of pyproject.toml that the target needs. It is
+# brought up to date whenever pyproject.toml changes.
+
+VERSIONS := 3.11 3.12 3.13
+VENV     ?= .venv
+PY       := $(VENV)/bin/python
+
+# The first interpreter that is new enough; `make PYTHON=...` takes another.
+ifeq ($(origin PYTHON), undefined)
+PYTHON := $(shell for python in python3 python3.13 python3.12 python3.11; do \
+    $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null && echo $$python && break; done)
+endif
+
+# "3.11": what an interpreter is, or nothing if it does not run.
+version := -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2> /dev/null
+VERSION := $(shell $(PY) $(version) || $(PYTHON) $(version))
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test check bench soak cover fmt lint types clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/make \1\t\2/p' Makefile | expand -t 14
+
+demo: $(VENV)/.with-examples  ## run the main job: count the names in Python's standard library
+	$(PY) examples/stdlib_names.py $(ARGS)
+
+test: $(VENV)/.with-test  ## run the doctests, the tests and the property tests
+	$(PY) -m pytest $(ARGS)
+
+check: lint types test $(filter-out test-$(VERSION),$(VERSIONS:%=test-%))  ## all that CI checks, on each Python that is here
+
+bench: $(VENV)/.with-bench  ## measure fstream beside its peers
+	$(PY) -m benchmarks $(ARGS)
+
+soak: $(VENV)/.with-test  ## run random pipelines with random faults for some minutes
+	$(PY) tests/soak.py $(ARGS)
+
+cover: $(VENV)/.with-dev  ## run the tests and show which lines they miss
+	$(PY) -m coverage erase
+	$(PY) -m coverage run -m pytest $(ARGS)
+	$(PY) -m coverage combine --quiet
+	$(PY) -m coverage report
+
+fmt: $(VENV)/.with-dev  ## format the code and repair what lint can repair
+	$(PY) -m ruff check --fix-only --quiet .
+	$(PY) -m ruff format .
+
+lint: $(VENV)/.with-dev  ## check format and lint
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+
+types: $(VENV)/.with-dev  ## check types
+	$(PY) -m mypy
+
+clean:  ## remove the environments and the caches
+	rm -rf .venv .venv-* *.egg-info build dist .coverage* .pytest_cache .hypothesis .mypy_cache .ruff_cache
+
+# `make test-3.12` tests on that version, in .venv-3.12. The interpreter is one of pyenv's or the one on PATH.
+test-%:
+	@for python in $${PYENV_ROOT:-$$HOME/.pyenv}/versions/$*.*/bin/python python$*; do \
+	    if [ "$$($$python $(version))" = $* ]; then \
+	        exec $(MAKE) --no-print-directory test PYTHON=$$python VENV=.venv-$*; \
+	    fi; \
+	done; \
+	echo "There is no Python $* here: its tests are skipped."
+
+$(VENV)/.with-%: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "fstream needs Python 3.11 or newer: make PYTHON=..." >&2; exit 1; }
+	@$(PY) -c '' 2> /dev/null || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --editable '.[$*]'
+	@touch $@

@@ -1,0 +1,191 @@
+"""Where takers wait: a queue belongs to its taker, and only waiting happens here.
+
+A queue holds no items of its own. It stands before a *buffer*, which says whether its taker can go on, and what it
+gets: a worker's next span (`Work`), the consumer's next outputs (`Outlet`), a feeder's room (`Credits`). All the
+buffers of a run and all its queues share the run's one lock; whoever changes anything calls the run's *settle*, which
+wakes the takers that can go on now. So no wake-up is lost, and none is in vain.
+
+Threads wait in a `queue.Queue` (`ThreadQueue`); tasks in an `asyncio.Queue` (``_workers.loop``); the thread that
+serves processes in a selector (``_workers.process``).
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any, Final, Protocol
+
+from fstream._spans import Closed, Drawn, Feed, Room, Span, Upstream, Window
+
+__all__ = ["PATIENCE", "Buffer", "Credits", "Outlet", "TakerQueue", "ThreadQueue", "Work"]
+
+#: How long a taker leaves a span of several items alone before it asks for what is finished of it, in seconds.
+PATIENCE: Final = 0.004
+
+
+class Buffer(Protocol):
+    """What a queue asks before it lets its taker go on. All of it under the run's lock."""
+
+    def ready(self) -> bool:
+        """Tell whether there is something to take, the end included."""
+        ...
+
+    def take(self) -> Any:
+        """Take it; called only when ready."""
+        ...
+
+    def starve(self) -> bool:
+        """Its taker waits: tell whether upstream could be let to hold more, and was."""
+        ...
+
+    def impatient(self) -> bool:
+        """Tell whether `insist` might bring something to light."""
+        ...
+
+    def insist(self) -> None:
+        """Its taker has waited for PATIENCE."""
+        ...
+
+
+class Work:
+    """A worker's buffer: the next span of its stage, or `Closed`."""
+
+    def __init__(self, window: Window) -> None:
+        self.window = window
+
+    def ready(self) -> bool:
+        return self.window.takable() or self.window.exhausted
+
+    def take(self) -> Span | Closed:
+        return self.window.take(perf_counter()) or Closed()
+
+    def starve(self) -> bool:
+        upstream = self.window.upstream
+        return not upstream.available() and upstream.grow()
+
+    def impatient(self) -> bool:
+        return self.window.withheld or self.window.upstream.withheld
+
+    def insist(self) -> None:
+        self.window.upstream.hungry = True
+        self.window.reclaim(perf_counter(), PATIENCE)
+
+
+class Outlet:
+    """The consumer's buffer: outputs in a list, or `Closed`."""
+
+    def __init__(self, upstream: Upstream, room: Room) -> None:
+        self.upstream = upstream
+        self.room = room
+        #: Room of the outputs in the consumer's hands, given back when it comes for more.
+        self.owed = 0
+
+    def settle_up(self) -> None:
+        self.upstream.release(self.owed)
+        self.owed = 0
+
+    def ready(self) -> bool:
+        return self.upstream.available() > 0 or self.upstream.end is not None
+
+    def take(self) -> list[Any] | Closed:
+        # Half of the window at most: while these are consumed, the workers have room for as many.
+        outputs, self.owed = self._draw(max(1, int(min(self.room.limit, 1 << 15)) // 2))
+        return outputs or self.upstream.end or Closed()
+
+    def _draw(self, most: int) -> Drawn:
+        return self.upstream.draw(most)
+
+    def starve(self) -> bool:
+        return self.upstream.grow()
+
+    def impatient(self) -> bool:
+        return self.upstream.withheld
+
+    def insist(self) -> None:
+        self.upstream.hungry = True
+
+
+class Credits:
+    """A feeder's buffer: how many items it may pull, or `Closed`."""
+
+    def __init__(self, feed: Feed) -> None:
+        self.feed = feed
+
+    def ready(self) -> bool:
+        return self.feed.stopped or self.feed.room.free > 0
+
+    def take(self) -> int | Closed:
+        return Closed() if self.feed.stopped else self.feed.credits()
+
+    def starve(self) -> bool:
+        return False
+
+    def impatient(self) -> bool:
+        return False
+
+    def insist(self) -> None:
+        pass
+
+
+class TakerQueue(Protocol):
+    """What a run asks of each of its queues, under its lock."""
+
+    buffer: Buffer
+    #: How many takers are in `get`.
+    takers: int
+    #: A taker was woken and has not taken yet.
+    signalled: bool
+
+    def signal(self) -> None:
+        """Wake one taker."""
+        ...
+
+
+class ThreadQueue(queue.Queue[Any]):
+    """The queue of takers that are threads."""
+
+    def __init__(self, buffer: Buffer, lock: threading.RLock, settle: Callable[[], None]) -> None:
+        super().__init__()
+        self.buffer = buffer
+        self.settle = settle
+        self.takers = 0
+        self.signalled = False
+        self.mutex = lock  # type: ignore[assignment]
+        self.not_empty = threading.Condition(lock)
+        self.not_full = threading.Condition(lock)
+
+    def _qsize(self) -> int:
+        return int(self.buffer.ready())
+
+    def _get(self) -> Any:
+        self.signalled = False
+        taken = self.buffer.take()
+        self.settle()
+        return taken
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+        """Wait until there is something to take."""
+        with self.mutex:
+            self.takers += 1
+            try:
+                if not self.buffer.ready():
+                    self.settle()
+                    if self.buffer.impatient():
+                        try:
+                            return super().get(timeout=PATIENCE)
+                        except queue.Empty:
+                            self.signalled = False
+                            self.buffer.insist()
+                            self.settle()
+                return super().get()
+            except BaseException:  # interrupted: a wake-up meant for this taker goes to another
+                self.signalled = False
+                raise
+            finally:
+                self.takers -= 1
+
+    def signal(self) -> None:
+        self.signalled = True
+        self.not_empty.notify()

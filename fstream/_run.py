@@ -1,0 +1,357 @@
+"""One run of a row of stages: opens it, keeps its takers awake, closes it.
+
+    source --feeder--> Feed --> [queue] workers --> Window --> [queue] workers --> Window --> [queue] consumer
+
+An item's way: the feeder pulls it from the source into the `Feed`, as far as the first stage has room (a sequence
+needs no feeder: spans are slices of it). A worker that comes to its stage's queue is given a span: the index of its
+first item and the items. It fills the span's slots, one for each item. The stage's `Window` makes outputs of the slots
+that are next in order, and the taker downstream, a worker of the next stage or the consumer, draws them from there.
+Nothing relays: what a worker leaves in its window is where the next taker finds it.
+
+Invariants:
+- All of a run's windows, feeds and queues are touched under ``run.lock`` only, but for two appends that are atomic:
+  a feeder's to ``feed.pending`` and a worker's to ``span.slots``. f, the source and the handlers never run under it.
+- Whoever changes anything under the lock calls `Run.settle` before releasing it.
+- Every thread, task and process that takes part is a member from before it starts until it has nothing left to do,
+  so that a run without members has left nothing behind.
+- Nobody but the `Stream` refers to the run's consumer side; so dropping the stream closes the run.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+import weakref
+from collections.abc import AsyncIterable, Callable, Generator, Iterable
+from contextvars import Context, copy_context
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from fstream._queues import Credits, Outlet, TakerQueue, ThreadQueue
+from fstream._spans import Closed, Feed, Room, Slices, Upstream, Window, sliceable
+from fstream._stage import Stage
+from fstream._workers import open_workers
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from fstream._workers.loop import Host
+
+__all__ = ["Lock", "Run", "StageWorkers"]
+
+Lock = threading.Lock
+
+
+class StageWorkers(Protocol):
+    """The workers of one stage, of any kind."""
+
+    queue: TakerQueue
+    window: Window
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None:
+        """Make the workers end: under the lock, after the window was stopped."""
+        ...
+
+
+class Member(Protocol):
+    """A thread, task or process of a run."""
+
+    #: In user code.
+    busy: bool
+
+    def join(self, timeout: float) -> None: ...
+
+
+def default_workers(kind: str) -> int:
+    """The number of workers where none is given."""
+    if kind == "task":
+        return 100
+    from loky import cpu_count
+
+    cpus: int = cpu_count()
+    return min(32, cpus + 4) if kind == "thread" else cpus
+
+
+class Run:
+    """A row of stages at work on some sources."""
+
+    #: How long `close` waits for threads that are busy in user code, which nothing can stop, in seconds.
+    GRACE: Final = 0.25
+    #: How long it waits for the others, which have only to see that it is over.
+    LONGEST: Final = 5.0
+
+    def __init__(
+        self,
+        sources: list[Any],
+        stages: list[Stage],
+        loop: asyncio.AbstractEventLoop | None = None,
+        context: Context | None = None,
+    ) -> None:
+        self.lock = threading.RLock()
+        self.pid = os.getpid()
+        self.context = context or copy_context()
+        self.stopped = False
+        self.members: set[Member] = set()
+        #: Notified when a member leaves.
+        self.left = threading.Condition(self.lock)
+        #: Called, on whatever thread, when a member leaves: the same for event loops.
+        self.on_leave: list[Callable[[], object]] = []
+        #: Errors of ``on_done``, for the consumer when all is over.
+        self.complaints: list[BaseException] = []
+        self._loop = loop
+        self._host: Host | None = None
+
+        workers = [stage.workers or default_workers(stage.kind) for stage in stages]
+        first = Room(stages[0].maxsize, 2 * workers[0]) if stages else Room(None, 2 * len(sources))
+        upstream: Upstream
+        if len(sources) == 1 and stages and sliceable(sources[0]):
+            upstream, self.feeders = Slices(sources[0]), []
+        else:
+            upstream = self.feed = Feed(first, len(sources))
+            self.feed.alone = not stages
+            self.feeders = [self._feeder(source) for source in sources]
+        self.windows: list[Window] = []
+        self.crews: list[StageWorkers] = []
+        room = first
+        for stage, count in zip(stages, workers, strict=True):
+            if self.windows:
+                room = Room(stage.maxsize, 2 * count)
+            kernel, skips = stage.kernel, stage.on_error != "raise"
+            window = Window(
+                upstream,
+                room,
+                workers=count,
+                ordered=stage.ordered,
+                outputs=lambda slots, kernel=kernel, skips=skips: kernel.outputs(slots, skips=skips),  # type: ignore[misc]
+                ahead=2 if stage.kind == "process" else 1,
+            )
+            self.windows.append(window)
+            self.crews.append(open_workers(self, stage, window))
+            upstream = window
+        self.outlet = Outlet(upstream, room)
+        #: From the consumer to the feeders: what one makes room for, those after it may take up.
+        self.queues: list[TakerQueue] = [
+            *(crew.queue for crew in reversed(self.crews)),
+            *(feeder.queue for feeder in self.feeders),
+        ]
+
+    # ---------------------------------------------------------------------------------------------- opening
+
+    def start(self) -> None:
+        """Start the feeders and the first workers."""
+        _RUNS.add(self)
+        try:
+            for feeder in self.feeders:
+                feeder.start()
+            for crew in self.crews:
+                crew.start()
+        except BaseException:
+            self.close()
+            raise
+
+    def _feeder(self, source: Any) -> Any:
+        if isinstance(source, AsyncIterable) and not isinstance(source, Iterable):
+            from fstream._workers.loop import TaskFeeder
+
+            return TaskFeeder(self, source)
+        return ThreadFeeder(self, source)
+
+    @property
+    def host(self) -> Host:
+        """The event loop of the run's tasks: the caller's, or one of its own in a thread, started when first asked."""
+        if self._host is None:
+            from fstream._workers.loop import Host
+
+            self._host = Host(self, self._loop)
+        return self._host
+
+    # ------------------------------------------------------------------------------------- keeping it going
+
+    def settle(self) -> None:
+        """Wake every taker that waits and can go on now. Under the lock, after each change."""
+        for queue in self.queues:
+            if queue.takers and not queue.signalled:
+                if queue.buffer.ready():
+                    queue.signal()
+                else:
+                    queue.buffer.starve()
+
+    def enter(self, member: Member) -> None:
+        self.members.add(member)
+
+    def leave(self, member: Member) -> None:
+        """A member has nothing left to do. Under the lock."""
+        self.members.discard(member)
+        self.left.notify_all()
+        calls, self.on_leave = self.on_leave, []
+        for call in calls:
+            call()
+        self.settle()
+
+    def halt_before(self, failed: Any) -> None:
+        """Stop what is upstream of a stage that failed. Under the lock."""
+        position = next(n for n, crew in enumerate(self.crews) if crew is failed)
+        for crew in self.crews[:position]:
+            crew.window.stop()
+            crew.stop()
+        if self.feeders:
+            self.feed.stopped = True
+        for feeder in self.feeders:
+            feeder.stop()
+
+    # ------------------------------------------------------------------------------------------- consuming
+
+    def consumer_queue(self) -> ThreadQueue:
+        """The queue of a consumer that is a thread."""
+        queue = ThreadQueue(self.outlet, self.lock, self.settle)
+        with self.lock:
+            self.queues.insert(0, queue)
+        return queue
+
+    def take(self, queue: ThreadQueue) -> list[Any]:
+        """Wait for outputs; at the end close all and raise StopIteration, or the error that ended it."""
+        if self.pid != os.getpid():
+            raise RuntimeError(
+                "this stream runs in the parent process: its outputs cannot be taken in a fork of it"
+            )
+        try:
+            with self.lock:
+                self.outlet.settle_up()
+                self.settle()
+                taken = queue.get()
+            if type(taken) is not Closed:
+                return taken  # type: ignore[no-any-return]
+            if taken.error is None and not self.stopped:
+                self.wait(None)  # for on_done
+        except BaseException:
+            self.close(complain=False)
+            raise
+        self.close(complain=taken.error is None)
+        raise taken.error or StopIteration
+
+    def stop(self) -> None:
+        """Make every member end; wait for none."""
+        if self.pid != os.getpid():
+            return
+        with self.lock:
+            if self.stopped:
+                return
+            self.stopped = True
+            for window in self.windows:
+                window.stop()
+            if self.feeders:
+                self.feed.stopped = True
+            for part in (*self.feeders, *self.crews):
+                part.stop()
+            self.settle()
+
+    def wait(self, timeout: float | None) -> bool:
+        """Wait until all members have left; those that are busy in user code until *timeout*."""
+        with self.lock:
+            self.left.wait_for(lambda: not self.members, timeout)
+            self.left.wait_for(
+                lambda: all(m.busy for m in self.members), 0 if timeout is None else self.LONGEST
+            )
+            return not self.members
+
+    def close(self, complain: bool = True) -> None:
+        """End the run: stop what can be stopped, and wait for it, but not for user code."""
+        if self.pid != os.getpid():
+            return
+        with self.lock:
+            members = list(self.members)
+        self.stop()
+        self.wait(self.GRACE)
+        for member in members:
+            if member not in self.members:
+                member.join(self.LONGEST)
+        self.closed(complain)
+
+    def closed(self, complain: bool) -> None:
+        """Say what ``on_done`` had to say, once."""
+        complaints, self.complaints = self.complaints, []
+        if complain and complaints:
+            raise complaints[0]
+
+
+class ThreadFeeder:
+    """The thread that iterates one source, and closes it."""
+
+    def __init__(self, run: Run, source: Iterable[Any]) -> None:
+        self.run = run
+        self.source: Iterable[Any] | None = source
+        self.queue = ThreadQueue(Credits(run.feed), run.lock, run.settle)
+        self.busy = False
+        self.thread = threading.Thread(
+            target=run.context.copy().run, args=(self.main,), name="fstream-feeder", daemon=True
+        )
+
+    def start(self) -> None:
+        self.run.enter(self)
+        self.thread.start()
+
+    def stop(self) -> None:
+        """Nothing more to do than what the feed says: a source that blocks cannot be stopped."""
+
+    def join(self, timeout: float) -> None:
+        if self.thread is not threading.current_thread():
+            self.thread.join(timeout)
+
+    def main(self) -> None:
+        run, feed = self.run, self.run.feed
+        error: BaseException | None = None
+        items: Any = None
+        credits = 0
+        try:
+            self.busy = True
+            source, self.source = self.source, None
+            items = iter(source)  # type: ignore[arg-type]
+            del source
+            taker = run.queues[run.queues.index(self.queue) - 1] if run.crews else None
+            append = feed.pending.append
+            if (credits := self.grant()) > 0:
+                for item in items:
+                    append(item)
+                    credits -= 1
+                    if feed.stopped:
+                        break
+                    if taker is None or (taker.takers and not taker.signalled):
+                        with run.lock:
+                            run.settle()
+                    if not credits and not (credits := self.grant()):
+                        break
+            item = None  # not to be kept alive by a source that takes long to close
+        except BaseException as raised:
+            error = raised
+        try:
+            if isinstance(items, Generator):
+                items.close()
+            items = None
+        except BaseException as raised:
+            error = error or raised
+        with run.lock:
+            feed.ended(credits, error)
+            run.leave(self)
+
+    def grant(self) -> int:
+        """Wait for room; 0 if the run is over."""
+        with self.run.lock:
+            self.busy = False
+            self.run.feed.blocked += 1
+            credits = self.queue.get()
+            self.run.feed.blocked -= 1
+            self.busy = True
+            return 0 if type(credits) is Closed else credits
+
+
+_RUNS: weakref.WeakSet[Run] = weakref.WeakSet()
+
+
+def _close_all() -> None:
+    for run in list(_RUNS):
+        run.close(complain=False)
+
+
+atexit.register(_close_all)

@@ -1,0 +1,573 @@
+"""The decisions of a row of stages: what to take, how much of it, what is next in order, whether there is room.
+
+Plain classes without locks, threads or clocks: the caller holds the run's lock, brings the time and does the waiting.
+The same classes serve threads, tasks and processes, and a test can drive them step by step.
+
+    source --> Feed or Slices --draw--> Window --draw--> Window --draw--> consumer
+                                        take, done ...    (a stage's workers)
+
+A `Window` is one stage's account: it draws items from its upstream, hands them to the stage's workers as spans, and
+keeps what became of them until the taker downstream draws the outputs. An item is *held* by a window from the moment
+that it is drawn until its outputs are, and `Room` counts that.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple, Protocol
+
+__all__ = [
+    "CLOSED",
+    "Closed",
+    "Drawn",
+    "Failure",
+    "Feed",
+    "Room",
+    "Slices",
+    "Span",
+    "Upstream",
+    "Window",
+    "sliceable",
+]
+
+#: How much work one span should be, in seconds: enough to make its cost of hand-over vanish, too little to notice.
+SPAN_SECONDS: Final = 0.002
+
+#: A span never grows beyond this many items.
+MAX_SPAN: Final = 4096
+
+#: A window that sizes itself never holds more cheap items than this ...
+MAX_CHEAP: Final = 1 << 15
+
+#: ... nor, if they are not cheap, more than this many for each worker, unless they are done within MAX_SECONDS.
+MAX_SLOW: Final = 64
+MAX_SECONDS: Final = 0.25
+
+
+@dataclass(slots=True)
+class Failure:
+    """An error as a value: what became of the item at *index*, on its way to the consumer in that item's place."""
+
+    index: int
+    item: Any
+    error: BaseException | None
+
+
+class Closed(NamedTuple):
+    """The end of what can be taken, for good; *error* is what ended it, None for exhaustion."""
+
+    error: BaseException | None = None
+
+
+CLOSED: Final = Closed()
+
+
+class Drawn(NamedTuple):
+    """Outputs for a taker, and how many items' room they give back once they are out of its hands."""
+
+    outputs: list[Any]
+    credits: int
+
+
+class Span:
+    """A contiguous run of a stage's inputs in the hands of one worker.
+
+    Invariant: ``slots[n]`` is the slot of ``items[n]``; its worker appends them in order, nobody else does.
+    Invariant: an item is started by exactly one ``next(todo)``. A list iterator gives each item to one caller only, so
+    whoever drains *todo* has taken the rest of the span from its worker, even while that is busy with the item before.
+    """
+
+    __slots__ = ("begun", "closed", "given", "items", "slots", "start", "todo", "tries")
+
+    def __init__(self, start: int, items: list[Any], tries: int = 0) -> None:
+        self.start = start
+        self.items = items
+        self.todo: Iterator[Any] = iter(items)
+        self.slots: list[Any] = []
+        #: How many slots the taker downstream has been given.
+        self.given = 0
+        #: True when the worker will append no more.
+        self.closed = False
+        #: When the worker got it, in the caller's time.
+        self.begun = 0.0
+        #: How often its first item was tried before: by workers that died or ran over their time.
+        self.tries = tries
+
+    def rest(self) -> Span | None:
+        """Take the items back that the worker has not started, as a span of their own."""
+        items = list(self.todo)
+        if not items:
+            return None
+        kept = len(self.items) - len(items)
+        del self.items[kept:]
+        return Span(self.start + kept, items)
+
+    def split(self, count: int) -> Span:
+        """Keep the first *count* items of a span that no worker has; give the others as a new one."""
+        tail = Span(self.start + count, self.items[count:])
+        del self.items[count:]
+        self.todo = iter(self.items)
+        return tail
+
+
+class Room:
+    """How many items may be held, and are.
+
+    *maxsize* n is a strict bound, 0 none; with None the limit starts at *least* and may `grow`.
+    """
+
+    __slots__ = ("held", "limit", "maxsize")
+
+    def __init__(self, maxsize: int | None, least: int) -> None:
+        self.maxsize = maxsize
+        #: Invariant: with ``maxsize=n`` this is n for ever.
+        self.limit: float = float("inf") if maxsize == 0 else maxsize or least
+        #: Invariant: 0 <= held <= limit.
+        self.held = 0
+
+    @property
+    def free(self) -> int:
+        return int(min(self.limit - self.held, MAX_CHEAP))
+
+    def grow(self, most: float) -> bool:
+        if self.maxsize is not None or self.limit >= most:
+            return False
+        self.limit = min(self.limit * 2, most)
+        return True
+
+
+class Upstream(Protocol):
+    """Where a window draws its items from."""
+
+    #: True if what is drawn was counted as held when it was pulled, as the feeder does.
+    prepaid: bool
+
+    def available(self) -> int: ...
+
+    def draw(self, most: int) -> Drawn: ...
+
+    def release(self, credits: int) -> None: ...
+
+    def grow(self) -> bool: ...
+
+    @property
+    def end(self) -> Closed | None:
+        """How it ended, None if more may come."""
+        ...
+
+    @property
+    def waiting(self) -> bool:
+        """There is more than the window that draws from here has room for."""
+        ...
+
+    @property
+    def withheld(self) -> bool:
+        """Some worker has a span of several items, whose slots the taker does not hear of one by one."""
+        ...
+
+    #: The taker waits for slots of such a span: tell it after each item.
+    hungry: bool
+
+
+class Feed:
+    """What feeders have pulled from the sources and no stage has drawn yet."""
+
+    prepaid = True
+    withheld = False
+
+    def __init__(self, room: Room, feeders: int) -> None:
+        self.hungry = False
+        #: The room of the window that draws from here, or the feed's own where the consumer does.
+        self.room = room
+        #: Feeders append without the lock: an append is atomic, and takers look again before they wait.
+        self.pending: deque[Any] = deque()
+        self.feeders = feeders
+        #: How many feeders wait for room.
+        self.blocked = 0
+        self.error: BaseException | None = None
+        #: Draws give the room back themselves: there is no window that does.
+        self.alone = False
+        #: The run is over, or failed downstream of here.
+        self.stopped = False
+
+    def credits(self) -> int:
+        """Grant a feeder the room that is left, shared with the feeders beside it, ahead of what it pulls."""
+        count = max(1, self.room.free // self.feeders)
+        self.room.held += count
+        return count
+
+    def ended(self, unused: int, error: BaseException | None) -> None:
+        """One feeder is through with its source."""
+        self.room.held -= unused
+        self.feeders -= 1
+        if error is not None and self.error is None:
+            self.error = error
+            self.feeders = 0
+
+    def available(self) -> int:
+        return 0 if self.stopped else len(self.pending)
+
+    def draw(self, most: int) -> Drawn:
+        pending = self.pending
+        if most >= len(pending):
+            most = len(pending)
+        outputs = [pending.popleft() for _ in range(most)]
+        return Drawn(outputs, most if self.alone else 0)
+
+    def release(self, credits: int) -> None:
+        self.room.held -= credits
+
+    def grow(self) -> bool:
+        return self.alone and self.waiting and not self.pending and self.room.grow(MAX_SPAN)
+
+    @property
+    def waiting(self) -> bool:
+        return self.blocked > 0
+
+    @property
+    def end(self) -> Closed | None:
+        if self.stopped:
+            return CLOSED
+        return Closed(self.error) if self.feeders <= 0 and not self.pending else None
+
+
+def sliceable(source: object) -> bool:
+    """Tell whether slices of *source* give the same items as iterating it, at once and without side effects."""
+    cls = type(source)
+    return cls in (list, tuple, range, str, bytes) or (cls.__module__ == "array" and cls.__name__ == "array")
+
+
+class Slices:
+    """A sequence as upstream: drawn by slices, in the taker's own thread; it needs no feeder."""
+
+    prepaid = False
+    withheld = False
+
+    def __init__(self, source: Sequence[Any]) -> None:
+        self.hungry = False
+        self.source = source
+        self.position = 0
+
+    def available(self) -> int:
+        # Counted anew each time: a list may grow while it is iterated.
+        return max(0, len(self.source) - self.position)
+
+    def draw(self, most: int) -> Drawn:
+        outputs = list(self.source[self.position : self.position + most])
+        self.position += len(outputs)
+        return Drawn(outputs, 0)
+
+    def release(self, credits: int) -> None:
+        pass
+
+    def grow(self) -> bool:
+        return False
+
+    @property
+    def waiting(self) -> bool:
+        return self.available() > 0
+
+    @property
+    def end(self) -> Closed | None:
+        return None if self.available() else CLOSED
+
+
+class Window:
+    """One stage's account of its items, from upstream's hand to downstream's."""
+
+    prepaid = False
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        room: Room,
+        *,
+        workers: int,
+        ordered: bool,
+        outputs: Callable[[list[Any]], list[Any]],
+        ahead: int = 1,
+    ) -> None:
+        self.upstream = upstream
+        self.room = room
+        self.workers = workers
+        self.ordered = ordered
+        self.outputs = outputs
+        #: How many spans a worker may have in hand at once.
+        self.ahead = ahead
+        #: Index of the next item to draw.
+        self.next_index = 0
+        #: Ordered: index of the next item whose outputs go downstream.
+        self.head = 0
+        #: Spans that workers have, or that are closed and not yet given, by the index of their first item.
+        self.spans: dict[int, Span] = {}
+        #: Spans to be worked on before anything new is drawn, in no order. Their items are held.
+        self.returned: list[Span] = []
+        #: Outputs ready to be drawn; an entry's credits are given back when it is drawn to its end.
+        self.entries: deque[list[Any]] = deque()
+        self.ready_count = 0
+        #: How many workers have a span in hand.
+        self.busy = 0
+        #: Seconds an item takes, measured; None before the first one.
+        self.cost: float | None = None
+        self.last_size = 1
+        #: The taker downstream waits for slots of an unfinished span: tell it after each item.
+        self.hungry = False
+        self.failure: Failure | None = None
+        self.stopped = False
+
+    # ------------------------------------------------------------------------------------ the stage's workers
+
+    def takable(self) -> bool:
+        if self.stopped:
+            return False
+        if self.returned:
+            return True
+        if self.failure is not None:
+            return False
+        return self.upstream.available() > 0 and (self.upstream.prepaid or self.room.free > 0)
+
+    def take(self, now: float, most: int | None = None) -> Span | None:
+        """Give a worker its next span, of *most* items; None if there is none now."""
+        if not self.takable():
+            return None
+        most = MAX_SPAN if most is None else most
+        span = self._take_returned(most) if self.returned else self._draw_span(most)
+        span.begun = now
+        self.last_size = len(span.items)
+        self.spans[span.start] = span
+        self.busy += 1
+        return span
+
+    def _take_returned(self, most: int) -> Span:
+        first = min(range(len(self.returned)), key=lambda n: self.returned[n].start)
+        span = self.returned.pop(first)
+        size = min(most, self._size(len(span.items)))
+        if size < len(span.items):
+            self.returned.append(span.split(size))
+        return span
+
+    def _draw_span(self, most: int) -> Span:
+        size = min(most, self._size(self.upstream.available()))
+        if not self.upstream.prepaid:
+            size = min(size, self.room.free)
+        drawn = self.upstream.draw(size)
+        self.upstream.release(drawn.credits)
+        if not self.upstream.prepaid:
+            self.room.held += len(drawn.outputs)
+        span = Span(self.next_index, drawn.outputs)
+        self.next_index += len(drawn.outputs)
+        return span
+
+    def _size(self, available: int) -> int:
+        """A worker's fair share of what is there, as far as it works that off in a moment."""
+        if self.cost is None:
+            return 1
+        share = -(-available // (self.workers * self.ahead))
+        # Twice the last one at most: a handful of cheap items says little of those that follow.
+        return max(1, min(share, int(SPAN_SECONDS / (self.cost + 1e-9)), 2 * self.last_size, MAX_SPAN))
+
+    def done(self, span: Span, elapsed: float | None = None) -> None:
+        """The worker of *span* is through with it; *elapsed* seconds went into it."""
+        if span.closed:
+            return
+        span.closed = True
+        self.busy -= 1
+        count = len(span.slots)
+        if elapsed is not None and count:
+            cost = elapsed / count
+            self.cost = cost if self.cost is None else (self.cost + cost) / 2
+        self.harvest()
+
+    def give_back(self, span: Span) -> bool:
+        """Take from the worker of *span* what it has not started."""
+        rest = span.rest()
+        if rest is not None:
+            self._return(rest)
+        return rest is not None
+
+    def reclaim(self, now: float, patience: float) -> bool:
+        """Take back, for workers that have nothing to do, what waits behind an item that takes its time."""
+        late = [s for s in self.spans.values() if not s.closed and now - s.begun >= patience]
+        taken = [self.give_back(span) for span in late]  # each of them, not only the first
+        return any(taken)
+
+    def take_back(self, span: Span, count: int) -> None:
+        """The worker of *span* gives back its last *count* items, which it has not started."""
+        if count <= 0:
+            return
+        first = len(span.items) - count
+        rest = Span(span.start + first, span.items[first:])
+        del span.items[first:]
+        self._return(rest)
+        if not first:
+            self.done(span)
+
+    def scatter(self, span: Span) -> None:
+        """Close *span* and run again what it has no slots for, one item at a time: one of them is to blame."""
+        position = len(span.slots)
+        for number in range(position, len(span.items)):
+            self._return(Span(span.start + number, [span.items[number]], span.tries if number == 0 else 0))
+        del span.items[position:]
+        self.done(span)
+
+    def _return(self, span: Span) -> None:
+        if not self.stopped and (self.failure is None or (self.ordered and span.start < self.failure.index)):
+            self.returned.append(span)
+
+    def lose(self, span: Span, retries: int, at: int | None = None) -> tuple[Failure, Span] | None:
+        """The worker of *span* is gone in the middle of the item at position *at*: close the span before it.
+
+        What it finished stays; what it did not start, or whose slots were lost with it, is run again. The item itself
+        is tried once more; if it has had its *retries*, it is given as a `Failure` that has no error yet, and the span
+        that is to have its slot.
+        """
+        self.give_back(span)
+        span.slots = list(span.slots)  # a thread that was abandoned may still append to the old list
+        position = len(span.slots)
+        at = position if at is None else at
+        if at >= len(span.items):
+            self.done(span)
+            return None
+        item, tries = span.items[at], (span.tries if at == 0 else 0) + 1
+        victim = Span(span.start + at, [item], tries)
+        self.take_back(span, len(span.items) - at - 1)
+        del span.items[at:]
+        if at > position:
+            self._return(Span(span.start + position, span.items[position:]))
+            del span.items[position:]
+        self.done(span)
+        if tries <= retries:
+            self._return(victim)
+            return None
+        victim.todo = iter(())
+        self.spans[victim.start] = victim
+        self.busy += 1
+        return Failure(victim.start, item, None), victim
+
+    def fail(self, failure: Failure) -> None:
+        """Put *failure* in its item's place. Whatever comes after it is not started any more.
+
+        In order, all before it is still worked off and goes out first, and an earlier failure takes its place.
+        """
+        if self.failure is not None and (not self.ordered or self.failure.index <= failure.index):
+            return
+        self.failure = failure
+        for span in self.spans.values():
+            if not span.closed and (not self.ordered or span.start > failure.index):
+                span.rest()
+        self.returned = [s for s in self.returned if self.ordered and s.start < failure.index]
+
+    def stop(self) -> None:
+        """Start nothing any more, give nothing more."""
+        self.stopped = True
+        for span in self.spans.values():
+            if not span.closed:
+                span.rest()
+        self.returned.clear()
+
+    @property
+    def exhausted(self) -> bool:
+        """Workers will never get another span."""
+        if self.stopped:
+            return True
+        if self.returned:
+            return False
+        if self.failure is not None:
+            return not any(span.start < self.failure.index for span in self.spans.values() if not span.closed)
+        return self.upstream.end is not None and all(span.closed for span in self.spans.values())
+
+    # ------------------------------------------------------------------------------------ the taker downstream
+
+    def harvest(self) -> None:
+        """Make outputs of the slots that are there: of the next in order, or of any."""
+        spans = self.spans
+        if not self.ordered:
+            for span in list(spans.values()):
+                self._give(span)
+            return
+        while (first := spans.get(self.head)) is not None and self._give(first):
+            self.head = first.start + len(first.slots)
+
+    def _give(self, span: Span) -> bool:
+        """Make outputs of what *span* has finished; True if that was its end."""
+        count = len(span.slots)
+        if count > span.given:
+            slots = (
+                span.slots if count == len(span.items) and not span.given else span.slots[span.given : count]
+            )
+            outputs = self.outputs(slots)
+            credits = count - span.given
+            span.given = count
+            if outputs:
+                self.entries.append([outputs, 0, credits])
+                self.ready_count += len(outputs)
+            else:
+                self.room.held -= credits
+        if span.closed and span.given == len(span.slots):
+            del self.spans[span.start]
+            return True
+        return False
+
+    def available(self) -> int:
+        if not self.ready_count:
+            self.harvest()
+        return self.ready_count
+
+    def draw(self, most: int) -> Drawn:
+        """Give up to *most* outputs."""
+        outputs: list[Any] = []
+        credits = 0
+        while most > 0 and self.entries:
+            entry = self.entries[0]
+            ready, position, owed = entry
+            left = len(ready) - position
+            if most >= left:
+                part = ready[position:] if position else ready
+                credits += owed
+                self.entries.popleft()
+            else:
+                part = ready[position : position + most]
+                entry[1] = position + most
+                if owed >= left:  # one item an output: its room is free as soon as that is out
+                    entry[2] -= len(part)
+                    credits += len(part)
+            outputs = outputs + part if outputs else part
+            most -= len(part)
+        self.ready_count -= len(outputs)
+        return Drawn(outputs, credits)
+
+    def release(self, credits: int) -> None:
+        self.room.held -= credits
+
+    @property
+    def end(self) -> Closed | None:
+        """How the outputs ended, None if more may come."""
+        if self.ready_count or self.entries:
+            return None
+        if self.stopped:
+            return CLOSED
+        if self.failure is not None:
+            if self.ordered and self.head < self.failure.index:
+                return None
+            return Closed(self.failure.error)
+        if self.exhausted and not self.spans:
+            return self.upstream.end
+        return None
+
+    @property
+    def waiting(self) -> bool:
+        return self.available() > 0
+
+    @property
+    def withheld(self) -> bool:
+        return any(not span.closed and len(span.items) > 1 for span in self.spans.values())
+
+    def grow(self) -> bool:
+        """Let the stage hold more, if its workers idle for want of room; the taker downstream waits too."""
+        starving = self.busy < self.workers and self.room.free <= 0 and not self.takable()
+        if not starving or self.stopped or not self.upstream.waiting:
+            return False
+        slow = max(MAX_SLOW * self.workers, MAX_SECONDS / (self.cost or 1.0))
+        return self.room.grow(min(slow, MAX_CHEAP))

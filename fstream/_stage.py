@@ -1,0 +1,413 @@
+"""What a pipeline is made of: options, stages and transformers. They describe; nothing here runs."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import AsyncIterable, Callable, Iterable
+from dataclasses import dataclass
+from inspect import isasyncgenfunction, iscoroutinefunction
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Final,
+    Generic,
+    Literal,
+    TypeAlias,
+    TypedDict,
+    TypeVar,
+    overload,
+)
+
+from fstream._kernels import Kernel
+
+if TYPE_CHECKING:
+    from fstream.stream import Stream
+
+__all__ = [
+    "MISSING",
+    "Curried",
+    "Kind",
+    "Options",
+    "Stage",
+    "StageStatus",
+    "Transformer",
+    "WorkerInfo",
+    "check_source",
+    "curry",
+]
+
+Kind: TypeAlias = Literal["sync", "thread", "process", "task"]
+
+U = TypeVar("U")
+T_contra = TypeVar("T_contra", contravariant=True)
+R_co = TypeVar("R_co", covariant=True)
+
+KINDS: Final = ("sync", "thread", "process", "task")
+
+#: Stands for an argument that was not given, as None may be an item.
+MISSING: Final[Any] = type(
+    "Missing", (), {"__repr__": lambda _: "MISSING", "__reduce__": lambda _: "MISSING"}
+)()
+
+
+class Options(TypedDict, total=False):
+    """The options of the four combinators, as a type checker sees them; `pmap` says what they mean."""
+
+    kind: Kind | None
+    workers: int | None
+    maxsize: int | None
+    ordered: bool
+    timeout: float | None
+    retries: int
+    on_error: Literal["raise", "skip"] | Callable[[Exception, Any], Any]
+    on_start: Callable[..., Any] | None
+    on_done: Callable[..., Any] | None
+    name: str | None
+    max_items_per_worker: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerInfo:
+    """What a worker may know of itself: its *index*, in ``range(workers)``."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class StageStatus:
+    """What ``on_done`` is told: how many other workers of the stage are still active.
+
+    >>> StageStatus(active_workers=0).done
+    True
+    """
+
+    active_workers: int
+
+    @property
+    def done(self) -> bool:
+        """True in the last worker of the stage."""
+        return self.active_workers == 0
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One step of a pipeline, with every option resolved but the number of workers."""
+
+    kernel: Kernel
+    f: Callable[..., Any]
+    kind: Kind
+    workers: int | None = None
+    maxsize: int | None = None
+    ordered: bool = True
+    timeout: float | None = None
+    retries: int = 0
+    on_error: str | Callable[..., Any] = "raise"
+    on_start: Callable[..., Any] | None = None
+    on_done: Callable[..., Any] | None = None
+    name: str = ""
+    max_items_per_worker: int | None = None
+
+
+# --------------------------------------------------------------------------------------------------- options
+
+
+def name_of(f: object) -> str:
+    """A readable name of a callable, without a memory address.
+
+    >>> name_of(len), name_of(max)
+    ('len', 'max')
+    """
+    while not hasattr(f, "__name__") and hasattr(f, "func"):  # functools.partial
+        f = f.func
+    return str(getattr(f, "__name__", None) or type(f).__name__)
+
+
+def is_async(f: object) -> bool:
+    """Tell whether calling *f* gives a coroutine or an async generator."""
+    call = getattr(f, "__call__", None)  # noqa: B004  (an instance with an async __call__ counts)
+    return any(iscoroutinefunction(g) or isasyncgenfunction(g) for g in (f, call))
+
+
+def _whole(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def _check_kind(kind: object) -> None:
+    kinds = ", ".join(map(repr, KINDS))
+    if not isinstance(kind, str):
+        raise TypeError(f"kind must be one of {kinds}, got {kind!r}")
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {kinds}, got {kind!r}")
+
+
+def _check_maxsize(value: object) -> None:
+    if value is not None:
+        _whole("maxsize", value, 0)
+
+
+def _check_ordered(value: object) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"ordered must be True or False, got {value!r}")
+
+
+def _check_timeout(value: object) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"timeout must be a number of seconds or None, got {value!r}")
+    if not value > 0 or math.isnan(value):
+        raise ValueError(f"timeout must be greater than 0 seconds, got {value}")
+
+
+def _check_on_error(value: object) -> None:
+    if isinstance(value, str):
+        if value not in ("raise", "skip"):
+            raise ValueError(f"on_error must be 'raise', 'skip' or a function g(error, item), got {value!r}")
+    elif not callable(value):
+        raise TypeError(f"on_error must be 'raise', 'skip' or a function g(error, item), got {value!r}")
+
+
+def _optional_call(name: str) -> Callable[[object], None]:
+    def check(value: object) -> None:
+        if value is not None and not callable(value):
+            raise TypeError(f"{name} must be a function or None, got {value!r}")
+
+    return check
+
+
+def _check_name(value: object) -> None:
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"name must be a str, got {value!r}")
+
+
+def _check_max_items(value: object) -> None:
+    if value is not None:
+        _whole("max_items_per_worker", value, 1)
+
+
+CHECKS: Final[dict[str, Callable[[Any], None]]] = {
+    "kind": _check_kind,
+    "workers": lambda value: _whole("workers", value, 1),
+    "maxsize": _check_maxsize,
+    "ordered": _check_ordered,
+    "timeout": _check_timeout,
+    "retries": lambda value: _whole("retries", value, 0),
+    "on_error": _check_on_error,
+    "on_start": _optional_call("on_start"),
+    "on_done": _optional_call("on_done"),
+    "name": _check_name,
+    "max_items_per_worker": _check_max_items,
+}
+
+#: Options whose None means "not given": what a wrapper passes on unset.
+_NONE_IS_DEFAULT: Final = frozenset({"kind", "workers", "name"})
+
+
+def checked(verb: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Check the options that were given; raise for the first that is wrong."""
+    given = {}
+    for name, value in options.items():
+        if name not in CHECKS:
+            close = difflib.get_close_matches(name, CHECKS, 1)
+            hint = f"; did you mean {close[0]!r}?" if close else f"; the options are {', '.join(CHECKS)}"
+            if name in ("chunksize", "chunk_size", "batch_size"):
+                hint = "; there is none to tune: spans of items size themselves"
+            raise TypeError(f"{verb}() has no option {name!r}{hint}")
+        if value is None and name in _NONE_IS_DEFAULT:
+            continue
+        CHECKS[name](value)
+        given[name] = value
+    return given
+
+
+def resolve(kernel: Kernel, f: Any, options: dict[str, Any]) -> Stage:
+    """Make the stage of *f*, or raise for what does not fit together."""
+    if not callable(f):
+        slip = (
+            f"; write {kernel.verb}(f, source), not {kernel.verb}(source, f)"
+            if hasattr(f, "__iter__")
+            else ""
+        )
+        raise TypeError(f"f must be callable, got {type(f).__name__}{slip}")
+    asynchronous = is_async(f)
+    kind = options.get("kind", "task" if asynchronous else "thread")
+    name = options.get("name") or name_of(f)
+    for role, call in (("f", f), ("on_start", options.get("on_start")), ("on_done", options.get("on_done"))):
+        if kind != "task" and call is not None and is_async(call):
+            raise TypeError(
+                f"{role} {name_of(call)!r} is a coroutine function, which kind={kind!r} cannot run: use kind='task'"
+            )
+    handler = options.get("on_error")
+    if kind != "task" and callable(handler) and is_async(handler):
+        raise TypeError(
+            f"on_error {name_of(handler)!r} is a coroutine function, which kind={kind!r} cannot run: use kind='task'"
+        )
+    if kind != "process" and options.get("max_items_per_worker") is not None:
+        raise ValueError(f"max_items_per_worker is for kind='process', got kind={kind!r}")
+    return Stage(kernel, f, **{**options, "kind": kind, "name": name})
+
+
+def check_source(source: object) -> None:
+    """Raise TypeError at once if *source* cannot be iterated."""
+    cls = type(source)
+    if any(getattr(cls, name, None) is not None for name in ("__iter__", "__aiter__", "__getitem__")):
+        return
+    raise TypeError(f"source must be an iterable or an async iterable, got {cls.__name__}")
+
+
+# ---------------------------------------------------------------------------------------------- transformers
+
+
+def _show(verb: str, f: Any, options: dict[str, Any]) -> str:
+    words = [] if f is MISSING else [name_of(f)]
+    words += [
+        f"{name}={name_of(value) if callable(value) else repr(value)}" for name, value in options.items()
+    ]
+    return f"{verb}({', '.join(words)})"
+
+
+class _Value:
+    """An immutable value: equal by content, picklable by its arguments."""
+
+    __slots__ = ()
+
+    def _content(self) -> tuple[Any, ...]:
+        raise NotImplementedError
+
+    def __setattr__(self, name: str, _value: object) -> None:
+        raise AttributeError(f"{type(self).__name__} is immutable: {name!r} cannot be set")
+
+    __delattr__ = __setattr__  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        return self._content() == other._content() if type(other) is type(self) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash((type(self), _hashable(self._content())))
+
+
+def _hashable(content: Any) -> Any:
+    if isinstance(content, tuple):
+        return tuple(map(_hashable, content))
+    if isinstance(content, dict):
+        return frozenset((name, _hashable(value)) for name, value in content.items())
+    try:
+        hash(content)
+    except TypeError:  # an unhashable callable: equal ones are of one type
+        return type(content)
+    return content
+
+
+class Curried(_Value):
+    """A combinator that has its options and still waits for *f*: ``pmap(kind="thread")``."""
+
+    __slots__ = ("kernel", "options")
+    kernel: Kernel
+    options: dict[str, Any]
+
+    def __init__(self, kernel: Kernel, options: dict[str, Any]) -> None:
+        object.__setattr__(self, "kernel", kernel)
+        object.__setattr__(self, "options", checked(kernel.verb, options))
+
+    def __call__(self, f: Any = MISSING, source: Any = MISSING, /, **options: Any) -> Any:
+        return curry(self.kernel, f, source, {**self.options, **options})
+
+    def __repr__(self) -> str:
+        return _show(self.kernel.verb, MISSING, self.options)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Curried, (self.kernel, self.options)
+
+    def _content(self) -> tuple[Any, ...]:
+        return (self.kernel, self.options)
+
+
+class Step(_Value):
+    """A combinator with its f and options, as they were given; *stage* is what they come to."""
+
+    __slots__ = ("f", "kernel", "options", "stage")
+    kernel: Kernel
+    f: Callable[..., Any]
+    options: dict[str, Any]
+    stage: Stage
+
+    def __init__(self, kernel: Kernel, f: Callable[..., Any], options: dict[str, Any]) -> None:
+        given = checked(kernel.verb, options)
+        object.__setattr__(self, "kernel", kernel)
+        object.__setattr__(self, "f", f)
+        object.__setattr__(self, "options", given)
+        object.__setattr__(self, "stage", resolve(kernel, f, given))
+
+    def __repr__(self) -> str:
+        return _show(self.kernel.verb, self.f, self.options)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Step, (self.kernel, self.f, self.options)
+
+    def _content(self) -> tuple[Any, ...]:
+        return (self.kernel, self.f, self.options)
+
+
+class Transformer(_Value, Generic[T_contra, R_co]):
+    """A reusable value that turns a source into a `Stream`: what ``pmap(f)`` returns.
+
+    Call it on a source, put it into `toolz.pipe`, or write ``source | transformer``. ``t1 | t2`` is the
+    transformer that does *t1* and then *t2*; any function of one argument may take the place of *t2*.
+
+    >>> from fstream import pmap, pfilter
+    >>> t = pmap(abs, kind="sync") | pfilter(bool, kind="sync")
+    >>> t
+    pmap(abs, kind='sync') | pfilter(bool, kind='sync')
+    >>> [-1, 0, 1] | t | list
+    [1, 1]
+    """
+
+    __slots__ = ("steps",)
+    #: numpy arrays leave ``array | transformer`` to us.
+    __array_ufunc__ = None
+    steps: tuple[Any, ...]
+
+    def __init__(self, steps: tuple[Any, ...]) -> None:
+        object.__setattr__(self, "steps", steps)
+
+    def __call__(self, source: Iterable[T_contra] | AsyncIterable[T_contra], /) -> Stream[R_co]:
+        from fstream.stream import Stream
+
+        check_source(source)
+        result: Any = source
+        for step in self.steps:
+            result = Stream(result, step.stage) if isinstance(step, Step) else step(result)
+        return result  # type: ignore[no-any-return]
+
+    @overload
+    def __or__(self, after: Transformer[R_co, U], /) -> Transformer[T_contra, U]: ...
+    @overload
+    def __or__(self, after: Callable[[Stream[R_co]], Any], /) -> Transformer[T_contra, Any]: ...
+    def __or__(self, after: Any, /) -> Any:
+        if isinstance(after, Transformer):
+            return Transformer(self.steps + after.steps)
+        return Transformer((*self.steps, after)) if callable(after) else NotImplemented
+
+    def __ror__(self, source: Iterable[T_contra] | AsyncIterable[T_contra], /) -> Stream[R_co]:
+        return self(source)
+
+    def __repr__(self) -> str:
+        return " | ".join(repr(step) if isinstance(step, Step) else name_of(step) for step in self.steps)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Transformer, (self.steps,)
+
+    def _content(self) -> tuple[Any, ...]:
+        return self.steps
+
+
+def curry(kernel: Kernel, f: Any, source: Any, options: dict[str, Any]) -> Any:
+    """Give what the arguments so far come to: a `Curried`, a `Transformer` or a `Stream`."""
+    if f is MISSING:
+        return Curried(kernel, options)
+    transformer: Transformer[Any, Any] = Transformer((Step(kernel, f, options),))
+    return transformer if source is MISSING else transformer(source)

@@ -1,0 +1,163 @@
+"""What one worker does with one item: f bound to the worker's resources, tried again, its failures named."""
+
+from __future__ import annotations
+
+import inspect
+import reprlib
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from fstream._kernels import SKIP
+from fstream._spans import Failure
+from fstream._stage import Stage, StageStatus, WorkerInfo
+
+__all__ = ["Call", "Place", "annotate", "describe", "handled", "is_failure"]
+
+
+class Place(Protocol):
+    """Where a worker is: at the item of index ``start + len(slots)``."""
+
+    start: int
+    slots: list[Any]
+
+
+def describe(stage: Stage, index: int, item: Any) -> str:
+    """Name an item of a stage in a message."""
+    try:
+        shown = reprlib.repr(item)
+    except Exception as error:
+        shown = f"<{type(item).__name__} whose repr raises {type(error).__name__}>"
+    return f"stage {stage.name!r} ({stage.kind}), item {index}: {shown}"
+
+
+def annotate(error: BaseException, note: str) -> None:
+    try:
+        error.add_note(note)
+    except Exception:
+        pass
+
+
+def _declared(f: Callable[..., Any]) -> frozenset[str]:
+    """The names of the parameters that *f* can be given by name."""
+    try:
+        parameters = inspect.signature(f).parameters.values()
+    except (TypeError, ValueError):  # some built-ins have none
+        return frozenset()
+    return frozenset(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
+
+
+class Call:
+    """One worker's f, with the resources that ``on_start`` made."""
+
+    def __init__(self, stage: Stage, index: int) -> None:
+        self.stage = stage
+        self.info = WorkerInfo(index)
+        #: ``on_start`` has run, so ``on_done`` has to.
+        self.started = False
+        self.resources: Any = None
+        #: The span that is worked on, for `element_index`.
+        self.place: Place | None = None
+        self.step: Callable[[Any], Any] = self.bind(None)
+
+    def begin(self) -> None:
+        """Run ``on_start``, before the first item."""
+        self.started = True
+        if self.stage.on_start is not None:
+            self.step = self.bind(self._start())
+
+    def end(self, status: StageStatus) -> None:
+        """Run ``on_done``, if the worker has begun."""
+        if self.started and self.stage.on_done is not None:
+            self.started = False
+            self._done(status)
+
+    def _start(self) -> Any:
+        on_start = self.stage.on_start
+        assert on_start is not None
+        return on_start(**self._known(on_start))
+
+    def _done(self, status: StageStatus) -> Any:
+        on_done = self.stage.on_done
+        assert on_done is not None
+        args, named = self._arguments(on_done)
+        return on_done(status, *args, **named)
+
+    def bind(self, resources: Any) -> Callable[[Any], Any]:
+        """Make item -> slot of f and *resources*."""
+        self.resources = resources
+        f = self.stage.f
+        args, named = self._arguments(f)
+        if "element_index" in _declared(f):
+
+            def bound(item: Any) -> Any:
+                place = self.place
+                assert place is not None
+                return f(item, *args, element_index=place.start + len(place.slots), **named)
+
+        elif args or named:
+
+            def bound(item: Any) -> Any:
+                return f(item, *args, **named)
+
+        else:
+            bound = f
+        return self.wrap(bound)
+
+    def wrap(self, bound: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        return self.stage.kernel.step(bound)
+
+    def _known(self, f: Callable[..., Any]) -> dict[str, Any]:
+        return {"worker_info": self.info} if "worker_info" in _declared(f) else {}
+
+    def _arguments(self, f: Callable[..., Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The resources as *f* takes them: one or a tuple by position, a dict by the names that f declares."""
+        resources, named = self.resources, self._known(f)
+        if resources is None:
+            return (), named
+        if isinstance(resources, dict):
+            declared = _declared(f)
+            return (), {name: value for name, value in resources.items() if name in declared} | named
+        return (resources if type(resources) is tuple else (resources,)), named
+
+    def rescue(self, error: BaseException, item: Any, index: int, tries: int) -> Any:
+        """Try a failed *item* again as often as the stage says; give its slot or its `Failure`."""
+        while True:
+            error = self.named(error)
+            tries += 1
+            if tries > self.stage.retries or not isinstance(error, Exception):
+                return Failure(index, item, error)
+            try:
+                return self.step(item)
+            except BaseException as again:
+                error = again
+
+    def named(self, error: BaseException) -> BaseException:
+        """Keep a StopIteration out of the iterators that it would end in silence (PEP 479)."""
+        if not isinstance(error, StopIteration | StopAsyncIteration):
+            return error
+        stop = RuntimeError(f"{self.stage.name} raised {type(error).__name__}")
+        stop.__cause__ = error
+        return stop
+
+
+def is_failure(slot: Any) -> bool:
+    return type(slot) is Failure
+
+
+def handled(stage: Stage, failure: Failure) -> Any:
+    """Apply ``on_error``: give the slot that stands for the failed item, or the failure that stays."""
+    error = failure.error
+    if stage.on_error == "raise" or not isinstance(error, Exception):
+        return failure
+    if stage.on_error == "skip":
+        return stage.kernel.nothing
+    assert callable(stage.on_error)
+    try:
+        return replaced(stage, failure.item, stage.on_error(error, failure.item))
+    except BaseException as raised:
+        return Failure(failure.index, failure.item, raised)
+
+
+def replaced(stage: Stage, item: Any, result: Any) -> Any:
+    """The slot for what a handler returned."""
+    return stage.kernel.nothing if result is SKIP else stage.kernel.slot(item, result)

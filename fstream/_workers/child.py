@@ -1,0 +1,350 @@
+"""What runs in a worker process: the main thread runs f, a second one reads from the parent.
+
+The reader is there so that f never keeps the parent waiting: it takes spans in while f is busy, gives unstarted items
+back and finished slots out when the parent asks, interrupts f to stop, and ends the process when the parent is gone.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+from multiprocessing.connection import Connection
+from queue import Empty, SimpleQueue
+from time import monotonic_ns, perf_counter
+from typing import Any, Final
+
+from fstream._spans import Failure
+from fstream._stage import StageStatus
+from fstream._workers.call import Call, describe, is_failure
+from fstream._workers.wire import Packed, Wire, dumps, encode_error, loads
+from fstream.errors import NotPicklable
+
+__all__ = [
+    "BACK",
+    "BROKEN",
+    "CELL_SIZE",
+    "CLOSE",
+    "FINISH",
+    "FINISHED",
+    "IDLE",
+    "IDLE_SECONDS",
+    "LOADING",
+    "OPEN",
+    "OPENING",
+    "READY",
+    "RECALL",
+    "SENDING",
+    "SLOTS",
+    "SPAN",
+    "STOP",
+    "UNLOADABLE",
+    "main",
+]  # fmt: skip
+
+# To the child ...
+OPEN: Final = "open"  # here is a stage: (environment), call
+SPAN: Final = "span"  # run these items: (start, tries), items
+RECALL: Final = "recall"  # give back what is not started, give out what is finished
+FINISH: Final = "finish"  # run on_done: (active workers)
+STOP: Final = "stop"  # the same, even in the middle of f
+CLOSE: Final = "close"  # forget the stage
+# ... and from it.
+READY: Final = "ready"  # started
+SLOTS: Final = "slots"  # (start, positions of failures, closed, seconds), slots
+BACK: Final = "back"  # (start, count): items that were not started
+UNLOADABLE: Final = "unloadable"  # (start, error): the items cannot be unpickled
+BROKEN: Final = "broken"  # (where, error): loading the stage or on_start raised
+FINISHED: Final = "finished"  # (error of on_done or None)
+
+#: The cell is memory shared with the parent: [what the child is doing, when it began, flushing]. It tells the parent
+#: which item a dead worker was busy with, and since when a live one is. An index >= 0 is that of the item in f.
+CELL_SIZE: Final = 4096
+IDLE: Final = -1
+OPENING: Final = -2
+LOADING: Final = -3
+SENDING: Final = -4
+
+#: A worker that no stage needs ends by itself after this many seconds.
+IDLE_SECONDS: Final = 10.0
+
+
+class Stopped(BaseException):
+    """Raised in f when the stage is stopped."""
+
+
+class Child:
+    """The worker's end."""
+
+    def __init__(self, sock: socket.socket, cell: memoryview) -> None:
+        self.wire = Wire(sock)
+        self.cell = cell
+        self.inbox: SimpleQueue[tuple[tuple[Any, ...], Packed] | None] = SimpleQueue()
+        #: Held while anything is sent, and while it is found out what to send.
+        self.sending = threading.Lock()
+        self.call: Call | None = None
+        self.opened = False
+        self.in_f = self.stopping = False
+        # The span in hand; `element_index` is start + len(slots).
+        self.start = 0
+        self.items: list[Any] = []
+        self.todo: Any = iter(())
+        self.slots: list[Any] = []
+        self.sent = 0
+        self.failed: list[int] = []
+        self.begun = 0.0
+        #: The parent waits for slots: send after each item.
+        self.hungry = False
+
+    # --------------------------------------------------------------------------------------- the reader thread
+
+    def read(self) -> None:
+        try:
+            while True:
+                if not self.opened and not select.select([self.wire.sock], [], [], IDLE_SECONDS)[0]:
+                    break
+                for message in self.wire.receive():
+                    self.sort(message)
+        except (EOFError, OSError):
+            if self.opened:  # the parent has died or thrown us out: there is nobody left to work for
+                os._exit(1)
+        self.inbox.put(None)
+
+    def sort(self, message: tuple[tuple[Any, ...], Packed]) -> None:
+        what = message[0][0]
+        if what == RECALL:
+            self.recall()
+            return
+        if what in (OPEN, CLOSE):
+            self.opened = what == OPEN
+        self.inbox.put(message)
+        if what == STOP:
+            self.stopping = True
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    def recall(self) -> None:
+        with self.sending:
+            back: list[tuple[int, int | None]] = []
+            if rest := list(self.todo):
+                back.append((self.start, len(rest)))
+            queued = []
+            try:
+                while True:
+                    queued.append(self.inbox.get_nowait())
+            except Empty:
+                pass
+            for message in queued:
+                if message is not None and message[0][0] == SPAN:
+                    back.append((message[0][1], None))
+                else:
+                    self.inbox.put(message)
+            self.hungry = True
+            self.cell[2] = 1
+            self.send_slots(closed=False)
+            self.cell[2] = 0
+            for start, count in back:
+                self.wire.push((BACK, start, count))
+            self.wire.flush()
+
+    # ----------------------------------------------------------------------------------------- the main thread
+
+    def serve(self) -> None:
+        while (message := self.inbox.get()) is not None:
+            header, body = message
+            what = header[0]
+            if what == OPEN:
+                self.open(header[1], header[2], body)
+            elif what == SPAN:
+                self.work(header[1], header[2], body)
+            elif what in (FINISH, STOP):
+                self.finish(header[1])
+            elif what == CLOSE:
+                self.call = None
+                self.stopping = False
+
+    def say(self, *header: Any) -> None:
+        with self.sending:
+            self.wire.push(header)
+            self.wire.flush()
+
+    def open(self, environment: tuple[str, list[str], dict[str, str]], index: int, body: Packed) -> None:
+        self.cell[0] = OPENING
+        try:
+            adopt(environment)
+            self.call = Call(loads(body), index)
+            self.call.place = self
+        except BaseException as error:
+            self.call = None
+            self.say(BROKEN, "load", encode_error(error))
+        self.cell[0] = IDLE
+
+    def work(self, start: int, tries: int, body: Packed) -> None:
+        call = self.call
+        if call is None or self.stopping:
+            return
+        if not call.started:
+            self.cell[0] = OPENING
+            try:
+                self.run(call.begin)
+            except Stopped:
+                return
+            except BaseException as error:
+                self.call = None
+                self.say(BROKEN, "on_start", encode_error(call.named(error)))
+                return
+        self.cell[0] = LOADING
+        try:
+            items = loads(body)
+        except BaseException as error:
+            self.say(UNLOADABLE, start, encode_error(error))
+            self.cell[0] = IDLE
+            return
+        with self.sending:
+            self.start, self.items, self.slots, self.sent, self.failed = start, items, [], 0, []
+            self.todo = iter(items)
+        self.begun = perf_counter()
+        try:
+            self.run(lambda: self.fill(call, tries))
+        except Stopped:
+            return
+        self.cell[0] = SENDING
+        with self.sending:
+            self.send_slots(closed=True)
+            self.items, self.slots = [], []
+            self.hungry = False
+        self.cell[0] = IDLE
+
+    def run(self, f: Any) -> None:
+        """Run user code, which `Stopped` may interrupt."""
+        try:
+            self.in_f = True
+            f()
+        finally:
+            self.in_f = False
+
+    def fill(self, call: Call, tries: int) -> None:
+        cell, step, append = self.cell, call.step, self.slots.append
+        timed = call.stage.timeout is not None
+        index = self.start
+        for item in self.todo:
+            cell[0] = index
+            if timed:
+                cell[1] = monotonic_ns()
+            try:
+                slot = step(item)
+            except Stopped:
+                raise
+            except BaseException as error:
+                slot = call.rescue(error, item, index, tries if index == self.start else 0)
+                self.failure(slot, index)
+                if is_failure(slot) and call.stage.on_error == "raise":
+                    append(slot)
+                    return
+            append(slot)
+            index += 1
+            if self.hungry:
+                cell[0] = SENDING
+                with self.sending:
+                    self.hungry = False
+                    self.send_slots(closed=False)
+
+    def failure(self, slot: Any, index: int) -> None:
+        if is_failure(slot):
+            if isinstance(slot.error, Stopped):
+                raise slot.error
+            slot.item = None  # the parent has it
+            slot.error = encode_error(slot.error)
+            self.failed.append(index - self.start)
+
+    def send_slots(self, *, closed: bool) -> None:
+        """Send the slots that are there and were not. With the lock held."""
+        count = len(self.slots)
+        if count == self.sent and not closed:
+            return
+        slots = self.slots[self.sent : count]
+        try:
+            body = dumps(slots)
+        except Exception:
+            slots = [self.sendable(slot, n) for n, slot in enumerate(slots, self.sent)]
+            body = dumps(slots)
+        failed = [position - self.sent for position in self.failed if position < count]
+        self.failed = [position for position in self.failed if position >= count]
+        self.sent = count
+        self.wire.push((SLOTS, self.start, count, failed, closed, perf_counter() - self.begun), body)
+        self.wire.flush()
+
+    def sendable(self, slot: Any, position: int) -> Any:
+        """The slot, or the failure to pickle it."""
+        try:
+            dumps(slot)
+        except Exception as error:
+            assert self.call is not None
+            where = describe(self.call.stage, self.start + position, self.items[position])
+            problem = NotPicklable(
+                f"{where}: its output, of type {type(slot).__name__}, cannot be pickled: {error}"
+            )
+            problem.__cause__ = error
+            if position not in self.failed:
+                self.failed.append(position)
+            failure: Any = Failure(self.start + position, None, None)
+            failure.error = encode_error(problem)
+            return failure
+        return slot
+
+    def finish(self, active: int) -> None:
+        call, self.call = self.call, None
+        error = None
+        if call is not None:
+            try:
+                call.end(StageStatus(active))
+            except BaseException as raised:
+                error = encode_error(call.named(raised))
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except Exception:
+                pass
+        self.say(FINISHED, error)
+
+    def interrupt(self, _number: int, _frame: Any) -> None:
+        """SIGINT: from a terminal it is the parent's business; from the reader it ends f."""
+        if self.stopping and self.in_f:
+            self.in_f = False
+            raise Stopped
+
+
+def adopt(environment: tuple[str, list[str], dict[str, str]]) -> None:
+    """See the world as the parent does now, and not as it did when this worker was started."""
+    directory, path, variables = environment
+    try:
+        if os.getcwd() != directory:
+            os.chdir(directory)
+    except OSError:  # it is gone
+        pass
+    sys.path[:] = path
+    if dict(os.environ) != variables:
+        os.environ.clear()
+        os.environ.update(variables)
+
+
+def main(connection: Connection) -> None:
+    """Serve the parent at the other end of *connection* until it has no more use for this process."""
+    sock = socket.socket(fileno=os.dup(connection.fileno()))
+    connection.close()
+    _, fds, _, _ = socket.recv_fds(sock, 1, 1)
+    with mmap.mmap(fds[0], CELL_SIZE) as shared, memoryview(shared) as view, view.cast("q") as cell:
+        os.close(fds[0])
+        child = Child(sock, cell)
+        signal.signal(signal.SIGINT, child.interrupt)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        cell[0] = IDLE
+        child.say(READY)
+        threading.Thread(target=child.read, name="fstream-reader", daemon=True).start()
+        child.serve()
+        child.call = None
+        del child
+    sock.close()

@@ -1,0 +1,116 @@
+"""What the workers of a stage have in common, whatever their kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from fstream._spans import Failure, Span, Window
+from fstream._stage import Stage, StageStatus
+from fstream._workers.call import Call, annotate, describe, handled, is_failure
+
+if TYPE_CHECKING:
+    from fstream._run import Run
+
+__all__ = ["Crew"]
+
+
+class Crew:
+    """The workers of one stage and its account."""
+
+    queue: Any  # of the takers that the kind has: a TakerQueue, and its get
+
+    def __init__(self, run: Run, stage: Stage, window: Window) -> None:
+        self.run = run
+        self.stage = stage
+        self.window = window
+        #: The workers that take part; abandoned ones do not.
+        self.members: set[Any] = set()
+        #: How many have run ``on_start`` and not yet ended.
+        self.begun = 0
+        self._places = 0
+
+    def place(self, index: int | None) -> int:
+        """The index of a new worker: that of the one whose place it takes, or the next."""
+        if index is not None:
+            return index
+        self._places += 1
+        return self._places - 1
+
+    def short_handed(self) -> bool:
+        """All workers have something in hand, and there may be more of them: keep one in waiting."""
+        return not self.queue.takers and self._places < self.window.workers and not self.window.exhausted
+
+    def progress(self) -> None:
+        """A slot was added that the taker downstream waits for."""
+        with self.run.lock:
+            self.window.hungry = False
+            self.run.settle()
+
+    def status(self) -> StageStatus:
+        """What the worker that ends now is told. Who takes its place counts, while the stage goes on."""
+        with self.run.lock:
+            self.begun -= 1
+            return StageStatus(self.begun if self.window.exhausted else max(1, self.begun))
+
+    def finish(self, call: Call) -> None:
+        """Run ``on_done`` in a worker that ends."""
+        if call.started:
+            try:
+                call.end(self.status())
+            except BaseException as error:
+                self.complain(call.named(error))
+
+    def complain(self, error: BaseException) -> None:
+        """Keep an error of ``on_done`` for the end of the run."""
+        annotate(error, f"in on_done of stage {self.stage.name!r} ({self.stage.kind})")
+        with self.run.lock:
+            self.run.complaints.append(error)
+
+    def fail(self, failure: Failure) -> None:
+        with self.run.lock:
+            self.window.fail(failure)
+            self.run.halt_before(self)
+            self.run.settle()
+
+    def break_down(self, error: BaseException, span: Span | None = None) -> None:
+        """The stage cannot go on: ``on_start`` raised, or a worker was stopped from outside."""
+        annotate(
+            error, f"in on_start of stage {self.stage.name!r} ({self.stage.kind})" if span else "in fstream"
+        )
+        self.fail(Failure(-1, None, error))
+
+    def overdue(self, now: float) -> tuple[list[Any], float | None]:
+        """The workers whose item is over its time, and the seconds until the next could be."""
+        timeout = self.stage.timeout
+        assert timeout is not None
+        late: list[Any] = []
+        ends: list[Any] = []
+        for worker in self.members:
+            if (begun := worker.begun) is not None:
+                (late if now - begun >= timeout else ends).append(worker)
+        return late, min((worker.begun + timeout - now for worker in ends if worker.begun), default=None)
+
+    def too_late(self, failure: Failure) -> BaseException:
+        seconds = self.stage.timeout
+        return TimeoutError(
+            f"{describe(self.stage, failure.index, failure.item)}, ran over its {seconds} seconds"
+        )
+
+    def lost(self, span: Span, error_of: Callable[[Failure], BaseException], at: int | None = None) -> None:
+        """A worker was lost in the middle of *span*, at position *at*: try that item again, or let it fail."""
+        with self.run.lock:
+            lost = self.window.lose(span, self.stage.retries, at)
+            self.run.settle()
+        if lost is None:
+            return
+        failure, victim = lost
+        failure.error = error_of(failure)
+        slot = handled(self.stage, failure)  # user code: not under the lock
+        if is_failure(slot):
+            self.fail(slot)
+        else:
+            victim.slots.append(slot)
+        with self.run.lock:
+            self.window.done(victim)
+            self.run.settle()

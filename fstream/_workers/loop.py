@@ -1,0 +1,290 @@
+"""What a run needs of an event loop: the tasks' queue, the loop they run on, async sources, the async consumer."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import AsyncIterable, Callable, Coroutine
+from contextlib import aclosing as closing
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from fstream._queues import PATIENCE, Buffer, Credits
+from fstream._spans import Closed
+
+if TYPE_CHECKING:
+    from fstream._run import Run
+
+__all__ = [
+    "EventLoop",
+    "Host",
+    "TaskFeeder",
+    "TaskQueue",
+    "close",
+    "closing",
+    "consumer_queue",
+    "running",
+    "take",
+]
+
+EventLoop = asyncio.AbstractEventLoop
+running = asyncio.get_running_loop
+
+
+class TaskQueue(asyncio.Queue[Any]):
+    """The queue of takers that are tasks of one loop; any thread may signal it."""
+
+    def __init__(self, buffer: Buffer, lock: threading.RLock, settle: Callable[[], None]) -> None:
+        super().__init__()
+        self.buffer = buffer
+        self.lock = lock
+        self.settle = settle
+        self.takers = 0
+        self.signalled = False
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.thread = 0
+        #: One timer for all takers: runs out when they have waited for PATIENCE.
+        self.timer: asyncio.TimerHandle | None = None
+
+    def empty(self) -> bool:
+        with self.lock:
+            return not self.buffer.ready()
+
+    def _get(self) -> Any:
+        with self.lock:
+            self.signalled = False
+            taken = self.buffer.take()
+            self.settle()
+            return taken
+
+    def _put(self, item: Any) -> None:
+        """Putting wakes a taker; there is nothing to keep."""
+
+    async def get(self) -> Any:
+        if not self.takers and self.loop is None:
+            self.loop, self.thread = running(), threading.get_ident()
+        with self.lock:
+            if self.buffer.ready():
+                return self._get()
+            self.takers += 1
+            try:
+                self.settle()
+                if self.timer is None and self.buffer.impatient():
+                    assert self.loop is not None
+                    self.timer = self.loop.call_later(PATIENCE, self._insist)
+            except BaseException:
+                self.takers -= 1
+                raise
+        try:
+            return await super().get()
+        finally:
+            with self.lock:
+                self.takers -= 1
+                if not self.takers and self.timer is not None:
+                    self.timer.cancel()
+                    self.timer = None
+
+    def _insist(self) -> None:
+        self.timer = None
+        with self.lock:
+            self.buffer.insist()
+            self.settle()
+
+    def signal(self) -> None:
+        self.signalled = True
+        if threading.get_ident() == self.thread:
+            self._wake()
+        else:
+            assert self.loop is not None
+            try:
+                self.loop.call_soon_threadsafe(self._wake)
+            except RuntimeError:  # the loop was closed under us: nobody waits there any more
+                self.signalled = False
+
+    def _wake(self) -> None:
+        self.put_nowait(None)
+
+
+class Host:
+    """The loop that a run's tasks live on: the caller's, or a private one in a background thread."""
+
+    def __init__(self, run: Run, loop: asyncio.AbstractEventLoop | None) -> None:
+        self.run = run
+        self.busy = False
+        self.tasks: set[asyncio.Task[Any]] = set()
+        self.over: asyncio.Event | None = None
+        self.thread: threading.Thread | None = None
+        if loop is not None:
+            self.loop, self.ident = loop, threading.get_ident()
+            return
+        started = threading.Event()
+        run.enter(self)
+        self.thread = threading.Thread(target=self._main, args=(started,), name="fstream-loop", daemon=True)
+        self.thread.start()
+        started.wait()
+
+    def join(self, timeout: float) -> None:
+        if self.thread is not None and self.thread is not threading.current_thread():
+            self.thread.join(timeout)
+
+    def _main(self, started: threading.Event) -> None:
+        try:
+            asyncio.run(self._until_over(started))
+        finally:
+            with self.run.lock:
+                self.run.leave(self)
+
+    async def _until_over(self, started: threading.Event) -> None:
+        self.loop, self.ident = running(), threading.get_ident()
+        self.over = asyncio.Event()
+        started.set()
+        await self.over.wait()
+
+    def call(self, f: Callable[..., object], *args: Any) -> None:
+        """Call *f* on the loop: at once if this is its thread, else soon."""
+        if threading.get_ident() == self.ident:
+            f(*args)
+            return
+        try:
+            self.loop.call_soon_threadsafe(f, *args)
+        except RuntimeError:  # the loop was closed, and all its tasks with it
+            pass
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """Start a task, on the loop."""
+        task = self.loop.create_task(coroutine, name=name, context=self.run.context.copy())
+        self.tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self.tasks.discard(task)
+        # The stages' first tasks are all started before any can end.
+        if not self.tasks and self.over is not None:
+            self.over.set()
+
+
+class TaskFeeder:
+    """The task that iterates an async source, and closes it."""
+
+    def __init__(self, run: Run, source: AsyncIterable[Any]) -> None:
+        self.run = run
+        self.source: AsyncIterable[Any] | None = source
+        self.queue = TaskQueue(Credits(run.feed), run.lock, run.settle)
+        self.busy = False
+        self.task: asyncio.Task[None] | None = None
+
+    def join(self, timeout: float) -> None:
+        """It has left in its loop's thread, which is joined itself."""
+
+    def start(self) -> None:
+        self.run.enter(self)
+        self.run.host.call(self._spawn)
+
+    def _spawn(self) -> None:
+        self.task = self.run.host.spawn(self.main(), "fstream-feeder")
+
+    def stop(self) -> None:
+        """Wake it from a source that blocks."""
+        if self.task is not None:
+            self.run.host.call(self.task.cancel)
+
+    async def main(self) -> None:
+        run, feed = self.run, self.run.feed
+        error: BaseException | None = None
+        items: Any = None
+        credits = 0
+        try:
+            source, self.source = self.source, None
+            items = aiter(source)  # type: ignore[arg-type]
+            del source
+            if (credits := await self.grant()) > 0:
+                async for item in items:
+                    feed.pending.append(item)
+                    credits -= 1
+                    with run.lock:
+                        run.settle()
+                    if feed.stopped or (not credits and not (credits := await self.grant())):
+                        break
+            item = None
+        except BaseException as raised:
+            error = raised
+        try:
+            if hasattr(items, "aclose"):
+                await items.aclose()
+        except BaseException as raised:
+            error = error or raised
+        with run.lock:
+            feed.ended(credits, error)
+            run.leave(self)
+
+    async def grant(self) -> int:
+        feed = self.run.feed
+        feed.blocked += 1
+        try:
+            credits = await self.queue.get()
+        finally:
+            feed.blocked -= 1
+        return 0 if type(credits) is Closed else credits
+
+
+# ------------------------------------------------------------------------------------------- the async consumer
+
+
+def consumer_queue(run: Run) -> TaskQueue:
+    """The queue of a consumer that is a task."""
+    queue = TaskQueue(run.outlet, run.lock, run.settle)
+    with run.lock:
+        run.queues.insert(0, queue)
+    return queue
+
+
+async def take(run: Run, queue: TaskQueue) -> list[Any] | None:
+    """Wait for outputs; at the end close all, and give None or raise the error that ended it."""
+    if run.pid != os.getpid():
+        raise RuntimeError(
+            "this stream runs in the parent process: its outputs cannot be taken in a fork of it"
+        )
+    with run.lock:
+        run.outlet.settle_up()
+        run.settle()
+    taken = await queue.get()
+    if type(taken) is not Closed:
+        return taken  # type: ignore[no-any-return]
+    if taken.error is None and not run.stopped:
+        await _wait(run, lambda: not run.members, None)
+    await close(run, complain=taken.error is None)
+    if taken.error is not None:
+        raise taken.error
+    return None
+
+
+async def close(run: Run, complain: bool = True) -> None:
+    """End the run as `Run.close` does, without blocking the loop."""
+    if run.pid != os.getpid():
+        return
+    with run.lock:
+        members = list(run.members)
+    run.stop()
+    await _wait(run, lambda: not run.members, run.GRACE)
+    await _wait(run, lambda: all(member.busy for member in run.members), run.LONGEST)
+    for member in members:
+        if member not in run.members:
+            member.join(run.LONGEST)  # it has left: what remains of it is a few instructions
+    run.closed(complain)
+
+
+async def _wait(run: Run, condition: Callable[[], bool], timeout: float | None) -> None:
+    loop = running()
+    try:
+        async with asyncio.timeout(timeout):
+            while True:
+                with run.lock:
+                    if condition():
+                        return
+                    left = asyncio.Event()
+                    run.on_leave.append(partial(loop.call_soon_threadsafe, left.set))
+                await left.wait()
+    except TimeoutError:
+        pass

@@ -1,0 +1,800 @@
+"""Worker processes: each has a private socket pair to the parent, and one thread of the parent serves them all.
+
+    window --take--> pump --span--> [socket] reader --> main: f --> [socket] --slots--> pump --> span.slots
+
+The *pump* is the thread of the parent that takes spans for a stage's workers, sends them, and puts the slots that come
+back into their spans. Two spans in flight for each worker hide the way to and fro. No two workers share anything, no
+lock, semaphore or queue, so the death of one cannot stop another; the parent keeps no copy of a worker's end of its
+socket pair, so a death is the end of the stream, at once.
+
+Which item a dead worker was busy with stands in its *cell*, memory that it shares with the parent; where that cannot
+say (it died while pickling, say), the suspects are run one at a time.
+"""
+
+from __future__ import annotations
+
+import atexit
+import mmap
+import multiprocessing
+import os
+import selectors
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import weakref
+from collections.abc import Iterable
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from time import monotonic, monotonic_ns, perf_counter
+from typing import TYPE_CHECKING, Any, Final
+
+from fstream._queues import PATIENCE, Work
+from fstream._spans import Failure, Span, Window
+from fstream._stage import Stage
+from fstream._workers import child
+from fstream._workers.call import annotate, describe, handled, is_failure
+from fstream._workers.crew import Crew
+from fstream._workers.wire import Packed, Wire, decode_error, dumps, loads
+from fstream.errors import NotPicklable, WorkerDied
+
+if TYPE_CHECKING:
+    from fstream._run import Run
+
+__all__ = ["WARM", "Workers"]
+
+#: Spans in flight for each worker.
+AHEAD: Final = 2
+
+#: How long workers that are stopped in the middle of f have for their ``on_done``, in seconds.
+STOP_SECONDS: Final = 0.5
+
+#: Deaths of workers in a row, before any has done anything, that are taken for a stage that cannot work.
+MAX_STILLBORN: Final = 3
+
+
+# ------------------------------------------------------------------------------------------ a worker's process
+
+
+class Link:
+    """A worker process, its socket and its cell."""
+
+    def __init__(self, method: str | None) -> None:
+        self.method = method
+        self.ready = False
+        ours, theirs = socket.socketpair()
+        cell = _shared_file()
+        try:
+            _OURS.add(ours)
+            connection = Connection(os.dup(theirs.fileno()))
+            theirs.close()
+            self.process: BaseProcess = _context(method).Process(
+                target=child.main, args=(connection,), name="fstream-worker"
+            )
+            self.process.start()
+            connection.close()
+            socket.send_fds(ours, [b"c"], [cell])
+            self.cell = mmap.mmap(cell, child.CELL_SIZE)
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            os.close(cell)
+        ours.setblocking(False)
+        self.sock = ours
+        self.wire = Wire(ours)
+
+    def state(self, position: int) -> int:
+        return int.from_bytes(self.cell[8 * position : 8 * position + 8], sys.byteorder, signed=True)
+
+    def idle(self) -> bool:
+        """Still there, with nothing to say: fit for another stage."""
+        try:
+            return self.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) != b"" and False
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+
+    def dismiss(self) -> None:
+        """Let it end: it does when its socket is closed."""
+        self.sock.close()
+
+    def kill(self) -> int | None:
+        """End it now, and tell its exit status."""
+        self.sock.close()
+        process = self.process
+        if process.is_alive() and process.pid is not None:
+            try:
+                os.kill(process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        process.join()
+        return process.exitcode
+
+    def buried(self) -> int | None:
+        """The exit status of a worker whose socket has closed."""
+        self.sock.close()
+        self.process.join(1.0)
+        return self.process.exitcode if not self.process.is_alive() else self.kill()
+
+
+def _shared_file() -> int:
+    if hasattr(os, "memfd_create"):
+        fd = os.memfd_create("fstream")
+    else:
+        with tempfile.TemporaryFile() as file:
+            fd = os.dup(file.fileno())
+    os.ftruncate(fd, child.CELL_SIZE)
+    return fd
+
+
+def start_method() -> str | None:
+    """What the user set with `multiprocessing.set_start_method`, None for loky's."""
+    return multiprocessing.get_start_method(allow_none=True)
+
+
+def _context(method: str | None) -> Any:
+    if method is not None and not method.startswith("loky"):
+        return multiprocessing.get_context(method)
+    from loky.backend.context import get_context
+
+    return get_context("loky")
+
+
+class Warm:
+    """Idle worker processes, kept for the next stage. They end by themselves after ``child.IDLE_SECONDS``."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._links: list[Link] = []
+
+    def __len__(self) -> int:
+        """How many there are; those that have ended are cleared away."""
+        with self._lock:
+            gone = [link for link in self._links if not link.idle()]
+            self._links = [link for link in self._links if link not in gone]
+        for link in gone:
+            link.buried()
+        return len(self._links)
+
+    def take(self, method: str | None) -> Link | None:
+        while True:
+            with self._lock:
+                found = next((link for link in reversed(self._links) if link.method == method), None)
+                if found is None:
+                    return None
+                self._links.remove(found)
+            if found.idle():
+                return found
+            found.buried()
+
+    def put(self, link: Link) -> None:
+        with self._lock:
+            self._links.append(link)
+
+    def clear(self) -> None:
+        """End them all."""
+        with self._lock:
+            links, self._links = self._links, []
+        for link in links:
+            link.dismiss()
+        for link in links:
+            link.buried()
+
+    def forget(self) -> None:
+        """In a fork: they are the parent's."""
+        self._lock = threading.Lock()
+        self._links = []
+
+
+WARM: Final = Warm()
+
+#: The parent's ends of all socket pairs. A fork closes its copies, so that it does not keep workers from seeing that
+#: their parent is gone.
+_OURS: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+
+
+def _in_fork() -> None:
+    WARM.forget()
+    for sock in list(_OURS):
+        sock.close()
+
+
+os.register_at_fork(after_in_child=_in_fork)
+atexit.register(WARM.clear)
+
+
+# --------------------------------------------------------------------------------------------- a stage's workers
+
+
+class PipeQueue:
+    """The queue of a pump: it waits in its selector, for its workers' sockets and for this queue's bell."""
+
+    def __init__(self, buffer: PumpWork) -> None:
+        self.buffer = buffer
+        self.takers = 0
+        self.signalled = False
+        self.bell, self._push = socket.socketpair()
+        self.bell.setblocking(False)
+        self._push.setblocking(False)
+
+    def signal(self) -> None:
+        self.signalled = True
+        try:
+            self._push.send(b"!")
+        except OSError:  # full, so it rings; or closed
+            pass
+
+    def silence(self) -> None:
+        try:
+            while self.bell.recv(4096):
+                pass
+        except OSError:
+            pass
+
+    def close(self) -> None:
+        self.bell.close()
+        self._push.close()
+
+
+class PumpWork(Work):
+    """A pump's buffer: it can go on if one of its workers can."""
+
+    def __init__(self, crew: Workers, window: Window) -> None:
+        super().__init__(window)
+        self.crew = crew
+
+    def ready(self) -> bool:
+        crew, window = self.crew, self.window
+        if window.stopped or crew.run.stopped:
+            return True
+        if window.hungry and not crew.asked:
+            return True
+        return (window.takable() and crew.capacity()) or window.exhausted
+
+    def starve(self) -> bool:
+        return self.crew.capacity() and super().starve()
+
+
+class Worker:
+    """One worker process while it works for a stage."""
+
+    def __init__(self, link: Link, index: int) -> None:
+        self.link = link
+        self.index = index
+        #: The spans that it has, in the order that it runs them.
+        self.flight: list[Span] = []
+        #: It has been given the stage, and its ``on_start`` has been or will be run.
+        self.opened = False
+        self.begun = False
+        #: How many items it was sent.
+        self.items = 0
+        #: It was asked to give back what it has not started, and has not answered with progress since.
+        self.recalled = False
+        #: It is running ``on_done``.
+        self.finishing = False
+        #: When its span in hand was sent or last made progress.
+        self.heard = 0.0
+
+    @property
+    def idle(self) -> bool:
+        return not self.flight and not self.finishing
+
+
+class Workers(Crew):
+    """The processes of one stage, and the pump that serves them."""
+
+    queue: PipeQueue
+
+    def __init__(self, run: Run, stage: Stage, window: Window) -> None:
+        super().__init__(run, stage, window)
+        self.queue = PipeQueue(PumpWork(self, window))
+        self.workers: list[Worker] = []
+        self.free_indexes = list(range(window.workers))
+        self.selector = selectors.DefaultSelector()
+        self.method = start_method()
+        #: The stage as its workers get it.
+        self.packed: Packed = []
+        #: Somebody downstream is hungry, and the workers were asked for what they have finished.
+        self.asked = False
+        #: Workers that died in a row before they had done anything.
+        self.stillborn = 0
+        self.busy = False
+        self.thread = threading.Thread(
+            target=run.context.copy().run, args=(self.main,), name=f"fstream-{stage.name}-pump", daemon=True
+        )
+
+    def start(self) -> None:
+        self.run.enter(self)
+        self.thread.start()
+
+    def stop(self) -> None:
+        self.queue.signal()
+
+    def join(self, timeout: float) -> None:
+        if self.thread is not threading.current_thread():
+            self.thread.join(timeout)
+
+    def capacity(self) -> bool:
+        """One more span could be sent now, or a worker be started for it."""
+        return (bool(self.free_indexes) and not self.starting()) or any(
+            worker.opened and len(worker.flight) < AHEAD and not self.used_up(worker) and not worker.finishing
+            for worker in self.workers
+        )
+
+    def starting(self) -> bool:
+        return any(not worker.opened for worker in self.workers)
+
+    def used_up(self, worker: Worker) -> bool:
+        most = self.stage.max_items_per_worker
+        return most is not None and worker.items >= most
+
+    # ------------------------------------------------------------------------------------------- the pump's loop
+
+    def main(self) -> None:
+        # A worker inherits the mask: Ctrl-C is not for it. Others threads than the main one have no use for it either.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        self.selector.register(self.queue.bell, selectors.EVENT_READ, None)
+        try:
+            self.pack()
+            while not self.over():
+                self.dispatch()
+                self.listen(self.patience())
+            self.wind_up()
+        except BaseException as error:  # a bug of ours: never a hang
+            self.break_down(error)
+        finally:
+            for worker in list(self.workers):
+                worker.link.kill()
+            self.selector.close()
+            with self.run.lock:
+                self.queue.takers = 0
+                self.queue.close()
+                self.run.leave(self)
+
+    def pack(self) -> None:
+        stage = self.stage
+        # Handlers run in the parent, and need not be picklable.
+        shape = Stage(
+            stage.kernel, stage.f, stage.kind, timeout=stage.timeout, retries=stage.retries, on_start=stage.on_start,
+            on_error="raise" if stage.on_error == "raise" else "skip", on_done=stage.on_done, name=stage.name,
+        )  # fmt: skip
+        try:
+            self.packed = dumps(shape)
+        except Exception as error:
+            problem = NotPicklable(f"stage {stage.name!r} (process): its function cannot be pickled: {error}")
+            problem.__cause__ = error
+            self.fail(Failure(-1, None, problem))
+
+    def over(self) -> bool:
+        with self.run.lock:
+            return self.window.stopped or (self.window.exhausted and not any(w.flight for w in self.workers))
+
+    def dispatch(self) -> None:
+        """Send spans to the workers that can take one: to the idle first."""
+        while (worker := self.next_worker()) is not None:
+            with self.run.lock:
+                size = (
+                    None
+                    if self.stage.max_items_per_worker is None
+                    else self.stage.max_items_per_worker - worker.items
+                )
+                span = self.window.take(perf_counter(), size)
+                self.run.settle()
+            if span is None:
+                break
+            self.send(worker, span)
+        if self.window.hungry and not self.asked:
+            self.asked = True
+            self.recall(worker for worker in self.workers if worker.flight)
+
+    def next_worker(self) -> Worker | None:
+        with self.run.lock:
+            if not self.window.takable() or self.window.stopped:
+                return None
+            ready = [
+                w for w in self.workers
+                if w.opened and len(w.flight) < AHEAD and not self.used_up(w) and not w.finishing
+            ]  # fmt: skip
+        best = min(ready, key=lambda w: len(w.flight), default=None)
+        if best is not None and best.idle:
+            return best
+        if self.free_indexes and not self.starting():
+            self.hire()
+            if self.workers and self.workers[-1].opened:
+                return self.workers[-1]
+        return best
+
+    def hire(self) -> None:
+        """Get one more worker, a warm one if there is one."""
+        link = WARM.take(self.method)
+        warm = link is not None
+        try:
+            link = link or Link(self.method)
+        except BaseException as error:
+            self.fail(Failure(-1, None, error))
+            return
+        worker = Worker(link, self.free_indexes.pop(0))
+        self.workers.append(worker)
+        self.selector.register(link.sock, selectors.EVENT_READ, worker)
+        if warm:
+            self.open(worker)
+
+    def open(self, worker: Worker) -> None:
+        """Give a worker the stage."""
+        worker.opened = True
+        environment = (_directory(), list(sys.path), dict(os.environ))
+        worker.link.wire.push((child.OPEN, environment, worker.index), self.packed)
+        self.flush(worker)
+
+    def send(self, worker: Worker, span: Span) -> None:
+        try:
+            body = dumps(span.items)
+        except Exception as error:
+            self.unfit(span, error, "item cannot be pickled")
+            return
+        span.todo = iter(())  # it is out of our hands
+        if not worker.flight:
+            worker.heard = perf_counter()
+        worker.flight.append(span)
+        worker.items += len(span.items)
+        worker.recalled = False
+        if not worker.begun:
+            worker.begun = True
+            with self.run.lock:
+                self.begun += 1
+        worker.link.wire.push((child.SPAN, span.start, span.tries), body)
+        self.flush(worker)
+
+    def unfit(self, span: Span, error: BaseException, why: str) -> None:
+        """Some item of *span* cannot travel: find it by sending them one by one, or let it fail."""
+        if len(span.items) > 1:
+            with self.run.lock:
+                self.window.scatter(span)
+                self.run.settle()
+            return
+        problem = NotPicklable(f"{describe(self.stage, span.start, span.items[0])}: {why}: {error}")
+        problem.__cause__ = error
+        span.todo = iter(())
+        self.put(span, Failure(span.start, span.items[0], problem))
+        with self.run.lock:
+            self.window.done(span)
+            self.run.settle()
+
+    def put(self, span: Span, slot: Any) -> bool:
+        """Append a slot, or what becomes of a failure; False if that ends the span."""
+        if is_failure(slot):
+            annotate(slot.error, f"in {describe(self.stage, slot.index, slot.item)}")
+            slot = handled(self.stage, slot)
+            if is_failure(slot):
+                self.fail(slot)
+                return False
+        span.slots.append(slot)
+        return True
+
+    def flush(self, worker: Worker) -> None:
+        try:
+            done = worker.link.wire.flush()
+        except OSError:  # it has died: its end of the stream will tell
+            return
+        events = selectors.EVENT_READ if done else selectors.EVENT_READ | selectors.EVENT_WRITE
+        if self.selector.get_key(worker.link.sock).events != events:
+            self.selector.modify(worker.link.sock, events, worker)
+
+    # ----------------------------------------------------------------------------------------------- what comes
+
+    def patience(self) -> float | None:
+        """How long to wait for news before something has to be looked into."""
+        waits = []
+        now = perf_counter()
+        if any(worker.opened and worker.idle for worker in self.workers):
+            waits += [worker.heard + PATIENCE - now for worker in self.workers if self.loaded(worker)]
+        if self.stage.timeout is not None:
+            waits += [self.time_left(worker) for worker in self.workers if worker.flight]
+        return max(0.0, min(waits)) if waits else None
+
+    def loaded(self, worker: Worker) -> bool:
+        """It may have items that it has not started, and was not asked for them."""
+        return not worker.recalled and (
+            len(worker.flight) > 1 or any(len(s.items) > 1 for s in worker.flight)
+        )
+
+    def time_left(self, worker: Worker) -> float:
+        assert self.stage.timeout is not None
+        index, begun = worker.link.state(0), worker.link.state(1)
+        if index < 0:
+            return self.stage.timeout  # no item can be over its time before that
+        return self.stage.timeout - (monotonic_ns() - begun) / 1e9
+
+    def listen(self, timeout: float | None) -> None:
+        with self.run.lock:
+            self.queue.takers = 1
+            self.queue.signalled = False
+            if self.queue.buffer.ready():
+                timeout = 0
+            else:
+                self.queue.buffer.starve()
+                self.run.settle()
+                if not self.workers and timeout is None and self.queue.buffer.ready():
+                    timeout = 0
+        events = self.selector.select(timeout)
+        with self.run.lock:
+            self.queue.takers = 0
+        for key, mask in events:
+            worker = key.data
+            if worker is None:
+                self.queue.silence()
+            elif worker in self.workers:
+                if mask & selectors.EVENT_WRITE:
+                    self.flush(worker)
+                if mask & selectors.EVENT_READ:
+                    self.hear(worker)
+        self.look_after()
+
+    def look_after(self) -> None:
+        """Reclaim what waits behind slow items while others idle; stop what is over its time."""
+        now = perf_counter()
+        if any(worker.opened and worker.idle for worker in self.workers) and not self.window.takable():
+            self.recall(w for w in self.workers if self.loaded(w) and now - w.heard >= PATIENCE)
+        if self.stage.timeout is not None:
+            for worker in list(self.workers):
+                if worker.flight and self.time_left(worker) <= 0:
+                    self.bury(worker, worker.link.kill, self.too_late)
+
+    def recall(self, workers: Iterable[Worker]) -> None:
+        for worker in workers:
+            worker.recalled = True
+            worker.link.wire.push((child.RECALL,))
+            self.flush(worker)
+
+    def hear(self, worker: Worker) -> None:
+        try:
+            for header, body in worker.link.wire.receive():
+                worker.heard = perf_counter()
+                self.answer(worker, header, body)
+        except (EOFError, OSError):
+            self.bury(worker, worker.link.buried, None)
+
+    def answer(self, worker: Worker, header: tuple[Any, ...], body: Packed) -> None:
+        what = header[0]
+        if what == child.SLOTS:
+            self.stillborn = 0
+            self.receive(worker, header[1:], body)
+        elif what == child.BACK:
+            self.take_back(worker, header[1], header[2])
+        elif what == child.READY:
+            self.open(worker)
+        elif what == child.UNLOADABLE:
+            span = self.landed(worker, header[1])
+            if span is not None:
+                self.unfit(span, decode_error(header[2]), "item cannot be unpickled in the worker")
+        elif what == child.BROKEN:
+            error = decode_error(header[2])
+            if header[1] == "load":
+                problem = NotPicklable(
+                    f"stage {self.stage.name!r} (process) cannot be loaded in a worker: {error}"
+                )
+                problem.__cause__ = error
+                error = problem
+            else:
+                annotate(error, f"in on_start of stage {self.stage.name!r} (process)")
+            worker.begun = False
+            with self.run.lock:
+                self.begun = max(0, self.begun - 1)
+            self.fail(Failure(-1, None, error))
+        elif what == child.FINISHED:
+            self.finished(worker, header[1])
+
+    def landed(self, worker: Worker, start: int) -> Span | None:
+        """The span that came back; it is no longer the worker's."""
+        span = next((span for span in worker.flight if span.start == start), None)
+        if span is not None:
+            worker.flight.remove(span)
+        return span
+
+    def receive(self, worker: Worker, header: tuple[Any, ...], body: Packed) -> None:
+        """Put slots into their span."""
+        start, count, failed, closed, seconds = header
+        span = next((span for span in worker.flight if span.start == start), None)
+        if span is None:
+            return
+        if closed:
+            worker.flight.remove(span)
+        position = len(span.slots)
+        try:
+            slots = loads(body)
+        except BaseException as error:
+            self.unloadable(worker, span, count, closed, error)
+            return
+        if failed:
+            self.put_all(span, slots, set(failed))
+        else:
+            span.slots.extend(slots)
+        worker.recalled = worker.recalled and not closed
+        with self.run.lock:
+            if len(span.slots) > position:
+                self.window.hungry = self.asked = False
+            if closed:
+                self.window.done(span, seconds)
+            self.run.settle()
+
+    def put_all(self, span: Span, slots: list[Any], failed: set[int]) -> None:
+        for number, slot in enumerate(slots):
+            if number in failed:
+                position = len(span.slots)
+                slot.index, slot.item, slot.error = (
+                    span.start + position,
+                    span.items[position],
+                    decode_error(slot.error),
+                )
+            if not self.put(span, slot):
+                return
+
+    def unloadable(self, worker: Worker, span: Span, count: int, closed: bool, error: BaseException) -> None:
+        """Outputs that cannot be unpickled here: find which by running their items one by one."""
+        first = len(span.slots)
+        if count - first == 1:
+            position, item = first, span.items[first]
+            what = f"{describe(self.stage, span.start + position, item)}: its output cannot be unpickled: {error}"
+            problem = NotPicklable(what)
+            problem.__cause__ = error
+            self.put(span, Failure(span.start + position, item, problem))
+            if closed:
+                with self.run.lock:
+                    self.window.done(span)
+                    self.run.settle()
+            return
+        if not closed:
+            worker.flight.remove(span)
+        with self.run.lock:
+            self.window.scatter(span)
+            self.run.settle()
+
+    def take_back(self, worker: Worker, start: int, count: int | None) -> None:
+        """The worker gives back *count* items of a span that it has not started, None for all."""
+        span = next((span for span in worker.flight if span.start == start), None)
+        if span is None:
+            return
+        if count is None:
+            worker.flight.remove(span)
+            count = len(span.items)
+        worker.items -= count
+        with self.run.lock:
+            self.window.take_back(span, count)
+            self.run.settle()
+
+    # ---------------------------------------------------------------------------------------------- what ends
+
+    def leave_out(self, worker: Worker) -> None:
+        self.workers.remove(worker)
+        self.free_indexes.append(worker.index)
+        self.selector.unregister(worker.link.sock)
+
+    def bury(self, worker: Worker, exit_status: Any, error_of: Any) -> None:
+        """A worker has died, or is killed now: what it had goes to others."""
+        self.leave_out(worker)
+        index, flushing = worker.link.state(0), worker.link.state(2)
+        status = exit_status()
+        if worker.begun:
+            with self.run.lock:
+                self.begun -= 1
+        if worker.finishing:
+            self.complain(
+                WorkerDied(f"stage {self.stage.name!r}: a worker {_ended(status)} in on_done", status)
+            )
+            return
+        born = worker.opened and index != child.OPENING
+        spans, worker.flight = worker.flight, []
+        for number, span in enumerate(spans):
+            self.recover(span, index, number == 0 and born, bool(flushing), status, error_of)
+        if not born and not self.window.stopped:
+            self.stillborn += 1
+            limit = self.stage.retries if worker.opened else max(self.stage.retries, MAX_STILLBORN)
+            if self.stillborn > limit:
+                where = "in on_start" if worker.opened else "while it started"
+                self.fail(
+                    Failure(
+                        -1,
+                        None,
+                        WorkerDied(f"stage {self.stage.name!r}: a worker {_ended(status)} {where}", status),
+                    )
+                )
+
+    def recover(
+        self, span: Span, index: int, first: bool, flushing: bool, status: int | None, error_of: Any
+    ) -> None:
+        """Send what a dead worker had of *span* to others, but for the item that it was busy with."""
+
+        def died(failure: Failure) -> BaseException:
+            where = describe(self.stage, failure.index, failure.item)
+            return WorkerDied(f"{where}: its worker {_ended(status)}", status, failure.item)
+
+        at = index - span.start
+        if first and len(span.slots) <= at < len(span.items) and not flushing:
+            self.lost(span, error_of or died, at)
+        elif first and len(span.items) - len(span.slots) == 1 and index != child.IDLE:
+            self.lost(span, error_of or died, len(span.slots))
+        else:
+            with self.run.lock:
+                # If it died while it pickled or unpickled, any may be to blame: one at a time, then.
+                if first and (index in (child.LOADING, child.SENDING) or flushing):
+                    self.window.scatter(span)
+                else:
+                    self.window.take_back(span, len(span.items) - len(span.slots))
+                    self.window.done(span)
+                self.run.settle()
+
+    def finished(self, worker: Worker, error: tuple[Any, ...] | None) -> None:
+        """A worker has run ``on_done``."""
+        worker.finishing = worker.begun = False
+        if error is not None:
+            self.complain(decode_error(error))
+
+    def retire(self, worker: Worker) -> None:
+        """A worker has had its last item: its ``on_done`` runs, and it ends."""
+        self.dismiss([worker], child.FINISH, None)
+        self.leave_out(worker)
+        worker.link.dismiss()
+        worker.link.buried()
+
+    def wind_up(self) -> None:
+        """End the workers: idle ones stay warm, those in f are killed, or stopped if they have an ``on_done``."""
+        for worker in list(self.workers):
+            if not worker.opened or (worker.flight and (self.stage.on_done is None or not worker.begun)):
+                self.leave_out(worker)
+                if worker.begun:
+                    self.begun -= 1
+                worker.link.kill()
+        stopped = self.window.stopped
+        self.dismiss(
+            list(self.workers), child.STOP if stopped else child.FINISH, STOP_SECONDS if stopped else None
+        )
+        for worker in list(self.workers):
+            self.leave_out(worker)
+            if worker.finishing or worker.flight or self.used_up(worker):
+                worker.link.kill()
+                continue
+            worker.link.wire.push((child.CLOSE,))
+            try:
+                worker.link.wire.flush()
+            except OSError:
+                worker.link.buried()
+                continue
+            WARM.put(worker.link)
+
+    def dismiss(self, workers: list[Worker], what: str, seconds: float | None) -> None:
+        """Have *workers* run ``on_done``, one after the other so that the last one is the last."""
+        if self.stage.on_done is None:
+            return
+        deadline = None if seconds is None else monotonic() + seconds
+        for worker in sorted(workers, key=lambda worker: len(worker.flight)):
+            if not worker.begun or worker not in self.workers:
+                continue
+            worker.finishing = True
+            worker.link.wire.push((what, self.status().active_workers))
+            self.flush(worker)
+            while worker.finishing and worker in self.workers:
+                left = None if deadline is None else deadline - monotonic()
+                if left is not None and left <= 0:
+                    break
+                self.listen(left)
+                if deadline is None and self.run.stopped:
+                    deadline = monotonic() + STOP_SECONDS
+
+
+def _directory() -> str:
+    try:
+        return os.getcwd()
+    except OSError:  # it was removed under us
+        return os.sep
+
+
+def _ended(status: int | None) -> str:
+    if status is not None and status < 0:
+        try:
+            return f"was killed by {signal.Signals(-status).name} (exit status {status})"
+        except ValueError:
+            pass
+    return f"ended with exit status {status}"

@@ -1,0 +1,239 @@
+"""Worker tasks: they take from an `asyncio.Queue` on one event loop, and await f there."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from inspect import isawaitable
+from time import monotonic, perf_counter
+from typing import TYPE_CHECKING, Any
+
+from fstream._queues import Work
+from fstream._spans import SPAN_SECONDS, Closed, Failure, Span, Window
+from fstream._stage import Stage, StageStatus
+from fstream._workers.call import Call, annotate, describe, handled, is_failure, replaced
+from fstream._workers.crew import Crew
+from fstream._workers.loop import TaskQueue
+
+if TYPE_CHECKING:
+    from fstream._run import Run
+
+__all__ = ["Workers"]
+
+
+class Workers(Crew):
+    """The tasks of one stage, started one by one while there is more than they can take."""
+
+    def __init__(self, run: Run, stage: Stage, window: Window) -> None:
+        super().__init__(run, stage, window)
+        self.queue = TaskQueue(Work(window), run.lock, run.settle)
+        self.host = run.host
+        self.ending = asyncio.Lock()
+        #: Runs out when the next item could be over its time.
+        self.timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        self.host.call(self.add)
+
+    def add(self, index: int | None = None) -> None:
+        """Start a worker, in the place *index* of one that was cancelled or in the next free one."""
+        worker = Worker(self, self.place(index))
+        self.members.add(worker)
+        with self.run.lock:
+            self.run.enter(worker)
+        worker.task = self.host.spawn(worker.main(), f"fstream-{self.stage.name}-{worker.index}")
+
+    def stop(self) -> None:
+        self.host.call(self.cancel)
+
+    def cancel(self) -> None:
+        """Cancel the workers that are in f; the others see that it is over."""
+        for worker in self.members:
+            if worker.busy and worker.task is not None:
+                worker.task.cancel()
+        self.unwatch()
+
+    def unwatch(self) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
+    def watch(self) -> None:
+        """See to items that are over their time, and come again when the next could be."""
+        late, wait = self.overdue(monotonic())
+        for worker in late:
+            worker.abandoned = True
+            self.members.discard(worker)
+            worker.task.cancel()
+            self.lost(worker.span, self.too_late)
+            if not self.window.exhausted:
+                self.add(worker.index)
+        self.timer = None if wait is None or self.run.stopped else self.host.loop.call_later(wait, self.watch)
+
+
+class AsyncCall(Call):
+    """One worker's f on an event loop: whatever f, ``on_start`` and ``on_done`` return may be awaitable."""
+
+    async def abegin(self) -> None:
+        self.started = True
+        if self.stage.on_start is not None:
+            resources = self._start()
+            self.step = self.bind(await resources if isawaitable(resources) else resources)
+
+    async def aend(self, status: StageStatus) -> None:
+        if self.stage.on_done is not None:
+            self.started = False
+            done = self._done(status)
+            if isawaitable(done):
+                await done
+
+    def wrap(self, bound: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        kernel = self.stage.kernel
+        return bound if kernel.finish is None else kernel.async_step(bound)
+
+    async def arescue(self, error: BaseException, item: Any, index: int, tries: int) -> Any:
+        """`rescue`, awaited."""
+        while True:
+            error = self.named(error)
+            tries += 1
+            if tries > self.stage.retries or not isinstance(error, Exception):
+                return await self.ahandled(Failure(index, item, error))
+            try:
+                slot = self.step(item)
+                return await slot if isawaitable(slot) else slot
+            except BaseException as again:
+                error = again
+
+    async def ahandled(self, failure: Failure) -> Any:
+        """`handled`, with a handler that may be a coroutine function."""
+        error = failure.error
+        assert error is not None
+        annotate(error, f"in {describe(self.stage, failure.index, failure.item)}")
+        handler = self.stage.on_error
+        if isinstance(handler, str) or not isinstance(error, Exception):
+            return handled(self.stage, failure)
+        try:
+            result = handler(error, failure.item)
+            return replaced(self.stage, failure.item, await result if isawaitable(result) else result)
+        except BaseException as raised:
+            return Failure(failure.index, failure.item, raised)
+
+
+class Worker:
+    """One task."""
+
+    def __init__(self, crew: Workers, index: int) -> None:
+        self.crew = crew
+        self.run = crew.run
+        self.index = index
+        self.call = AsyncCall(crew.stage, index)
+        self.task: asyncio.Task[None] | None = None
+        #: Has an item in hand.
+        self.busy = False
+        self.span: Span | None = None
+        #: When its present item was begun, if the stage has a time-out.
+        self.begun: float | None = None
+        self.abandoned = False
+
+    def join(self, timeout: float) -> None:
+        """It has left on its loop: there is no more of it."""
+
+    async def main(self) -> None:
+        crew = self.crew
+        streak = 0.0
+        try:
+            while type(span := await crew.queue.get()) is not Closed:
+                if crew.short_handed():
+                    crew.add()
+                begun = perf_counter()
+                await self.work(span)
+                elapsed = perf_counter() - begun
+                if self.abandoned:
+                    break
+                with self.run.lock:
+                    self.span = None
+                    crew.window.done(span, elapsed)
+                    self.run.settle()
+                streak += elapsed
+                if streak > SPAN_SECONDS:  # let the others on the loop have their turn, if f never waits
+                    streak = 0.0
+                    await asyncio.sleep(0)
+        except asyncio.CancelledError as error:
+            if not (self.run.stopped or crew.window.stopped or self.abandoned):
+                crew.break_down(error)  # cancelled by somebody else: the stream ends so
+        except BaseException as error:
+            crew.break_down(error)
+        finally:
+            self.busy = False
+            await self.end()
+
+    async def end(self) -> None:
+        crew = self.crew
+        try:
+            if self.call.started:
+                async with crew.ending:
+                    await self.call.aend(crew.status())
+        except BaseException as error:
+            crew.complain(self.call.named(error))
+        finally:
+            crew.members.discard(self)
+            if not crew.members:
+                crew.unwatch()
+            with self.run.lock:
+                self.run.leave(self)
+
+    async def work(self, span: Span) -> None:
+        self.busy = True
+        self.span = self.call.place = span
+        try:
+            if not self.call.started:
+                self.crew.begun += 1
+                await self.call.abegin()
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            self.crew.break_down(self.call.named(error), span)
+        else:
+            await self.fill(span)
+        self.busy = False
+
+    async def fill(self, span: Span) -> None:
+        """Append the slots of *span*, up to its end or to a failure that stays."""
+        step, window, append = self.call.step, self.crew.window, span.slots.append
+        timed = self.crew.stage.timeout is not None
+        for item in span.todo:
+            if timed:
+                self.start_clock()
+            try:
+                slot = step(item)
+                if isawaitable(slot):
+                    slot = await slot
+            except BaseException as error:
+                if self.cancelled(error):
+                    raise
+                index, tries = span.start + len(span.slots), span.tries if not span.slots else 0
+                slot = await self.call.arescue(error, item, index, tries)
+                if is_failure(slot):
+                    self.begun = None
+                    if self.cancelled(slot.error):
+                        raise slot.error from None
+                    self.crew.fail(slot)
+                    return
+            self.begun = None
+            if self.abandoned:
+                return
+            append(slot)
+            if window.hungry:
+                self.crew.progress()
+
+    def cancelled(self, error: BaseException) -> bool:
+        """Tell a cancellation of this task from a `CancelledError` that f raised of its own."""
+        return (
+            isinstance(error, asyncio.CancelledError) and self.task is not None and self.task.cancelling() > 0
+        )
+
+    def start_clock(self) -> None:
+        self.begun = monotonic()
+        if self.crew.timer is None:
+            assert self.crew.stage.timeout is not None
+            self.crew.timer = self.crew.host.loop.call_later(self.crew.stage.timeout, self.crew.watch)

@@ -1,0 +1,198 @@
+"""Worker threads: they take from a `queue.Queue` and run f beside the caller."""
+
+from __future__ import annotations
+
+import threading
+from contextvars import Context
+from time import monotonic, perf_counter
+from typing import TYPE_CHECKING, Any
+
+from fstream._queues import ThreadQueue, Work
+from fstream._spans import Closed, Failure, Span, Window
+from fstream._stage import Stage
+from fstream._workers.call import Call, annotate, describe, handled, is_failure
+from fstream._workers.crew import Crew
+
+if TYPE_CHECKING:
+    from fstream._run import Run
+
+__all__ = ["Workers"]
+
+
+class Workers(Crew):
+    """The threads of one stage, started one by one while there is more than they can take."""
+
+    def __init__(self, run: Run, stage: Stage, window: Window) -> None:
+        super().__init__(run, stage, window)
+        self.queue = ThreadQueue(Work(window), run.lock, run.settle)
+        #: One worker ends at a time, so that the last one to be told so is the last.
+        self.ending = threading.Lock()
+        self.watch = Watch(self) if stage.timeout is not None else None
+
+    def start(self) -> None:
+        self.add()
+        if self.watch is not None:
+            self.run.enter(self.watch)
+            self.watch.thread.start()
+
+    def add(self, index: int | None = None) -> None:
+        """Start a worker, in the place *index* of one that was abandoned or in the next free one."""
+        with self.run.lock:
+            worker = Worker(self, self.place(index), self.run.context.copy())
+            self.members.add(worker)
+            self.run.enter(worker)
+        worker.thread.start()
+
+    def stop(self) -> None:
+        """Nothing more to do than what the queue says: a thread cannot be stopped."""
+        if self.watch is not None:
+            self.watch.wake.notify()
+
+
+class Worker:
+    """One thread."""
+
+    def __init__(self, crew: Workers, index: int, context: Context) -> None:
+        self.crew = crew
+        self.run = crew.run
+        self.stage = crew.stage
+        self.index = index
+        self.call = Call(crew.stage, index)
+        #: In user code, where it cannot be stopped.
+        self.busy = False
+        #: The span in hand and the start of its present item, for the watch; `abandoned` by it if that took too long.
+        self.span: Span | None = None
+        self.begun: float | None = None
+        self.abandoned = False
+        self.thread = threading.Thread(
+            target=context.run, args=(self.main,), name=f"fstream-{crew.stage.name}-{index}", daemon=True
+        )
+
+    def join(self, timeout: float) -> None:
+        self.thread.join(timeout)
+
+    def main(self) -> None:
+        crew = self.crew
+        try:
+            while type(span := crew.queue.get()) is not Closed:
+                if crew.short_handed():
+                    crew.add()
+                self.work(span)
+                if self.abandoned:
+                    break
+        except BaseException as error:  # a bug of ours, or an interrupt from outside: never a hang
+            crew.break_down(error)
+        finally:
+            self.busy = True
+            with crew.ending:
+                crew.finish(self.call)
+            with self.run.lock:
+                crew.members.discard(self)
+                if crew.watch is not None:
+                    crew.watch.wake.notify()
+                self.run.leave(self)
+
+    def work(self, span: Span) -> None:
+        self.busy = True
+        begun = perf_counter()
+        self.span = self.call.place = span
+        try:
+            if not self.call.started:
+                with self.run.lock:
+                    self.crew.begun += 1
+                self.call.begin()
+        except BaseException as error:
+            self.crew.break_down(self.call.named(error), span)
+        else:
+            self.fill(span)
+        self.busy = False
+        if not self.abandoned:
+            with self.run.lock:
+                self.span = None
+                self.crew.window.done(span, perf_counter() - begun)
+                self.run.settle()
+
+    def fill(self, span: Span) -> None:
+        """Append the slots of *span*, up to its end or to a failure that stays."""
+        step, window, append = self.call.step, self.crew.window, span.slots.append
+        if self.crew.watch is not None:
+            step = self.watched(step)
+        for item in span.todo:
+            try:
+                slot = step(item)
+            except BaseException as error:
+                slot = self.failed(error, item, span)
+                if is_failure(slot):
+                    return
+            if self.abandoned:
+                return
+            append(slot)
+            if window.hungry:
+                self.crew.progress()
+
+    def watched(self, step: Any) -> Any:
+        watch = self.crew.watch
+        assert watch is not None
+
+        def timed(item: Any) -> Any:
+            self.begun = monotonic()
+            if watch.asleep:
+                watch.rouse()
+            try:
+                return step(item)
+            finally:
+                self.begun = None
+
+        return timed
+
+    def failed(self, error: BaseException, item: Any, span: Span) -> Any:
+        """Give the slot that stands for a failed item; put the failure that stays in its place."""
+        if self.abandoned:
+            return Failure(0, item, error)
+        index = span.start + len(span.slots)
+        tries = span.tries if not span.slots else 0
+        slot = self.call.rescue(error, item, index, tries)
+        if is_failure(slot) and not self.abandoned:
+            annotate(slot.error, f"in {describe(self.stage, index, item)}")
+            slot = handled(self.stage, slot)
+            if is_failure(slot):
+                self.crew.fail(slot)
+        return slot
+
+
+class Watch:
+    """The thread that looks after the time-outs of a stage: it sleeps until the next item could be late."""
+
+    def __init__(self, crew: Workers) -> None:
+        self.crew = crew
+        self.wake = threading.Condition(crew.run.lock)
+        self.asleep = False
+        self.busy = False
+        self.thread = threading.Thread(target=self.main, name=f"fstream-{crew.stage.name}-watch", daemon=True)
+
+    def join(self, timeout: float) -> None:
+        self.thread.join(timeout)
+
+    def rouse(self) -> None:
+        with self.wake:
+            self.wake.notify()
+
+    def main(self) -> None:
+        run = self.crew.run
+        while True:
+            with self.wake:
+                late, wait = self.crew.overdue(monotonic())
+                if run.stopped or not self.crew.members:
+                    run.leave(self)
+                    return
+                if not late:
+                    self.asleep = wait is None
+                    self.wake.wait(wait)
+                    self.asleep = False
+                for worker in late:
+                    worker.abandoned = True
+                    self.crew.members.discard(worker)
+            for worker in late:
+                self.crew.lost(worker.span, self.crew.too_late)
+                if not self.crew.window.exhausted:
+                    self.crew.add(worker.index)

@@ -1,0 +1,342 @@
+"""`Stream`: the lazy outputs of a pipeline, for a ``for`` loop and for an ``async for``."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator
+from dataclasses import replace
+from itertools import chain
+from operator import length_hint
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from fstream._kernels import MAP
+from fstream._run import Lock, Run
+from fstream._stage import Stage
+from fstream._workers.sync import iterate, iterate_async
+
+if TYPE_CHECKING:
+    from fstream._queues import ThreadQueue
+    from fstream._workers.loop import EventLoop
+
+__all__ = ["Stream"]
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+U = TypeVar("U")
+
+
+if TYPE_CHECKING:
+
+    class _Chain:
+        """Stands for chain, whose element type a type checker takes to be invariant."""
+
+else:
+    _Chain = chain
+
+
+class Stream(_Chain, Generator[T_co, None, None], AsyncGenerator[T_co, None]):
+    """The outputs of a pipeline: a generator and an async generator in one.
+
+    Nothing is pulled and nothing runs before the first ``next``; everything ends with `close`, a ``with`` block,
+    exhaustion, an error, or when the stream is dropped.
+
+    >>> from fstream import pmap
+    >>> with pmap(abs, kind="thread")([-1, 2, -3]) as stream:
+    ...     next(stream), list(stream)
+    (1, [2, 3])
+
+    ``stream | g`` is ``g(stream)``; ``await stream`` gives the list of the outputs.
+
+    >>> pmap(abs, [-1, 2]) | sum
+    3
+    """
+
+    # `itertools.chain` gives __next__ at the speed of C: it iterates the lists that `_Outputs` hands it.
+
+    _outputs: _Outputs
+    _async_outputs: AsyncGenerator[T_co, None] | None
+
+    def __new__(cls, source: Any, stage: Stage | None) -> Self:
+        """Make the stream of *stage* over *source*; with no stage, of the merged outputs of a tuple of sources."""
+        outputs = _Outputs(source, stage)
+        self: Self = super().from_iterable(outputs)  # type: ignore[misc]
+        self._outputs = outputs
+        self._async_outputs = None
+        return self
+
+    def __init__(self, source: Any, stage: Stage | None) -> None:
+        pass
+
+    @classmethod
+    def of(cls, source: Any) -> Self:
+        """Make a stream of what *source* gives, in the caller's own thread."""
+        return cls(source, Stage(MAP, _itself, "sync", name="stream"))
+
+    def in_order(self) -> Stream[T_co]:
+        """Give this stream with all of its stages ordered."""
+        return self._outputs.in_order(self)
+
+    def __or__(self, g: Callable[[Self], U]) -> U:
+        return g(self) if callable(g) else NotImplemented  # type: ignore[redundant-expr]
+
+    def __repr__(self) -> str:
+        return f"<fstream.Stream {self._outputs!r}>"
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a Stream cannot be pickled or copied: it is being consumed; pass its transformer on instead"
+        )
+
+    # --------------------------------------------------------------------------------------- as a generator
+
+    def send(self, value: None) -> T_co:
+        """Give the next output; *value* goes nowhere, as in a generator that ignores it."""
+        return next(self)
+
+    def throw(self, typ: Any, val: Any = None, tb: TracebackType | None = None) -> T_co:
+        """Close the stream and raise the exception."""
+        self.close()
+        if isinstance(typ, type):
+            typ = typ() if val is None else val if isinstance(val, BaseException) else typ(val)
+        raise typ.with_traceback(tb) if tb is not None else typ
+
+    def close(self) -> None:
+        """End the pipeline at once: its workers, threads, tasks and processes, and its source.
+
+        A thread that is busy in f or in the source cannot be stopped; it is left to itself and ends thereafter.
+        """
+        self._outputs.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self._outputs.abandon()
+
+    # --------------------------------------------------------------------------------- as an async generator
+
+    def __aiter__(self) -> Self:
+        return self
+
+    def __anext__(self) -> Coroutine[Any, Any, T_co]:
+        if self._async_outputs is None:
+            self._async_outputs = self._outputs.iterate_async()
+        return self._async_outputs.__anext__()
+
+    def asend(self, value: None) -> Coroutine[Any, Any, T_co]:
+        """Give the next output; *value* goes nowhere."""
+        return self.__anext__()
+
+    async def athrow(self, typ: Any, val: Any = None, tb: TracebackType | None = None) -> T_co:
+        """Close the stream and raise the exception."""
+        await self.aclose()
+        return self.throw(typ, val, tb)
+
+    async def aclose(self) -> None:
+        """End the pipeline as `close` does, without blocking the event loop."""
+        await self._outputs.aclose()
+        if self._async_outputs is not None:
+            try:
+                await self._async_outputs.aclose()
+            except RuntimeError:  # a task waits in its __anext__: that one ends now
+                if not self._async_outputs.ag_running:  # type: ignore[attr-defined]
+                    raise
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def _list(self) -> list[T_co]:
+        try:
+            return [output async for output in self]
+        finally:
+            await self.aclose()
+
+    def __await__(self) -> Generator[Any, None, list[T_co]]:
+        return self._list().__await__()
+
+
+def _itself(item: T) -> T:
+    return item
+
+
+class _Outputs:
+    """What a stream iterates: iterators over outputs, one after the other. It starts the run, and ends it.
+
+    Invariant: while *current* has outputs left, `__next__` gives it again rather than the next one. So two threads that
+    consume one stream lose nothing: `itertools.chain` may put the same iterator into its own place twice, never
+    another one over it.
+    """
+
+    def __init__(self, source: Any, stage: Stage | None) -> None:
+        #: What the stage iterates; a tuple of sources if there is no stage.
+        self.source = source
+        self.stage = stage
+        self.lock = Lock()
+        self.started = self.over = False
+        self.current: Iterator[Any] = iter(())
+        self.run: Run | None = None
+        self.queue: ThreadQueue | None = None
+        #: The loop that an ``async for`` downstream runs on: the one for tasks upstream of it.
+        self.loop: EventLoop | None = None
+        #: The outputs downstream that have taken this stage into their own row.
+        self.taken_by: _Outputs | None = None
+
+    def __repr__(self) -> str:
+        names = [outputs.stage.name if outputs.stage else "merge" for outputs in self._row()]
+        return f"{' | '.join(names)}, {'over' if self.over else 'started' if self.started else 'not started'}"
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Iterator[Any]:
+        with self.lock:
+            if not self.started:
+                self.start()
+            if length_hint(self.current) > 0:
+                return self.current
+            try:
+                if self.over:
+                    raise StopIteration
+                if self.run is None:  # on kind "sync" the one iterator is a generator
+                    if self.current.gi_frame is None:  # type: ignore[attr-defined]
+                        raise StopIteration
+                    return self.current
+                if self.queue is None:
+                    self.queue = self.run.consumer_queue()
+                self.current = iter(self.run.take(self.queue))
+            except BaseException:
+                self.end()
+                raise
+            return self.current
+
+    # ---------------------------------------------------------------------------------------------- starting
+
+    def _row(self) -> list[_Outputs]:
+        """The stages that run as one row: this one, and those upstream that have workers and have not started."""
+        row = [self]
+        while row[0].stage is not None and row[0].stage.kind != "sync":
+            upstream = row[0].source._outputs if isinstance(row[0].source, Stream) else None
+            if (
+                upstream is None
+                or upstream.started
+                or (upstream.stage is not None and upstream.stage.kind == "sync")
+            ):
+                break
+            row.insert(0, upstream)
+        return row
+
+    def start(self) -> None:
+        if self.taken_by is not None:
+            raise RuntimeError(
+                f"this stream is the source of another one that has started: <{self.taken_by!r}>"
+            )
+        with _LINKING:
+            row = self._row()
+            for outputs in row:
+                outputs.started = True
+                outputs.taken_by = self if outputs is not self else None
+        first = row[0]
+        stages = [outputs.stage for outputs in row if outputs.stage is not None]
+        sources = [first.source] if first.stage is not None else list(first.source)
+        for outputs in row:
+            outputs.source = None
+        if self.loop is not None:
+            for source in sources:
+                if isinstance(source, Stream):
+                    source._outputs.loop = self.loop
+        if self.stage is not None and self.stage.kind == "sync":
+            self.current = iterate(self.stage, sources[0])
+        else:
+            self.run = Run(sources, stages, self.loop)
+            self.run.start()
+
+    def in_order(self, stream: Stream[Any]) -> Stream[Any]:
+        """The same stream if its stages are ordered, else a new one of stages that are."""
+        if self.started:
+            if self.stage is not None and not self.stage.ordered:
+                raise RuntimeError(f"ordered() came too late: the stream has started: <{self!r}>")
+            return stream
+        source = (
+            self.source._outputs.in_order(self.source) if isinstance(self.source, Stream) else self.source
+        )
+        if self.stage is None or (self.stage.ordered and source is self.source):
+            return stream
+        return Stream(source, replace(self.stage, ordered=True))
+
+    async def iterate_async(self) -> AsyncGenerator[Any, None]:
+        """Give the outputs one by one, on the running loop."""
+        from fstream._workers import loop
+
+        if not self.started:
+            self.loop = loop.running()
+            if self.stage is not None and self.stage.kind == "sync":
+                if isinstance(self.source, Stream):
+                    self.source._outputs.loop = self.loop
+                self.started, source, self.source = True, self.source, None
+                self.current = iter(())
+                async with loop.closing(iterate_async(self.stage, source)) as outputs:
+                    async for output in outputs:
+                        yield output
+                self.end()
+                return
+            self.start()
+        for output in self.current:
+            yield output
+        if self.run is None or self.over:
+            return
+        queue = loop.consumer_queue(self.run)
+        try:
+            while (taken := await loop.take(self.run, queue)) is not None:
+                for output in taken:
+                    yield output
+        finally:
+            await self.aclose()
+
+    # ------------------------------------------------------------------------------------------------ ending
+
+    def end(self) -> None:
+        self.over = self.started = True
+        self.run = self.source = None
+        self.current = iter(())
+
+    def close(self) -> None:
+        if self.taken_by is not None:
+            self.taken_by.close()
+            return
+        run, current = self.run, self.current
+        self.over = self.started = True
+        if isinstance(current, Generator):
+            current.close()
+        deque(current, 0)
+        if run is not None:
+            run.close()
+
+    async def aclose(self) -> None:
+        if self.taken_by is not None:
+            await self.taken_by.aclose()
+            return
+        run, current = self.run, self.current
+        self.over = self.started = True
+        if isinstance(current, Generator):
+            current.close()
+        deque(current, 0)
+        if run is not None:
+            from fstream._workers import loop
+
+            await loop.close(run)
+
+    def abandon(self) -> None:
+        """The stream was dropped: end its run, but wait for nothing, as this may be any thread, anywhere."""
+        if self.run is not None:
+            self.over = True
+            self.run.stop()
+
+
+_LINKING = Lock()

@@ -1,0 +1,37 @@
+"""The examples run as scripts, and print what they should."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def run(script: str, *arguments: str) -> str:
+    command = [sys.executable, EXAMPLES / script, *arguments]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=50)
+    assert done.stderr == ""
+    assert done.returncode == 0
+    return done.stdout
+
+
+def test_stdlib_names_counts_the_same_as_map():
+    output = run("stdlib_names.py", "--limit", "60")
+    assert output.startswith("60 files in ")
+    assert " self " in output
+    assert output.endswith("both counts are equal\n")
+
+
+def test_fetch_pages_gets_every_page_in_order():
+    pytest.importorskip("aiohttp")
+    output = run("fetch_pages.py", "--pages", "120")
+    assert output.startswith("120 pages in ")
+    assert output.endswith("all as written, in order\n")
+
+
+def test_every_example_is_in_the_index():
+    scripts = {script.name for script in EXAMPLES.glob("*.py")}
+    index = (EXAMPLES / "README.md").read_text()
+    assert {name for name in scripts if f"({name})" in index} == scripts

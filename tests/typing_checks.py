@@ -1,0 +1,221 @@
+"""What a type checker must make of the public API: checked by `make types`, never run."""
+
+# mypy: disable-error-code="empty-body"
+# The functions here are signatures only.
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Generator, Iterable, Iterator
+from typing import Never, assert_type
+
+from fstream import (
+    SKIP,
+    StageStatus,
+    Stream,
+    Transformer,
+    WorkerInfo,
+    merge,
+    ordered,
+    peach,
+    pfilter,
+    pflat_map,
+    pmap,
+    run,
+)
+
+
+class Connection:
+    def close(self) -> None: ...
+
+
+def spell(number: int) -> str: ...
+def is_even(number: int) -> bool: ...
+def digits(number: int) -> list[str]: ...
+def count_down(number: int) -> Iterator[str]: ...
+async def fetch(number: int) -> str: ...
+async def fetch_is_even(number: int) -> bool: ...
+async def fetch_digits(number: int) -> list[str]: ...
+async def fetch_lines(number: int) -> AsyncIterator[str]:
+    yield ""
+
+
+def is_long(text: str) -> bool: ...
+
+
+def map_has_four_equal_forms(ints: list[int]) -> None:
+    assert_type(pmap(spell, ints), Stream[str])
+    assert_type(pmap(spell)(ints), Stream[str])
+    assert_type(pmap()(spell)(ints), Stream[str])
+    assert_type(ints | pmap(spell), Stream[str])
+
+    assert_type(pmap(spell, ints, kind="process"), Stream[str])
+    assert_type(pmap(spell, kind="process")(ints), Stream[str])
+    assert_type(pmap(kind="process")(spell)(ints), Stream[str])
+    assert_type(ints | pmap(spell, kind="process"), Stream[str])
+
+
+def map_unwraps_the_result_of_a_coroutine_function(ints: list[int]) -> None:
+    assert_type(pmap(fetch, ints), Stream[str])
+    assert_type(pmap(fetch)(ints), Stream[str])
+    assert_type(pmap()(fetch)(ints), Stream[str])
+    assert_type(ints | pmap(fetch, kind="task", workers=100), Stream[str])
+
+
+def map_takes_any_callable(ints: list[int], words: list[str]) -> None:
+    assert_type(pmap(str)(ints), Stream[str])
+    assert_type(pmap(str.upper)(words), Stream[str])
+    assert_type(pmap(words.index)(words), Stream[int])
+    assert_type(pmap(lambda number: f"<{number}>")(ints), Stream[str])
+    assert_type(pmap(lambda number: f"<{number}>", ints), Stream[str])
+
+
+def filter_keeps_the_type_of_the_items(ints: list[int]) -> None:
+    assert_type(pfilter(is_even, ints), Stream[int])
+    assert_type(pfilter(is_even)(ints), Stream[int])
+    assert_type(pfilter(kind="process")(is_even)(ints), Stream[int])
+    assert_type(ints | pfilter(is_even, kind="thread"), Stream[int])
+    assert_type(pfilter(bool, ints), Stream[int])
+    assert_type(pfilter(fetch_is_even, ints), Stream[int])
+    assert_type(ints | pfilter(fetch_is_even), Stream[int])
+
+
+def flat_map_unwraps_iterables_of_both_kinds(ints: list[int]) -> None:
+    assert_type(pflat_map(digits, ints), Stream[str])
+    assert_type(pflat_map(digits)(ints), Stream[str])
+    assert_type(pflat_map(kind="process")(digits)(ints), Stream[str])
+    assert_type(ints | pflat_map(count_down, kind="process"), Stream[str])
+    assert_type(pflat_map(fetch_digits)(ints), Stream[str])
+    assert_type(pflat_map(fetch_lines, ints, kind="task"), Stream[str])
+    assert_type(pflat_map(fetch_lines)(ints), Stream[str])
+    assert_type(pflat_map()(fetch_lines)(ints), Stream[str])
+    assert_type(ints | pflat_map(fetch_lines, kind="task"), Stream[str])
+
+
+def each_has_no_outputs(ints: list[int]) -> None:
+    assert_type(peach(spell, ints), Stream[Never])
+    assert_type(peach(spell)(ints), Stream[Never])
+    assert_type(peach(kind="thread")(spell)(ints), Stream[Never])
+    assert_type(ints | peach(fetch), Stream[Never])
+
+
+def sources_may_be_any_iterable(
+    lazily: Iterable[int], items: Generator[int, None, None], later: AsyncIterable[int]
+) -> None:
+    assert_type(pmap(spell)(range(3)), Stream[str])
+    assert_type(pmap(spell)(lazily), Stream[str])
+    assert_type(pmap(spell)(items), Stream[str])
+    assert_type(pmap(spell)(later), Stream[str])
+    assert_type(pmap(spell, later, kind="process"), Stream[str])
+    assert_type(later | pmap(fetch), Stream[str])
+
+
+def transformers_compose(ints: list[int]) -> None:
+    assert_type(pmap(spell), Transformer[int, str])
+    assert_type(pmap(fetch), Transformer[int, str])
+    assert_type(pfilter(is_even), Transformer[int, int])
+    assert_type(pflat_map(digits), Transformer[int, str])
+    assert_type(peach(spell), Transformer[int, Never])
+
+    assert_type(pmap(spell) | pfilter(is_long), Transformer[int, str])
+    assert_type(ints | (pfilter(is_even) | pmap(fetch)), Stream[str])
+    assert_type(ints | pfilter(is_even) | pmap(fetch), Stream[str])
+
+
+def a_stream_goes_on_into_any_function(ints: list[int]) -> None:
+    assert_type(ints | pmap(spell) | list, list[str])
+    assert_type(ints | pmap(spell) | set, set[str])
+    assert_type(ints | pmap(is_even) | sum, int)
+    assert_type(ints | pmap(spell) | ordered, Stream[str])
+    assert_type(ordered(pmap(spell, ints, ordered=False)), Stream[str])
+    assert_type(merge(pmap(spell, ints), ["more"]), Stream[str])
+    run(pmap(spell, ints), peach(spell, ints))
+
+
+def a_stream_is_a_generator_and_a_context_manager(stream: Stream[str]) -> None:
+    generator: Generator[str, None, None] = stream
+    assert_type(next(stream), str)
+    with stream as opened:
+        assert_type(opened, Stream[str])
+        for output in opened:
+            assert_type(output, str)
+    generator.close()
+
+
+async def a_stream_is_an_async_generator_and_an_awaitable(ints: list[int]) -> None:
+    generator: AsyncGenerator[str, None] = pmap(fetch, ints)
+    async for output in pmap(fetch, ints):
+        assert_type(output, str)
+    assert_type(await pmap(fetch, ints), list[str])
+    assert_type([output async for output in ints | pmap(spell)], list[str])
+    await generator.aclose()
+
+
+def connect(worker_info: WorkerInfo) -> Connection:
+    assert_type(worker_info.index, int)
+    return Connection()
+
+
+async def connect_later() -> Connection:
+    return Connection()
+
+
+def disconnect(stage_status: StageStatus, connection: Connection) -> None:
+    assert_type(stage_status.active_workers, int)
+    assert_type(stage_status.done, bool)
+    connection.close()
+
+
+def query(number: int, connection: Connection) -> str: ...
+def query_by_name(number: int, *, connection: Connection, element_index: int) -> str: ...
+async def query_later(number: int, connection: Connection) -> str: ...
+
+
+def f_may_have_more_parameters(ints: list[int]) -> None:
+    assert_type(ints | pmap(query, on_start=connect, on_done=disconnect), Stream[str])
+    assert_type(ints | pmap(query_by_name, on_start=lambda: {"connection": Connection()}), Stream[str])
+    assert_type(ints | pmap(query_later, on_start=connect_later, on_done=disconnect), Stream[str])
+
+
+def the_options_of_all_four(ints: list[int]) -> None:
+    pmap(
+        spell,
+        kind="process",
+        workers=4,
+        maxsize=100,
+        ordered=False,
+        timeout=1.5,
+        retries=2,
+        on_error="skip",
+        on_start=connect,
+        on_done=disconnect,
+        name="spell",
+        max_items_per_worker=1_000,
+    )
+    pfilter(is_even, ints, kind="thread", on_error=lambda error, item: SKIP)
+    pflat_map(digits, ints, kind="sync", on_error="raise")
+    peach(fetch, ints, kind="task", timeout=None, workers=None, maxsize=0)
+
+
+def slips_are_type_errors(ints: list[int], words: list[str]) -> None:
+    pmap(spell, kind="threads")  # type: ignore[call-overload]
+    pmap(spell, ints, kind="fork")  # type: ignore[call-overload]
+    pmap(kind=4)  # type: ignore[call-overload]
+    pfilter(is_even, kind="Process")  # type: ignore[call-overload]
+    pflat_map(digits, kind=None, sort=True)  # type: ignore[call-overload]
+    peach(spell, ints, kind="async")  # type: ignore[call-overload]
+
+    pmap(spell, workers="all")  # type: ignore[call-overload]
+    pmap(spell, worker=2)  # type: ignore[call-overload]
+    pmap(spell, maxsize=1.5)  # type: ignore[call-overload]
+    pmap(spell, timeout="1s")  # type: ignore[call-overload]
+    pmap(spell, on_error="ignore")  # type: ignore[call-overload]
+    pmap(spell, on_start=Connection())  # type: ignore[call-overload]
+
+    pmap(ints, spell)  # type: ignore[call-overload]
+    pmap("spell", ints)  # type: ignore[call-overload]
+    pflat_map(is_even, ints)  # type: ignore[arg-type]
+    pmap(spell)(3)  # type: ignore[arg-type]
+    pmap(spell)(words)  # type: ignore[arg-type]
+    words | pmap(spell)  # type: ignore[operator]
+    pmap(spell) | pmap(spell)  # type: ignore[arg-type]
+    ints | pmap(spell) | pmap(spell)  # type: ignore[operator]
