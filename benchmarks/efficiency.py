@@ -133,8 +133,8 @@ def _fstream_pipeline() -> Iterator[Mapper]:
 
     def mapper(pipeline: Pipeline, items: Iterable[int]) -> Iterable[Any]:
         first, keep, last = pipeline
-        kind = "process"
-        return pmap(last, pfilter(keep, pmap(first, items, kind=kind), kind=kind), kind=kind)
+        kept = pfilter(keep, pmap(first, items, kind="process"), kind="process")
+        return pmap(last, kept, kind="process")
 
     yield mapper
 

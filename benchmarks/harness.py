@@ -1,8 +1,8 @@
 """Runs rows: interleaved rounds over one process per contender; medians, the table, the JSON file.
 
 A row's contenders are opened all at once and warmed one after another; then each round measures each of them
-once, in turn (A B C, A B C, ...), so that what else the machine does meets them all alike. Whoever waits for
-its turn is idle.
+once, in turn (A B C, A B C, ...), so that what else the machine does meets them all alike. Whoever waits for its
+turn is idle. A figure or a ratio is the median of those of the rounds.
 """
 
 import importlib.metadata
@@ -11,11 +11,11 @@ import platform
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from itertools import repeat
 from multiprocessing import Pipe
 from pathlib import Path
 from statistics import median
@@ -40,7 +40,7 @@ class Effort:
     @property
     def budget(self) -> float:
         """Seconds for one measurement of a contender that need not do the whole row."""
-        return 0.2 if self.quick else 2
+        return 0.1 if self.quick else 2
 
     def contenders(self, row: Row) -> list[str]:
         """Who takes part: in a quick run the best known of the peers only."""
@@ -57,7 +57,6 @@ class Child:
 
     def __init__(self, row: Row, contender: str, effort: Effort) -> None:
         self._patience = effort.patience
-        self._errors = tempfile.TemporaryFile()
         self._pipe, theirs = Pipe()
         size = row.quick if effort.quick else row.size
         arguments = map(str, (theirs.fileno(), row.name, contender, size, effort.budget))
@@ -66,7 +65,7 @@ class Child:
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=self._errors,
+            stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
         theirs.close()
@@ -78,9 +77,7 @@ class Child:
             answer: Opened | Ready | Sample | Failed = self._pipe.recv()
             return answer
         except (EOFError, OSError):
-            self._errors.seek(0)
-            last = self._errors.read().decode(errors="replace").strip().splitlines()[-1:]
-            return Failed(f"ended by itself: {''.join(last)}")
+            return Failed(f"ended by itself, exit status {self._process.wait()}")
 
     def command(self, go: bool | None) -> None:
         """Go on to the next answer, or with None, end."""
@@ -97,7 +94,6 @@ class Child:
         self._signal(signal.SIGKILL)  # whoever is left of the group
         self._process.wait()
         self._pipe.close()
-        self._errors.close()
 
     def _signal(self, number: signal.Signals) -> None:
         with suppress(ProcessLookupError):
@@ -162,8 +158,11 @@ def measure(row: Row, effort: Effort) -> Result:
                     child.command(True)
                     _take(row, outcome, child)
     outcomes = [outcome for outcome, _ in opened]
-    _set_figures(row, outcomes)
-    return Result(row, outcomes, _verdicts(row, outcomes))
+    figures = _figures(row, outcomes)
+    for outcome in outcomes:
+        if rounds := figures.get(outcome.contender):
+            outcome.figure = median(rounds)
+    return Result(row, outcomes, [_verdict(name, bound, figures) for name, bound in row.bounds.items()])
 
 
 def _take(row: Row, outcome: Outcome, child: Child) -> None:
@@ -184,23 +183,22 @@ def _notice(row: Row, outcome: Outcome) -> None:
     print(f"{row.name}: {outcome.contender} {word}: {outcome.failed.why}", file=sys.stderr, flush=True)
 
 
-def _set_figures(row: Row, outcomes: Sequence[Outcome]) -> None:
-    medians = {outcome.contender: median(outcome.samples) for outcome in outcomes if outcome.samples}
-    reference = 0.0 if row.reference is None else medians.get(row.reference)
-    for outcome in outcomes:
-        if outcome.contender in medians and reference is not None:
-            outcome.figure = row.figure(medians[outcome.contender], reference)
+def _figures(row: Row, outcomes: Sequence[Outcome]) -> dict[str, list[float]]:
+    """The figures of each contender, one for each round; none if it or its reference failed."""
+    samples = {outcome.contender: outcome.samples for outcome in outcomes if outcome.failed is None}
+    if row.reference is None:
+        return {name: [row.figure(value, 0) for value in values] for name, values in samples.items()}
+    references = samples.get(row.reference, [])
+    return {
+        name: [row.figure(value, reference) for value, reference in zip(values, references)]
+        for name, values in samples.items()
+    }
 
 
-def _verdicts(row: Row, outcomes: Sequence[Outcome]) -> list[Verdict]:
-    figures = {outcome.contender: outcome.figure for outcome in outcomes}
-    verdicts = []
-    for contender, bound in row.bounds.items():
-        figure = figures[contender]
-        rival = 1.0 if bound.rival is None else figures[bound.rival]
-        ratio = None if figure is None or not rival else figure / rival
-        verdicts.append(Verdict(contender, bound, ratio))
-    return verdicts
+def _verdict(contender: str, bound: Bound, figures: dict[str, list[float]]) -> Verdict:
+    rivals = repeat(1.0) if bound.rival is None else figures.get(bound.rival, [])
+    ratios = [figure / rival for figure, rival in zip(figures.get(contender, []), rivals)]
+    return Verdict(contender, bound, median(ratios) if ratios else None)
 
 
 def _number(value: float) -> str:

@@ -99,7 +99,8 @@ def _growth(adapter: Adapter, f: Callable[[int], Any], size: int) -> Contender:
 def _with_maxsize(kind: str, workers: int) -> Iterator[Mapper]:
     from fstream import pmap
 
-    yield lambda f, items: pmap(f, items, kind=kind, workers=workers, maxsize=MAXSIZE)
+    options: Any = {"kind": kind, "workers": workers, "maxsize": MAXSIZE}
+    yield lambda f, items: pmap(f, items, **options)
 
 
 def _rows(kind: str, workers: int, f: Callable[[int], Any], others: Mapping[str, Adapter]) -> tuple[Row, ...]:
@@ -137,8 +138,6 @@ def _rows(kind: str, workers: int, f: Callable[[int], Any], others: Mapping[str,
             200,
             20,
             own_figure,
-            peers={name: _growth(adapter, f, PEERS_SIZE) for name, adapter in others.items()},
-            whole=True,
         ),
     )
 

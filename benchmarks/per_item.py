@@ -38,7 +38,7 @@ def _cheap(
         },
         {"fstream": Bound(1.5, rival) if items is range else Bound(0.6)},
         SIZE,
-        SIZE,
+        SIZE // 2,
         peers=mapping(peers, identity, items),
     )
 
@@ -79,7 +79,7 @@ def _sources(kind: Kind) -> Row:
         {generator: timed(ours, identity, generate), **contenders},
         {name: Bound(1, generator) for name in contenders},
         SIZE,
-        SIZE,
+        SIZE // 4,
     )
 
 
@@ -97,7 +97,7 @@ ROWS = (
         mapping({"fstream": fstream("sync"), "map": serial}, identity, range),
         {"fstream": Bound(1.3, "map")},
         SIZE,
-        SIZE,
+        SIZE // 4,
     ),
     _sources("thread"),
     _sources("process"),
