@@ -111,14 +111,18 @@ async def _collect(outputs: AsyncIterable[Any]) -> list[Any]:
     return [output async for output in outputs]
 
 
-def _seconds(mapper: Mapper, job: Any, items: Iterable[Any]) -> float:
-    gc.collect()
-    start = perf_counter()
-    outputs = mapper(job, items)
+def consume(outputs: Outputs) -> None:
+    """Take all outputs, as cheaply as can be."""
     if isinstance(outputs, Iterable):
         deque(outputs, maxlen=0)
     else:
         asyncio.run(_drain(outputs))
+
+
+def _seconds(mapper: Mapper, job: Any, items: Iterable[Any]) -> float:
+    gc.collect()
+    start = perf_counter()
+    consume(mapper(job, items))
     return perf_counter() - start
 
 
