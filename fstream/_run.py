@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from fstream._workers.loop import Host
 
-__all__ = ["Lock", "Run", "StageWorkers"]
+__all__ = ["Lock", "Run", "StageWorkers", "close_all"]
 
 Lock = threading.Lock
 
@@ -349,9 +349,10 @@ class ThreadFeeder:
 _RUNS: weakref.WeakSet[Run] = weakref.WeakSet()
 
 
-def _close_all() -> None:
+def close_all() -> None:
+    """End all runs: the interpreter exits."""
     for run in list(_RUNS):
         run.close(complain=False)
 
 
-atexit.register(_close_all)
+atexit.register(close_all)

@@ -342,9 +342,12 @@ def main(connection: Connection) -> None:
         signal.signal(signal.SIGINT, child.interrupt)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         cell[0] = IDLE
-        child.say(READY)
         threading.Thread(target=child.read, name="fstream-reader", daemon=True).start()
-        child.serve()
+        try:
+            child.say(READY)
+            child.serve()
+        except BrokenPipeError:  # the parent has no use for us any more
+            pass
         child.call = None
         del child
     sock.close()

@@ -28,19 +28,18 @@ from collections.abc import Iterable
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from time import monotonic, monotonic_ns, perf_counter
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from fstream._queues import PATIENCE, Work
+from fstream._run import Run, close_all
 from fstream._spans import Failure, Span, Window
 from fstream._stage import Stage
 from fstream._workers import child
 from fstream._workers.call import annotate, describe, handled, is_failure
 from fstream._workers.crew import Crew
+from fstream._workers.fresh import FreshProcess
 from fstream._workers.wire import Packed, Wire, decode_error, dumps, loads
 from fstream.errors import NotPicklable, WorkerDied
-
-if TYPE_CHECKING:
-    from fstream._run import Run
 
 __all__ = ["WARM", "Workers"]
 
@@ -69,9 +68,7 @@ class Link:
             _OURS.add(ours)
             connection = Connection(os.dup(theirs.fileno()))
             theirs.close()
-            self.process: BaseProcess = _context(method).Process(
-                target=child.main, args=(connection,), name="fstream-worker"
-            )
+            self.process = _process(method, connection)
             self.process.start()
             connection.close()
             socket.send_fds(ours, [b"c"], [cell])
@@ -131,16 +128,14 @@ def _shared_file() -> int:
 
 
 def start_method() -> str | None:
-    """What the user set with `multiprocessing.set_start_method`, None for loky's."""
+    """What the user set with `multiprocessing.set_start_method`, None for a fresh interpreter."""
     return multiprocessing.get_start_method(allow_none=True)
 
 
-def _context(method: str | None) -> Any:
-    if method is not None and not method.startswith("loky"):
-        return multiprocessing.get_context(method)
-    from loky.backend.context import get_context
-
-    return get_context("loky")
+def _process(method: str | None, connection: Connection) -> BaseProcess:
+    start = FreshProcess if method is None else multiprocessing.get_context(method).Process  # type: ignore[attr-defined]
+    process: BaseProcess = start(target=child.main, args=(connection,), name="fstream-worker")
+    return process
 
 
 class Warm:
@@ -184,7 +179,7 @@ class Warm:
             link.buried()
 
     def forget(self) -> None:
-        """In a fork: they are the parent's."""
+        """In a fork: they are the parent's, and so are its locks."""
         self._lock = threading.Lock()
         self._links = []
 
@@ -197,13 +192,21 @@ _OURS: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 
 
 def _in_fork() -> None:
-    WARM.forget()
     for sock in list(_OURS):
         sock.close()
+    WARM.forget()
 
 
 os.register_at_fork(after_in_child=_in_fork)
-atexit.register(WARM.clear)
+
+
+def _at_exit() -> None:
+    # Registered after multiprocessing's own exit handler, and so called before it: that waits for all child processes.
+    close_all()
+    WARM.clear()
+
+
+atexit.register(_at_exit)
 
 
 # --------------------------------------------------------------------------------------------- a stage's workers
@@ -219,6 +222,7 @@ class PipeQueue:
         self.bell, self._push = socket.socketpair()
         self.bell.setblocking(False)
         self._push.setblocking(False)
+        _OURS.update((self.bell, self._push))
 
     def signal(self) -> None:
         self.signalled = True
