@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,8 @@ from benchmarks.harness import Effort, Result, document, measure, on_two_cpus, t
 from benchmarks.plot import SVG, draw
 from benchmarks.registry import ROWS, SWEEP
 from benchmarks.rows import Row
+
+BUSY = 0.5
 
 
 def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -51,6 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\n".join(f"{row.name:20} {row.work}" for row in rows))
         return 0
     signal.signal(signal.SIGTERM, _end)  # as Ctrl-C: the children are ended on the way out
+    if (load := os.getloadavg()[0]) > BUSY:
+        print(
+            f"This machine is busy (load {load:.1f}): what needs both CPUs comes out too slow.",
+            file=sys.stderr,
+        )
     effort = Effort(options.repeats or (3 if options.quick else 5), options.quick)
     results: list[Result] = []
     with on_two_cpus():

@@ -26,7 +26,7 @@ def listen(pipe: Connection, commands: "SimpleQueue[bool | None]") -> None:
             if command is None:
                 return
     except (EOFError, OSError):
-        os.killpg(0, signal.SIGKILL)
+        os.killpg(0, signal.SIGTERM)  # not SIGKILL: who looks after named semaphores may remove them first
 
 
 def affordable(measure: Measure, size: int, seconds: float) -> int:

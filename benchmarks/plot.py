@@ -67,7 +67,7 @@ def draw(results: Sequence[Result]) -> str:
     for index, (name, points) in enumerate(series.items()):
         colour = COLOURS[index % len(COLOURS)]
         width = 3 if name == "fstream" else 1.5
-        dash = ' stroke-dasharray="6 4"' if index == 1 else ""
+        dash = ' stroke-dasharray="6 4"' if "best chunk" in name else ""
         line = " ".join(f"{x(cost):.1f},{y(percent):.1f}" for cost, percent in points)
         parts.append(
             f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="{width}"{dash}/>'
