@@ -1,6 +1,6 @@
 """How far a stage runs ahead of a slow consumer: 1,000,000 items, a consumer that sleeps 10 ms an item.
 
-The first outputs are enough to see it: a stage that runs ahead does so at once. Peers get 10,000 items: most
+The first outputs are enough to see it: a stage that runs ahead does so at once. Peers get 2,000 items: most
 of them read all of them first.
 """
 
@@ -19,7 +19,7 @@ from benchmarks.rows import Adapter, Bound, Contender, Mapper, Measure, Row, Sam
 
 NAP = 0.01
 SIZE = 1_000_000
-PEERS_SIZE = 10_000
+PEERS_SIZE = 2_000
 MAXSIZE = 5
 _left_open: list[Any] = []
 FLAT = 2  # MiB: what the allocator itself may take from the system meanwhile

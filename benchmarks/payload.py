@@ -31,7 +31,7 @@ def _row() -> Row:
         mapping(adapters, scale, arrays, expected=None),
         {"fstream": Bound(0.45, at_least=True)},
         100,
-        30,
+        15,
         lambda value, reference: reference / value,
         "in process, serial",
         mapping(peers("process"), scale, arrays, expected=None),

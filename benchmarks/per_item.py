@@ -38,7 +38,7 @@ def _cheap(
         },
         {"fstream": Bound(1.5, rival) if items is range else Bound(0.6)},
         SIZE,
-        SIZE // 2,
+        SIZE // (2 if items is range else 4),
         peers=mapping(peers, identity, items),
     )
 

@@ -81,7 +81,7 @@ ROWS = (
         },
         {"fstream": Bound(60)},
         10,
-        2,
+        1,
         milliseconds_more,
         "pass",
         {
