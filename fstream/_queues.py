@@ -17,12 +17,15 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import Any, Final, Protocol
 
-from fstream._spans import Closed, Drawn, Feed, Room, Span, Upstream, Window
+from fstream._spans import Closed, Feed, Room, Span, Upstream, Window
 
 __all__ = ["PATIENCE", "Buffer", "Credits", "Outlet", "TakerQueue", "ThreadQueue", "Work"]
 
 #: How long a taker leaves a span of several items alone before it asks for what is finished of it, in seconds.
 PATIENCE: Final = 0.004
+
+#: A consumer that is away for less than this, in seconds, does nothing with the outputs that takes time.
+AT_ONCE: Final = 0.0001
 
 
 class Buffer(Protocol):
@@ -37,7 +40,7 @@ class Buffer(Protocol):
         ...
 
     def starve(self) -> bool:
-        """Its taker waits: tell whether upstream could be let to hold more, and was."""
+        """Its taker waits: let upstream hold more if that would help; tell whether it does."""
         ...
 
     def impatient(self) -> bool:
@@ -81,30 +84,35 @@ class Outlet:
         self.room = room
         #: Room of the outputs in the consumer's hands, given back when it comes for more.
         self.owed = 0
+        #: When it left with outputs, and when it came for more.
+        self.left = self.came = 0.0
 
     def settle_up(self) -> None:
+        """The consumer is back."""
         self.upstream.release(self.owed)
         self.owed = 0
+        self.came = perf_counter()
 
     def ready(self) -> bool:
         return self.upstream.available() > 0 or self.upstream.end is not None
 
     def take(self) -> list[Any] | Closed:
         # Half of the window at most: while these are consumed, the workers have room for as many.
-        outputs, self.owed = self._draw(max(1, int(min(self.room.limit, 1 << 15)) // 2))
+        outputs, self.owed = self.upstream.draw(max(1, int(min(self.room.limit, 1 << 15)) // 2))
+        self.left = perf_counter()
         return outputs or self.upstream.end or Closed()
 
-    def _draw(self, most: int) -> Drawn:
-        return self.upstream.draw(most)
-
     def starve(self) -> bool:
-        return self.upstream.grow()
+        # A slow consumer waits now and then, too: more is held for one that waits longer than it is away.
+        away = self.came - self.left
+        return (away < AT_ONCE or perf_counter() - self.came > away) and self.upstream.grow()
 
     def impatient(self) -> bool:
-        return self.upstream.withheld
+        return self.upstream.withheld or self.upstream.full
 
     def insist(self) -> None:
         self.upstream.hungry = True
+        self.upstream.grow()
 
 
 class Credits:

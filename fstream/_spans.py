@@ -153,6 +153,11 @@ class Upstream(Protocol):
     def grow(self) -> bool: ...
 
     @property
+    def full(self) -> bool:
+        """It has room for nothing more, so that `grow` may help."""
+        ...
+
+    @property
     def end(self) -> Closed | None:
         """How it ended, None if more may come."""
         ...
@@ -223,6 +228,10 @@ class Feed:
         return self.alone and self.waiting and not self.pending and self.room.grow(MAX_SPAN)
 
     @property
+    def full(self) -> bool:
+        return self.alone and self.room.free <= 0
+
+    @property
     def waiting(self) -> bool:
         return self.blocked > 0
 
@@ -264,6 +273,8 @@ class Slices:
 
     def grow(self) -> bool:
         return False
+
+    full = False
 
     @property
     def waiting(self) -> bool:
@@ -318,6 +329,11 @@ class Window:
         self.stopped = False
 
     # ------------------------------------------------------------------------------------ the stage's workers
+
+    @property
+    def backlog(self) -> int:
+        """How many items wait to be taken."""
+        return len(self.returned) + (0 if self.failure else self.upstream.available())
 
     def takable(self) -> bool:
         if self.stopped:
@@ -563,6 +579,10 @@ class Window:
     @property
     def withheld(self) -> bool:
         return any(not span.closed and len(span.items) > 1 for span in self.spans.values())
+
+    @property
+    def full(self) -> bool:
+        return self.room.free <= 0
 
     def grow(self) -> bool:
         """Let the stage hold more, if its workers idle for want of room; the taker downstream waits too."""

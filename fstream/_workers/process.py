@@ -13,7 +13,6 @@ say (it died while pickling, say), the suspects are run one at a time.
 
 from __future__ import annotations
 
-import atexit
 import mmap
 import multiprocessing
 import os
@@ -25,6 +24,7 @@ import tempfile
 import threading
 import weakref
 from collections.abc import Iterable
+from multiprocessing import util
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from time import monotonic, monotonic_ns, perf_counter
@@ -51,6 +51,9 @@ STOP_SECONDS: Final = 0.5
 
 #: Deaths of workers in a row, before any has done anything, that are taken for a stage that cannot work.
 MAX_STILLBORN: Final = 3
+
+#: The same for workers that were killed from outside while their interpreter started.
+MAX_KILLED: Final = 100
 
 
 # ------------------------------------------------------------------------------------------ a worker's process
@@ -201,12 +204,18 @@ os.register_at_fork(after_in_child=_in_fork)
 
 
 def _at_exit() -> None:
-    # Registered after multiprocessing's own exit handler, and so called before it: that waits for all child processes.
     close_all()
     WARM.clear()
 
 
-atexit.register(_at_exit)
+def _register(_: Warm) -> None:
+    # With multiprocessing, which waits for all child processes when a process ends, be it the main one or a child of
+    # the user's own: its finalizers come before that.
+    util.Finalize(None, _at_exit, exitpriority=100)
+
+
+_register(WARM)
+util.register_after_fork(WARM, _register)
 
 
 # --------------------------------------------------------------------------------------------- a stage's workers
@@ -323,13 +332,15 @@ class Workers(Crew):
 
     def capacity(self) -> bool:
         """One more span could be sent now, or a worker be started for it."""
-        return (bool(self.free_indexes) and not self.starting()) or any(
+        return self.may_hire() or any(
             worker.opened and len(worker.flight) < AHEAD and not self.used_up(worker) and not worker.finishing
             for worker in self.workers
         )
 
-    def starting(self) -> bool:
-        return any(not worker.opened for worker in self.workers)
+    def may_hire(self) -> bool:
+        """There is a place for one more worker, and more to take than those will that are starting."""
+        starting = sum(not worker.opened for worker in self.workers)
+        return bool(self.free_indexes) and starting < max(1, self.window.backlog)
 
     def used_up(self, worker: Worker) -> bool:
         most = self.stage.max_items_per_worker
@@ -405,7 +416,7 @@ class Workers(Crew):
         best = min(ready, key=lambda w: len(w.flight), default=None)
         if best is not None and best.idle:
             return best
-        if self.free_indexes and not self.starting():
+        if self.may_hire():
             self.hire()
             if self.workers and self.workers[-1].opened:
                 return self.workers[-1]
@@ -493,11 +504,15 @@ class Workers(Crew):
         """How long to wait for news before something has to be looked into."""
         waits = []
         now = perf_counter()
-        if any(worker.opened and worker.idle for worker in self.workers):
+        if self.spare():
             waits += [worker.heard + PATIENCE - now for worker in self.workers if self.loaded(worker)]
         if self.stage.timeout is not None:
             waits += [self.time_left(worker) for worker in self.workers if worker.flight]
         return max(0.0, min(waits)) if waits else None
+
+    def spare(self) -> bool:
+        """There is a worker with nothing to do, or there could be."""
+        return any(worker.opened and worker.idle for worker in self.workers) or (self.may_hire())
 
     def loaded(self, worker: Worker) -> bool:
         """It may have items that it has not started, and was not asked for them."""
@@ -540,8 +555,13 @@ class Workers(Crew):
     def look_after(self) -> None:
         """Reclaim what waits behind slow items while others idle; stop what is over its time."""
         now = perf_counter()
-        if any(worker.opened and worker.idle for worker in self.workers) and not self.window.takable():
-            self.recall(w for w in self.workers if self.loaded(w) and now - w.heard >= PATIENCE)
+        if self.spare() and not self.window.takable():
+            late = [
+                worker for worker in self.workers if self.loaded(worker) and now - worker.heard >= PATIENCE
+            ]
+            if late and not any(worker.opened and worker.idle for worker in self.workers):
+                self.hire()
+            self.recall(late)
         if self.stage.timeout is not None:
             for worker in list(self.workers):
                 if worker.flight and self.time_left(worker) <= 0:
@@ -695,7 +715,11 @@ class Workers(Crew):
             self.recover(span, index, number == 0 and born, bool(flushing), status, error_of)
         if not born and not self.window.stopped:
             self.stillborn += 1
-            limit = self.stage.retries if worker.opened else max(self.stage.retries, MAX_STILLBORN)
+            limit = self.stage.retries
+            if (
+                not worker.opened
+            ):  # it has not seen the stage yet: that is to blame only if nobody else killed it
+                limit = MAX_KILLED if status == -signal.SIGKILL else max(limit, MAX_STILLBORN)
             if self.stillborn > limit:
                 where = "in on_start" if worker.opened else "while it started"
                 self.fail(
