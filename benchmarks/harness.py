@@ -19,6 +19,7 @@ from itertools import repeat
 from multiprocessing import Pipe
 from pathlib import Path
 from statistics import median
+from time import perf_counter
 from typing import Any
 
 from benchmarks.rows import Bound, Failed, Opened, Ready, Row, Sample
@@ -132,6 +133,8 @@ class Result:
     row: Row
     outcomes: Sequence[Outcome]
     verdicts: Sequence[Verdict]
+    #: What share of the CPUs other processes took meanwhile: with more than a few percent, measure again.
+    others: float
 
 
 @contextmanager
@@ -148,7 +151,22 @@ def _children(row: Row, effort: Effort) -> Iterator[list[tuple[Outcome, Child]]]
             child.close()
 
 
+def _cpu_seconds() -> float:
+    """CPU time that others have used on this process's CPUs since the machine started; 0 where it is not known."""
+    try:
+        lines = Path("/proc/stat").read_text().splitlines()
+    except OSError:
+        return 0.0
+    fields = {line.split()[0]: line.split()[1:] for line in lines}
+    ticks = 0
+    for cpu in os.sched_getaffinity(0):
+        user, nice, system, _, _, *interrupts_and_stolen = map(int, fields[f"cpu{cpu}"][:8])
+        ticks += user + nice + system + sum(interrupts_and_stolen)
+    return ticks / os.sysconf("SC_CLK_TCK") - sum(os.times()[:4])
+
+
 def measure(row: Row, effort: Effort) -> Result:
+    start, others = perf_counter(), _cpu_seconds()
     with _children(row, effort) as opened:
         for outcome, child in opened:
             _take(row, outcome, child)
@@ -162,7 +180,9 @@ def measure(row: Row, effort: Effort) -> Result:
     for outcome in outcomes:
         if rounds := figures.get(outcome.contender):
             outcome.figure = median(rounds)
-    return Result(row, outcomes, [_verdict(name, bound, figures) for name, bound in row.bounds.items()])
+    verdicts = [_verdict(name, bound, figures) for name, bound in row.bounds.items()]
+    others = (_cpu_seconds() - others) / (perf_counter() - start) / 2
+    return Result(row, outcomes, verdicts, others)
 
 
 def _take(row: Row, outcome: Outcome, child: Child) -> None:
@@ -273,6 +293,7 @@ def document(results: Iterable[Result], effort: Effort) -> dict[str, Any]:
                 "name": result.row.name,
                 "work": result.row.work,
                 "unit": result.row.unit,
+                "others": result.others,
                 "contenders": [asdict(outcome) for outcome in result.outcomes],
                 "targets": [{**asdict(verdict), "met": verdict.met} for verdict in result.verdicts],
             }
