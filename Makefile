@@ -27,6 +27,7 @@ demo: $(VENV)/.with-examples  ## run the main job: count the names in Python's s
 	$(PY) examples/stdlib_names.py $(ARGS)
 
 test: $(VENV)/.with-test  ## run the doctests, the tests and the property tests
+	@$(PY) -m compileall -q fstream  # worker processes start faster, where Python may not write bytecode itself
 	$(PY) -m pytest $(ARGS)
 
 check: lint types test $(filter-out test-$(VERSION),$(VERSIONS:%=test-%))  ## all that CI checks, on each Python that is here

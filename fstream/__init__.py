@@ -25,9 +25,9 @@ from fstream.errors import NotPicklable, RemoteError, WorkerDied, WorkerTracebac
 from fstream.stream import Stream
 
 __all__ = [
-    "SKIP",
     "NotPicklable",
     "RemoteError",
+    "SKIP",
     "StageStatus",
     "Stream",
     "Transformer",

@@ -69,7 +69,7 @@ class Work:
         return not upstream.available() and upstream.grow()
 
     def impatient(self) -> bool:
-        return self.window.withheld or self.window.upstream.withheld
+        return True
 
     def insist(self) -> None:
         self.window.upstream.hungry = True
@@ -108,7 +108,7 @@ class Outlet:
         return (away < AT_ONCE or perf_counter() - self.came > away) and self.upstream.grow()
 
     def impatient(self) -> bool:
-        return self.upstream.withheld or self.upstream.full
+        return self.upstream.withholds
 
     def insist(self) -> None:
         self.upstream.hungry = True

@@ -58,10 +58,26 @@ class StageWorkers(Protocol):
 class Member(Protocol):
     """A thread, task or process of a run."""
 
-    #: In user code.
-    busy: bool
+    @property
+    def busy(self) -> bool:
+        """In user code, where it cannot be stopped."""
+        ...
+
+    @property
+    def abandoned(self) -> bool:
+        """Left to itself, as it ran over its time."""
+        ...
 
     def join(self, timeout: float) -> None: ...
+
+
+#: Into how many spans what is there should go: two in flight for each process; but cheap items on a loop are run one
+#: after the other however many tasks there are, so that one task may have them all.
+_SHARES: Final[dict[str, Callable[[int], int]]] = {
+    "thread": lambda workers: workers,
+    "process": lambda workers: 2 * workers,
+    "task": lambda _: 1,
+}
 
 
 def default_workers(kind: str) -> int:
@@ -125,7 +141,7 @@ class Run:
                 workers=count,
                 ordered=stage.ordered,
                 outputs=lambda slots, kernel=kernel, skips=skips: kernel.outputs(slots, skips=skips),  # type: ignore[misc]
-                ahead=2 if stage.kind == "process" else 1,
+                shares=_SHARES[stage.kind](count),
             )
             self.windows.append(window)
             self.crews.append(open_workers(self, stage, window))
@@ -248,9 +264,9 @@ class Run:
             self.settle()
 
     def wait(self, timeout: float | None) -> bool:
-        """Wait until all members have left; those that are busy in user code until *timeout*."""
+        """Wait until all members have left that were not abandoned; for those busy in user code, until *timeout*."""
         with self.lock:
-            self.left.wait_for(lambda: not self.members, timeout)
+            self.left.wait_for(lambda: all(m.abandoned for m in self.members), timeout)
             self.left.wait_for(
                 lambda: all(m.busy for m in self.members), 0 if timeout is None else self.LONGEST
             )
@@ -278,6 +294,8 @@ class Run:
 
 class ThreadFeeder:
     """The thread that iterates one source, and closes it."""
+
+    abandoned = False
 
     def __init__(self, run: Run, source: Iterable[Any]) -> None:
         self.run = run

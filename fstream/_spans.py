@@ -153,11 +153,6 @@ class Upstream(Protocol):
     def grow(self) -> bool: ...
 
     @property
-    def full(self) -> bool:
-        """It has room for nothing more, so that `grow` may help."""
-        ...
-
-    @property
     def end(self) -> Closed | None:
         """How it ended, None if more may come."""
         ...
@@ -167,12 +162,10 @@ class Upstream(Protocol):
         """There is more than the window that draws from here has room for."""
         ...
 
-    @property
-    def withheld(self) -> bool:
-        """Some worker has a span of several items, whose slots the taker does not hear of one by one."""
-        ...
+    #: What is finished of a span may be withheld until the span is.
+    withholds: bool
 
-    #: The taker waits for slots of such a span: tell it after each item.
+    #: The taker has waited long: tell it after each item.
     hungry: bool
 
 
@@ -180,7 +173,7 @@ class Feed:
     """What feeders have pulled from the sources and no stage has drawn yet."""
 
     prepaid = True
-    withheld = False
+    withholds = False
 
     def __init__(self, room: Room, feeders: int) -> None:
         self.hungry = False
@@ -228,10 +221,6 @@ class Feed:
         return self.alone and self.waiting and not self.pending and self.room.grow(MAX_SPAN)
 
     @property
-    def full(self) -> bool:
-        return self.alone and self.room.free <= 0
-
-    @property
     def waiting(self) -> bool:
         return self.blocked > 0
 
@@ -252,7 +241,7 @@ class Slices:
     """A sequence as upstream: drawn by slices, in the taker's own thread; it needs no feeder."""
 
     prepaid = False
-    withheld = False
+    withholds = False
 
     def __init__(self, source: Sequence[Any]) -> None:
         self.hungry = False
@@ -274,8 +263,6 @@ class Slices:
     def grow(self) -> bool:
         return False
 
-    full = False
-
     @property
     def waiting(self) -> bool:
         return self.available() > 0
@@ -289,6 +276,7 @@ class Window:
     """One stage's account of its items, from upstream's hand to downstream's."""
 
     prepaid = False
+    withholds = True
 
     def __init__(
         self,
@@ -298,15 +286,15 @@ class Window:
         workers: int,
         ordered: bool,
         outputs: Callable[[list[Any]], list[Any]],
-        ahead: int = 1,
+        shares: int,
     ) -> None:
         self.upstream = upstream
         self.room = room
         self.workers = workers
         self.ordered = ordered
         self.outputs = outputs
-        #: How many spans a worker may have in hand at once.
-        self.ahead = ahead
+        #: Into how many spans what is there should go, so that each worker has its fair share.
+        self.shares = shares
         #: Index of the next item to draw.
         self.next_index = 0
         #: Ordered: index of the next item whose outputs go downstream.
@@ -323,7 +311,9 @@ class Window:
         #: Seconds an item takes, measured; None before the first one.
         self.cost: float | None = None
         self.last_size = 1
-        #: The taker downstream waits for slots of an unfinished span: tell it after each item.
+        #: The last span was smaller than its worker could have taken, for want of room.
+        self.cramped = False
+        #: The taker downstream has waited long, perhaps for slots of an unfinished span: tell it after each item.
         self.hungry = False
         self.failure: Failure | None = None
         self.stopped = False
@@ -365,9 +355,15 @@ class Window:
         return span
 
     def _draw_span(self, most: int) -> Span:
-        size = min(most, self._size(self.upstream.available()))
-        if not self.upstream.prepaid:
-            size = min(size, self.room.free)
+        upstream = self.upstream
+        available = upstream.available()
+        if upstream.prepaid:
+            short = upstream.waiting and self.room.free <= 0
+        else:
+            short = available > self.room.free
+            available = min(available, self.room.free)
+        size = min(most, self._size(available))
+        self.cramped = short and size < min(most, self._size(MAX_CHEAP))
         drawn = self.upstream.draw(size)
         self.upstream.release(drawn.credits)
         if not self.upstream.prepaid:
@@ -380,7 +376,7 @@ class Window:
         """A worker's fair share of what is there, as far as it works that off in a moment."""
         if self.cost is None:
             return 1
-        share = -(-available // (self.workers * self.ahead))
+        share = -(-available // self.shares)
         # Twice the last one at most: a handful of cheap items says little of those that follow.
         return max(1, min(share, int(SPAN_SECONDS / (self.cost + 1e-9)), 2 * self.last_size, MAX_SPAN))
 
@@ -576,18 +572,13 @@ class Window:
     def waiting(self) -> bool:
         return self.available() > 0
 
-    @property
-    def withheld(self) -> bool:
-        return any(not span.closed and len(span.items) > 1 for span in self.spans.values())
-
-    @property
-    def full(self) -> bool:
-        return self.room.free <= 0
-
     def grow(self) -> bool:
-        """Let the stage hold more, if its workers idle for want of room; the taker downstream waits too."""
-        starving = self.busy < self.workers and self.room.free <= 0 and not self.takable()
-        if not starving or self.stopped or not self.upstream.waiting:
+        """Let the stage hold more, if its workers lack items for want of room. The taker downstream waits."""
+        idle = (
+            self.busy < self.workers and self.room.free <= 0 and not self.takable() and self.upstream.waiting
+        )
+        if self.stopped or not (idle or self.cramped):
             return False
+        self.cramped = False
         slow = max(MAX_SLOW * self.workers, MAX_SECONDS / (self.cost or 1.0))
         return self.room.grow(min(slow, MAX_CHEAP))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Iterator
 from dataclasses import replace
 from itertools import chain
 from operator import length_hint
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from fstream._kernels import MAP
 from fstream._run import Lock, Run
 from fstream._stage import Stage
-from fstream._workers.sync import iterate, iterate_async
+from fstream._workers.sync import aclose, iterate, iterate_async
 
 if TYPE_CHECKING:
     from fstream._queues import ThreadQueue
@@ -28,14 +28,14 @@ U = TypeVar("U")
 
 if TYPE_CHECKING:
 
-    class _Chain:
+    class _Chain(Generator[T_co, None, None]):
         """Stands for chain, whose element type a type checker takes to be invariant."""
 
 else:
     _Chain = chain
 
 
-class Stream(_Chain, Generator[T_co, None, None], AsyncGenerator[T_co, None]):
+class Stream(_Chain[T_co], AsyncGenerator[T_co, None]):
     """The outputs of a pipeline: a generator and an async generator in one.
 
     Nothing is pulled and nothing runs before the first ``next``; everything ends with `close`, a ``with`` block,
@@ -90,9 +90,20 @@ class Stream(_Chain, Generator[T_co, None, None], AsyncGenerator[T_co, None]):
 
     # --------------------------------------------------------------------------------------- as a generator
 
-    def send(self, value: None) -> T_co:
-        """Give the next output; *value* goes nowhere, as in a generator that ignores it."""
-        return next(self)
+    if TYPE_CHECKING:
+
+        def send(self, value: None) -> T_co:
+            """Give the next output; *value* goes nowhere, as in a generator that ignores it."""
+            ...
+
+    else:
+
+        def __getattr__(self, name: str) -> Any:
+            # What has __await__, send, throw and close counts as a coroutine, and asyncio's functions would step it as
+            # one. So `send` is there, but not in the class.
+            if name == "send":
+                return lambda _value: next(self)
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def throw(self, typ: Any, val: Any = None, tb: TracebackType | None = None) -> T_co:
         """Close the stream and raise the exception."""
@@ -140,11 +151,7 @@ class Stream(_Chain, Generator[T_co, None, None], AsyncGenerator[T_co, None]):
         """End the pipeline as `close` does, without blocking the event loop."""
         await self._outputs.aclose()
         if self._async_outputs is not None:
-            try:
-                await self._async_outputs.aclose()
-            except RuntimeError:  # a task waits in its __anext__: that one ends now
-                if not self._async_outputs.ag_running:  # type: ignore[attr-defined]
-                    raise
+            await aclose(self._async_outputs)  # a task that waits in its __anext__ ends now, and ends it
 
     async def __aenter__(self) -> Self:
         return self
@@ -160,6 +167,9 @@ class Stream(_Chain, Generator[T_co, None, None], AsyncGenerator[T_co, None]):
 
     def __await__(self) -> Generator[Any, None, list[T_co]]:
         return self._list().__await__()
+
+
+Generator.register(Stream)
 
 
 def _itself(item: T) -> T:
@@ -183,6 +193,8 @@ class _Outputs:
         self.current: Iterator[Any] = iter(())
         self.run: Run | None = None
         self.queue: ThreadQueue | None = None
+        #: The outputs of kind "sync", where an ``async for`` takes them.
+        self.here: AsyncGenerator[Any, None] | None = None
         #: The loop that an ``async for`` downstream runs on: the one for tasks upstream of it.
         self.loop: EventLoop | None = None
         #: The outputs downstream that have taken this stage into their own row.
@@ -203,6 +215,9 @@ class _Outputs:
                 return self.current
             try:
                 if self.over:
+                    raise StopIteration
+                if self.taken_by is not None:
+                    self.taken()
                     raise StopIteration
                 if self.run is None:  # on kind "sync" the one iterator is a generator
                     if self.current.gi_frame is None:  # type: ignore[attr-defined]
@@ -233,10 +248,6 @@ class _Outputs:
         return row
 
     def start(self) -> None:
-        if self.taken_by is not None:
-            raise RuntimeError(
-                f"this stream is the source of another one that has started: <{self.taken_by!r}>"
-            )
         with _LINKING:
             row = self._row()
             for outputs in row:
@@ -252,7 +263,10 @@ class _Outputs:
                 if isinstance(source, Stream):
                     source._outputs.loop = self.loop
         if self.stage is not None and self.stage.kind == "sync":
-            self.current = iterate(self.stage, sources[0])
+            source = sources[0]
+            self.current = iterate(
+                self.stage, source if isinstance(source, Iterable) else Stream((source,), None)
+            )
         else:
             self.run = Run(sources, stages, self.loop)
             self.run.start()
@@ -270,25 +284,35 @@ class _Outputs:
             return stream
         return Stream(source, replace(self.stage, ordered=True))
 
-    async def iterate_async(self) -> AsyncGenerator[Any, None]:
+    def taken(self) -> None:
+        """Raise an error, unless who has taken this stream is through with it."""
+        if self.taken_by is not None and not self.taken_by.over:
+            raise RuntimeError(
+                f"this stream is the source of another one that has started: <{self.taken_by!r}>"
+            )
+
+    def iterate_async(self) -> AsyncGenerator[Any, None]:
         """Give the outputs one by one, on the running loop."""
         from fstream._workers import loop
 
-        if not self.started:
-            self.loop = loop.running()
-            if self.stage is not None and self.stage.kind == "sync":
-                if isinstance(self.source, Stream):
-                    self.source._outputs.loop = self.loop
-                self.started, source, self.source = True, self.source, None
-                self.current = iter(())
-                async with loop.closing(iterate_async(self.stage, source)) as outputs:
-                    async for output in outputs:
-                        yield output
-                self.end()
-                return
+        if self.started:
+            return self._give_async()
+        self.loop = loop.running()
+        if self.stage is None or self.stage.kind != "sync":
             self.start()
+            return self._give_async()
+        self.started, source, self.source = True, self.source, None
+        if isinstance(source, Stream):
+            source._outputs.loop = self.loop
+        self.here = iterate_async(self.stage, source, self.end)
+        return self.here
+
+    async def _give_async(self) -> AsyncGenerator[Any, None]:
+        from fstream._workers import loop
+
         for output in self.current:
             yield output
+        self.taken()
         if self.run is None or self.over:
             return
         queue = loop.consumer_queue(self.run)
@@ -317,6 +341,10 @@ class _Outputs:
         deque(current, 0)
         if run is not None:
             run.close()
+        if self.here is not None and self.loop is not None:
+            from fstream._workers import loop
+
+            loop.close_soon(self.loop, self.here)
 
     async def aclose(self) -> None:
         if self.taken_by is not None:

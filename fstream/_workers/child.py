@@ -231,9 +231,11 @@ class Child:
         timed = call.stage.timeout is not None
         index = self.start
         for item in self.todo:
-            cell[0] = index
             if timed:
-                cell[1] = monotonic_ns()
+                cell[1] = (
+                    monotonic_ns()
+                )  # first: the parent must not see this item with the time of the last one
+            cell[0] = index
             try:
                 slot = step(item)
             except Stopped:

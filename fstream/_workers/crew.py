@@ -44,7 +44,8 @@ class Crew:
     def progress(self) -> None:
         """A slot was added that the taker downstream waits for."""
         with self.run.lock:
-            self.window.hungry = False
+            if self.window.available():  # else it is another item that the taker waits for
+                self.window.hungry = False
             self.run.settle()
 
     def status(self) -> StageStatus:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import AsyncIterable, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine
 from contextlib import aclosing as closing
 from functools import partial
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from fstream._queues import PATIENCE, Buffer, Credits
-from fstream._spans import Closed
+from fstream._spans import SPAN_SECONDS, Closed
+from fstream._workers.sync import aclose
 
 if TYPE_CHECKING:
     from fstream._run import Run
@@ -22,6 +24,7 @@ __all__ = [
     "TaskFeeder",
     "TaskQueue",
     "close",
+    "close_soon",
     "closing",
     "consumer_queue",
     "running",
@@ -30,6 +33,15 @@ __all__ = [
 
 EventLoop = asyncio.AbstractEventLoop
 running = asyncio.get_running_loop
+
+
+def soon(loop: EventLoop, f: Callable[..., object], *args: Any) -> None:
+    """Call *f* on *loop*, from any thread; not at all if the loop was closed, as nobody waits there any more."""
+    try:
+        loop.call_soon_threadsafe(f, *args)
+    except RuntimeError:
+        if not loop.is_closed():
+            raise
 
 
 class TaskQueue(asyncio.Queue[Any]):
@@ -44,6 +56,8 @@ class TaskQueue(asyncio.Queue[Any]):
         self.signalled = False
         self.loop: asyncio.AbstractEventLoop | None = None
         self.thread = 0
+        #: When its taker last let others on the loop have a turn.
+        self.paused = 0.0
         #: One timer for all takers: runs out when they have waited for PATIENCE.
         self.timer: asyncio.TimerHandle | None = None
 
@@ -97,10 +111,7 @@ class TaskQueue(asyncio.Queue[Any]):
             self._wake()
         else:
             assert self.loop is not None
-            try:
-                self.loop.call_soon_threadsafe(self._wake)
-            except RuntimeError:  # the loop was closed under us: nobody waits there any more
-                self.signalled = False
+            soon(self.loop, self._wake)
 
     def _wake(self) -> None:
         self.put_nowait(None)
@@ -109,11 +120,14 @@ class TaskQueue(asyncio.Queue[Any]):
 class Host:
     """The loop that a run's tasks live on: the caller's, or a private one in a background thread."""
 
+    abandoned = False
+
     def __init__(self, run: Run, loop: asyncio.AbstractEventLoop | None) -> None:
         self.run = run
-        self.busy = False
         self.tasks: set[asyncio.Task[Any]] = set()
         self.over: asyncio.Event | None = None
+        self.turns = 0
+        self._counting = False
         self.thread: threading.Thread | None = None
         if loop is not None:
             self.loop, self.ident = loop, threading.get_ident()
@@ -123,6 +137,11 @@ class Host:
         self.thread = threading.Thread(target=self._main, args=(started,), name="fstream-loop", daemon=True)
         self.thread.start()
         started.wait()
+
+    @property
+    def busy(self) -> bool:
+        """A task keeps the loop from anything else, or does not let itself be cancelled."""
+        return any(member.busy for member in self.run.members if not isinstance(member, Host))
 
     def join(self, timeout: float) -> None:
         if self.thread is not None and self.thread is not threading.current_thread():
@@ -141,15 +160,23 @@ class Host:
         started.set()
         await self.over.wait()
 
+    def turn(self) -> int:
+        """The number of the loop's present turn: it changes while a task waits."""
+        if not self._counting:
+            self._counting = True
+            self.loop.call_soon(self._count)
+        return self.turns
+
+    def _count(self) -> None:
+        self._counting = False
+        self.turns += 1
+
     def call(self, f: Callable[..., object], *args: Any) -> None:
         """Call *f* on the loop: at once if this is its thread, else soon."""
         if threading.get_ident() == self.ident:
             f(*args)
             return
-        try:
-            self.loop.call_soon_threadsafe(f, *args)
-        except RuntimeError:  # the loop was closed, and all its tasks with it
-            pass
+        soon(self.loop, f, *args)
 
     def spawn(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         """Start a task, on the loop."""
@@ -168,12 +195,16 @@ class Host:
 class TaskFeeder:
     """The task that iterates an async source, and closes it."""
 
+    abandoned = False
+
     def __init__(self, run: Run, source: AsyncIterable[Any]) -> None:
         self.run = run
         self.source: AsyncIterable[Any] | None = source
         self.queue = TaskQueue(Credits(run.feed), run.lock, run.settle)
         self.busy = False
         self.task: asyncio.Task[None] | None = None
+        #: It is closing the source, and must not be cancelled in that.
+        self.closing = False
 
     def join(self, timeout: float) -> None:
         """It has left in its loop's thread, which is joined itself."""
@@ -187,8 +218,11 @@ class TaskFeeder:
 
     def stop(self) -> None:
         """Wake it from a source that blocks."""
-        if self.task is not None:
-            self.run.host.call(self.task.cancel)
+        self.run.host.call(self._cancel)
+
+    def _cancel(self) -> None:
+        if self.task is not None and not self.closing:
+            self.task.cancel()
 
     async def main(self) -> None:
         run, feed = self.run, self.run.feed
@@ -210,9 +244,9 @@ class TaskFeeder:
             item = None
         except BaseException as raised:
             error = raised
+        self.closing = True
         try:
-            if hasattr(items, "aclose"):
-                await items.aclose()
+            await aclose(items)
         except BaseException as raised:
             error = error or raised
         with run.lock:
@@ -249,15 +283,25 @@ async def take(run: Run, queue: TaskQueue) -> list[Any] | None:
     with run.lock:
         run.outlet.settle_up()
         run.settle()
+    if (
+        perf_counter() - queue.paused > SPAN_SECONDS
+    ):  # outputs that are always there leave others on the loop a turn
+        await asyncio.sleep(0)
+        queue.paused = perf_counter()
     taken = await queue.get()
     if type(taken) is not Closed:
         return taken  # type: ignore[no-any-return]
     if taken.error is None and not run.stopped:
-        await _wait(run, lambda: not run.members, None)
+        await _wait(run, lambda: all(member.abandoned for member in run.members), None)
     await close(run, complain=taken.error is None)
     if taken.error is not None:
         raise taken.error
     return None
+
+
+def close_soon(loop: EventLoop, outputs: AsyncGenerator[Any, None]) -> None:
+    """Close an async generator that is iterated on *loop*, from wherever this is."""
+    soon(loop, lambda: loop.create_task(outputs.aclose()))
 
 
 async def close(run: Run, complain: bool = True) -> None:
@@ -284,7 +328,7 @@ async def _wait(run: Run, condition: Callable[[], bool], timeout: float | None) 
                     if condition():
                         return
                     left = asyncio.Event()
-                    run.on_leave.append(partial(loop.call_soon_threadsafe, left.set))
+                    run.on_leave.append(partial(soon, loop, left.set))
                 await left.wait()
     except TimeoutError:
         pass

@@ -13,32 +13,25 @@ say (it died while pickling, say), the suspects are run one at a time.
 
 from __future__ import annotations
 
-import mmap
-import multiprocessing
 import os
 import selectors
 import signal
 import socket
 import sys
-import tempfile
 import threading
-import weakref
-from collections.abc import Iterable
-from multiprocessing import util
-from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
+from collections.abc import Callable, Iterable
 from time import monotonic, monotonic_ns, perf_counter
 from typing import Any, Final
 
 from fstream._queues import PATIENCE, Work
-from fstream._run import Run, close_all
+from fstream._run import Run
 from fstream._spans import Failure, Span, Window
 from fstream._stage import Stage
 from fstream._workers import child
 from fstream._workers.call import annotate, describe, handled, is_failure
 from fstream._workers.crew import Crew
-from fstream._workers.fresh import FreshProcess
-from fstream._workers.wire import Packed, Wire, decode_error, dumps, loads
+from fstream._workers.link import OURS, WARM, Link, start_method
+from fstream._workers.wire import Packed, decode_error, dumps, loads
 from fstream.errors import NotPicklable, WorkerDied
 
 __all__ = ["WARM", "Workers"]
@@ -56,169 +49,7 @@ MAX_STILLBORN: Final = 3
 MAX_KILLED: Final = 100
 
 
-# ------------------------------------------------------------------------------------------ a worker's process
-
-
-class Link:
-    """A worker process, its socket and its cell."""
-
-    def __init__(self, method: str | None) -> None:
-        self.method = method
-        self.ready = False
-        ours, theirs = socket.socketpair()
-        cell = _shared_file()
-        try:
-            _OURS.add(ours)
-            connection = Connection(os.dup(theirs.fileno()))
-            theirs.close()
-            self.process = _process(method, connection)
-            self.process.start()
-            connection.close()
-            socket.send_fds(ours, [b"c"], [cell])
-            self.cell = mmap.mmap(cell, child.CELL_SIZE)
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            os.close(cell)
-        ours.setblocking(False)
-        self.sock = ours
-        self.wire = Wire(ours)
-
-    def state(self, position: int) -> int:
-        return int.from_bytes(self.cell[8 * position : 8 * position + 8], sys.byteorder, signed=True)
-
-    def idle(self) -> bool:
-        """Still there, with nothing to say: fit for another stage."""
-        try:
-            return self.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) != b"" and False
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-
-    def dismiss(self) -> None:
-        """Let it end: it does when its socket is closed."""
-        self.sock.close()
-
-    def kill(self) -> int | None:
-        """End it now, and tell its exit status."""
-        self.sock.close()
-        process = self.process
-        if process.is_alive() and process.pid is not None:
-            try:
-                os.kill(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-        process.join()
-        return process.exitcode
-
-    def buried(self) -> int | None:
-        """The exit status of a worker whose socket has closed."""
-        self.sock.close()
-        self.process.join(1.0)
-        return self.process.exitcode if not self.process.is_alive() else self.kill()
-
-
-def _shared_file() -> int:
-    if hasattr(os, "memfd_create"):
-        fd = os.memfd_create("fstream")
-    else:
-        with tempfile.TemporaryFile() as file:
-            fd = os.dup(file.fileno())
-    os.ftruncate(fd, child.CELL_SIZE)
-    return fd
-
-
-def start_method() -> str | None:
-    """What the user set with `multiprocessing.set_start_method`, None for a fresh interpreter."""
-    return multiprocessing.get_start_method(allow_none=True)
-
-
-def _process(method: str | None, connection: Connection) -> BaseProcess:
-    start = FreshProcess if method is None else multiprocessing.get_context(method).Process  # type: ignore[attr-defined]
-    process: BaseProcess = start(target=child.main, args=(connection,), name="fstream-worker")
-    return process
-
-
-class Warm:
-    """Idle worker processes, kept for the next stage. They end by themselves after ``child.IDLE_SECONDS``."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._links: list[Link] = []
-
-    def __len__(self) -> int:
-        """How many there are; those that have ended are cleared away."""
-        with self._lock:
-            gone = [link for link in self._links if not link.idle()]
-            self._links = [link for link in self._links if link not in gone]
-        for link in gone:
-            link.buried()
-        return len(self._links)
-
-    def take(self, method: str | None) -> Link | None:
-        while True:
-            with self._lock:
-                found = next((link for link in reversed(self._links) if link.method == method), None)
-                if found is None:
-                    return None
-                self._links.remove(found)
-            if found.idle():
-                return found
-            found.buried()
-
-    def put(self, link: Link) -> None:
-        with self._lock:
-            self._links.append(link)
-
-    def clear(self) -> None:
-        """End them all."""
-        with self._lock:
-            links, self._links = self._links, []
-        for link in links:
-            link.dismiss()
-        for link in links:
-            link.buried()
-
-    def forget(self) -> None:
-        """In a fork: they are the parent's, and so are its locks."""
-        self._lock = threading.Lock()
-        self._links = []
-
-
-WARM: Final = Warm()
-
-#: The parent's ends of all socket pairs. A fork closes its copies, so that it does not keep workers from seeing that
-#: their parent is gone.
-_OURS: weakref.WeakSet[socket.socket] = weakref.WeakSet()
-
-
-def _in_fork() -> None:
-    for sock in list(_OURS):
-        sock.close()
-    WARM.forget()
-
-
-os.register_at_fork(after_in_child=_in_fork)
-
-
-def _at_exit() -> None:
-    close_all()
-    WARM.clear()
-
-
-def _register(_: Warm) -> None:
-    # With multiprocessing, which waits for all child processes when a process ends, be it the main one or a child of
-    # the user's own: its finalizers come before that.
-    util.Finalize(None, _at_exit, exitpriority=100)
-
-
-_register(WARM)
-util.register_after_fork(WARM, _register)
-
-
-# --------------------------------------------------------------------------------------------- a stage's workers
+ErrorOf = Callable[[Failure], BaseException]
 
 
 class PipeQueue:
@@ -231,7 +62,7 @@ class PipeQueue:
         self.bell, self._push = socket.socketpair()
         self.bell.setblocking(False)
         self._push.setblocking(False)
-        _OURS.update((self.bell, self._push))
+        OURS.update((self.bell, self._push))
 
     def signal(self) -> None:
         self.signalled = True
@@ -263,7 +94,7 @@ class PumpWork(Work):
         crew, window = self.crew, self.window
         if window.stopped or crew.run.stopped:
             return True
-        if window.hungry and not crew.asked:
+        if window.hungry and not crew.knows_hungry:
             return True
         return (window.takable() and crew.capacity()) or window.exhausted
 
@@ -310,11 +141,11 @@ class Workers(Crew):
         self.method = start_method()
         #: The stage as its workers get it.
         self.packed: Packed = []
-        #: Somebody downstream is hungry, and the workers were asked for what they have finished.
-        self.asked = False
+        #: The pump has seen that the taker downstream is hungry, and asks late workers for what they have finished.
+        self.knows_hungry = False
         #: Workers that died in a row before they had done anything.
         self.stillborn = 0
-        self.busy = False
+        self.busy = self.abandoned = False
         self.thread = threading.Thread(
             target=run.context.copy().run, args=(self.main,), name=f"fstream-{stage.name}-pump", daemon=True
         )
@@ -401,9 +232,6 @@ class Workers(Crew):
             if span is None:
                 break
             self.send(worker, span)
-        if self.window.hungry and not self.asked:
-            self.asked = True
-            self.recall(worker for worker in self.workers if worker.flight)
 
     def next_worker(self) -> Worker | None:
         with self.run.lock:
@@ -504,7 +332,8 @@ class Workers(Crew):
         """How long to wait for news before something has to be looked into."""
         waits = []
         now = perf_counter()
-        if self.spare():
+        self.knows_hungry = self.window.hungry
+        if self.knows_hungry or self.spare():
             waits += [worker.heard + PATIENCE - now for worker in self.workers if self.loaded(worker)]
         if self.stage.timeout is not None:
             waits += [self.time_left(worker) for worker in self.workers if worker.flight]
@@ -516,16 +345,14 @@ class Workers(Crew):
 
     def loaded(self, worker: Worker) -> bool:
         """It may have items that it has not started, and was not asked for them."""
-        return not worker.recalled and (
-            len(worker.flight) > 1 or any(len(s.items) > 1 for s in worker.flight)
-        )
+        return not worker.recalled and sum(len(span.items) - len(span.slots) for span in worker.flight) > 1
 
     def time_left(self, worker: Worker) -> float:
+        """Seconds until the item of *worker* is over its time; one that is not begun yet cannot be before *timeout*."""
         assert self.stage.timeout is not None
-        index, begun = worker.link.state(0), worker.link.state(1)
-        if index < 0:
-            return self.stage.timeout  # no item can be over its time before that
-        return self.stage.timeout - (monotonic_ns() - begun) / 1e9
+        if worker.link.state(0) < 0:
+            return self.stage.timeout
+        return self.stage.timeout - (monotonic_ns() - worker.link.state(1)) / 1e9
 
     def listen(self, timeout: float | None) -> None:
         with self.run.lock:
@@ -555,17 +382,17 @@ class Workers(Crew):
     def look_after(self) -> None:
         """Reclaim what waits behind slow items while others idle; stop what is over its time."""
         now = perf_counter()
-        if self.spare() and not self.window.takable():
-            late = [
-                worker for worker in self.workers if self.loaded(worker) and now - worker.heard >= PATIENCE
-            ]
-            if late and not any(worker.opened and worker.idle for worker in self.workers):
-                self.hire()
+        late = [worker for worker in self.workers if self.loaded(worker) and now - worker.heard >= PATIENCE]
+        spare = self.spare() and not self.window.takable()
+        if late and spare and not any(worker.opened and worker.idle for worker in self.workers):
+            self.hire()
+        if spare or self.window.hungry:
             self.recall(late)
         if self.stage.timeout is not None:
             for worker in list(self.workers):
-                if worker.flight and self.time_left(worker) <= 0:
-                    self.bury(worker, worker.link.kill, self.too_late)
+                doing = worker.link.state(0)
+                if worker.flight and self.time_left(worker) <= 0 and worker.link.state(0) == doing:
+                    self.bury(worker, doing, worker.link.kill(), self.too_late)
 
     def recall(self, workers: Iterable[Worker]) -> None:
         for worker in workers:
@@ -579,7 +406,7 @@ class Workers(Crew):
                 worker.heard = perf_counter()
                 self.answer(worker, header, body)
         except (EOFError, OSError):
-            self.bury(worker, worker.link.buried, None)
+            self.bury(worker, worker.link.state(0), worker.link.buried())
 
     def answer(self, worker: Worker, header: tuple[Any, ...], body: Packed) -> None:
         what = header[0]
@@ -636,12 +463,12 @@ class Workers(Crew):
             self.put_all(span, slots, set(failed))
         else:
             span.slots.extend(slots)
-        worker.recalled = worker.recalled and not closed
+        worker.recalled = False
         with self.run.lock:
-            if len(span.slots) > position:
-                self.window.hungry = self.asked = False
             if closed:
                 self.window.done(span, seconds)
+            if len(span.slots) > position and self.window.available():
+                self.window.hungry = False
             self.run.settle()
 
     def put_all(self, span: Span, slots: list[Any], failed: set[int]) -> None:
@@ -696,63 +523,68 @@ class Workers(Crew):
         self.free_indexes.append(worker.index)
         self.selector.unregister(worker.link.sock)
 
-    def bury(self, worker: Worker, exit_status: Any, error_of: Any) -> None:
-        """A worker has died, or is killed now: what it had goes to others."""
+    def bury(self, worker: Worker, doing: int, status: int | None, error_of: ErrorOf | None = None) -> None:
+        """A worker is dead: *doing* says what it was at, *status* how it ended. What it had goes to others."""
         self.leave_out(worker)
-        index, flushing = worker.link.state(0), worker.link.state(2)
-        status = exit_status()
+        flushing = bool(worker.link.state(2))
         if worker.begun:
             with self.run.lock:
                 self.begun -= 1
         if worker.finishing:
-            self.complain(
-                WorkerDied(f"stage {self.stage.name!r}: a worker {_ended(status)} in on_done", status)
-            )
+            self.complain(self.died(f"a worker {_ended(status)} in on_done", status))
             return
-        born = worker.opened and index != child.OPENING
+        at_work = worker.opened and doing != child.OPENING
         spans, worker.flight = worker.flight, []
-        for number, span in enumerate(spans):
-            self.recover(span, index, number == 0 and born, bool(flushing), status, error_of)
-        if not born and not self.window.stopped:
-            self.stillborn += 1
-            limit = self.stage.retries
-            if (
-                not worker.opened
-            ):  # it has not seen the stage yet: that is to blame only if nobody else killed it
-                limit = MAX_KILLED if status == -signal.SIGKILL else max(limit, MAX_STILLBORN)
-            if self.stillborn > limit:
-                where = "in on_start" if worker.opened else "while it started"
-                self.fail(
-                    Failure(
-                        -1,
-                        None,
-                        WorkerDied(f"stage {self.stage.name!r}: a worker {_ended(status)} {where}", status),
-                    )
-                )
+        for span in spans:
+            if at_work and span is spans[0]:
+                self.recover(span, doing, status, flushing=flushing, error_of=error_of)
+            else:
+                self.hand_on(span)
+        if not at_work and not self.window.stopped:
+            self.count_stillborn(worker, status)
+
+    def count_stillborn(self, worker: Worker, status: int | None) -> None:
+        """End the stage if its workers die one after the other before they can do anything."""
+        self.stillborn += 1
+        if worker.opened:
+            most, when = self.stage.retries, "in on_start"
+        elif status == -signal.SIGKILL:
+            most, when = MAX_KILLED, "while it started"
+        else:
+            most, when = max(self.stage.retries, MAX_STILLBORN), "while it started"
+        if self.stillborn > most:
+            self.fail(Failure(-1, None, self.died(f"a worker {_ended(status)} {when}", status)))
+
+    def died(self, what: str, status: int | None) -> WorkerDied:
+        return WorkerDied(f"stage {self.stage.name!r} (process): {what}", status)
 
     def recover(
-        self, span: Span, index: int, first: bool, flushing: bool, status: int | None, error_of: Any
+        self, span: Span, doing: int, status: int | None, *, flushing: bool, error_of: ErrorOf | None
     ) -> None:
-        """Send what a dead worker had of *span* to others, but for the item that it was busy with."""
+        """Blame the item that a dead worker was busy with; hand on the others of its span."""
 
         def died(failure: Failure) -> BaseException:
             where = describe(self.stage, failure.index, failure.item)
             return WorkerDied(f"{where}: its worker {_ended(status)}", status, failure.item)
 
-        at = index - span.start
-        if first and len(span.slots) <= at < len(span.items) and not flushing:
+        first, at = len(span.slots), doing - span.start
+        if not flushing and first <= at < len(span.items):
             self.lost(span, error_of or died, at)
-        elif first and len(span.items) - len(span.slots) == 1 and index != child.IDLE:
-            self.lost(span, error_of or died, len(span.slots))
-        else:
+        elif not flushing and doing not in (child.LOADING, child.SENDING):
+            self.hand_on(span)
+        elif len(span.items) - first == 1:
+            self.lost(span, error_of or died, first)
+        else:  # it died while it pickled or unpickled: any may be to blame
             with self.run.lock:
-                # If it died while it pickled or unpickled, any may be to blame: one at a time, then.
-                if first and (index in (child.LOADING, child.SENDING) or flushing):
-                    self.window.scatter(span)
-                else:
-                    self.window.take_back(span, len(span.items) - len(span.slots))
-                    self.window.done(span)
+                self.window.scatter(span)
                 self.run.settle()
+
+    def hand_on(self, span: Span) -> None:
+        """Have others run what there are no slots for."""
+        with self.run.lock:
+            self.window.take_back(span, len(span.items) - len(span.slots))
+            self.window.done(span)
+            self.run.settle()
 
     def finished(self, worker: Worker, error: tuple[Any, ...] | None) -> None:
         """A worker has run ``on_done``."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,7 +10,7 @@ from fstream._kernels import DROP
 from fstream._stage import Stage, StageStatus
 from fstream._workers.call import Call, annotate, describe, handled, is_failure
 
-__all__ = ["iterate", "iterate_async"]
+__all__ = ["aclose", "iterate", "iterate_async"]
 
 
 class Here:
@@ -80,10 +80,20 @@ def iterate(stage: Stage, source: Iterable[Any]) -> Iterator[Any]:
                 items.close()
 
 
+async def aclose(items: Any) -> None:
+    """Close an async iterator, if it can be closed and nobody else is at it, as a loop that ends may be."""
+    if hasattr(items, "aclose"):
+        try:
+            await items.aclose()
+        except RuntimeError:
+            if not getattr(items, "ag_running", False):
+                raise
+
+
 async def iterate_async(
-    stage: Stage, source: Iterable[Any] | AsyncIterable[Any]
+    stage: Stage, source: Iterable[Any] | AsyncIterable[Any], ended: Callable[[], None]
 ) -> AsyncGenerator[Any, None]:
-    """The same for an ``async for``."""
+    """The same for an ``async for``; *ended* is called at the end."""
     here = Here(stage)
     items: Any = None
     try:
@@ -98,10 +108,11 @@ async def iterate_async(
                 for output in here.outputs(item):
                     yield output
     finally:
+        ended()
         try:
             here.end()
         finally:
-            if hasattr(items, "aclose"):
-                await items.aclose()
+            if isinstance(items, AsyncIterable):
+                await aclose(items)
             elif isinstance(items, Generator):
                 items.close()

@@ -145,17 +145,20 @@ class Worker:
             while type(span := await crew.queue.get()) is not Closed:
                 if crew.short_handed():
                     crew.add()
-                begun = perf_counter()
+                begun, turn = perf_counter(), crew.host.turn()
                 await self.work(span)
                 elapsed = perf_counter() - begun
                 if self.abandoned:
                     break
+                waited = crew.host.turns != turn
+                if waited:  # items that wait are to wait side by side, each with a worker of its own
+                    elapsed = max(elapsed, SPAN_SECONDS * len(span.slots))
                 with self.run.lock:
                     self.span = None
                     crew.window.done(span, elapsed)
                     self.run.settle()
-                streak += elapsed
-                if streak > SPAN_SECONDS:  # let the others on the loop have their turn, if f never waits
+                streak = 0.0 if waited else streak + elapsed
+                if streak > SPAN_SECONDS:  # f never waits: let the others on the loop have their turn
                     streak = 0.0
                     await asyncio.sleep(0)
         except asyncio.CancelledError as error:

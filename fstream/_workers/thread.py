@@ -8,7 +8,7 @@ from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any
 
 from fstream._queues import ThreadQueue, Work
-from fstream._spans import Closed, Failure, Span, Window
+from fstream._spans import Closed, Span, Window
 from fstream._stage import Stage
 from fstream._workers.call import Call, annotate, describe, handled, is_failure
 from fstream._workers.crew import Crew
@@ -124,9 +124,14 @@ class Worker:
                 slot = self.failed(error, item, span)
                 if is_failure(slot):
                     return
-            if self.abandoned:
-                return
-            append(slot)
+            if self.crew.watch is None:
+                append(slot)
+            else:
+                with self.run.lock:  # so that the watch sees the item either at work or done
+                    if self.abandoned:
+                        return
+                    self.begun = None
+                    append(slot)
             if window.hungry:
                 self.crew.progress()
 
@@ -138,30 +143,35 @@ class Worker:
             self.begun = monotonic()
             if watch.asleep:
                 watch.rouse()
-            try:
-                return step(item)
-            finally:
-                self.begun = None
+            return step(item)
 
         return timed
 
     def failed(self, error: BaseException, item: Any, span: Span) -> Any:
         """Give the slot that stands for a failed item; put the failure that stays in its place."""
-        if self.abandoned:
-            return Failure(0, item, error)
         index = span.start + len(span.slots)
         tries = span.tries if not span.slots else 0
         slot = self.call.rescue(error, item, index, tries)
-        if is_failure(slot) and not self.abandoned:
+        if is_failure(slot):
+            if self.left_alone():
+                return slot
             annotate(slot.error, f"in {describe(self.stage, index, item)}")
             slot = handled(self.stage, slot)
             if is_failure(slot):
                 self.crew.fail(slot)
         return slot
 
+    def left_alone(self) -> bool:
+        """Whether the watch has abandoned this thread; if not, it does not any more for the present item."""
+        with self.run.lock:
+            self.begun = None
+            return self.abandoned
+
 
 class Watch:
     """The thread that looks after the time-outs of a stage: it sleeps until the next item could be late."""
+
+    abandoned = False
 
     def __init__(self, crew: Workers) -> None:
         self.crew = crew

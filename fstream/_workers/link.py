@@ -1,0 +1,183 @@
+"""A worker process as the parent holds it: how it is started, kept warm, and ended."""
+
+from __future__ import annotations
+
+import mmap
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import weakref
+from multiprocessing import util
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Final
+
+from fstream._run import close_all
+from fstream._workers import child
+from fstream._workers.fresh import FreshProcess
+from fstream._workers.wire import Wire
+
+__all__ = ["OURS", "WARM", "Link", "start_method"]
+
+
+class Link:
+    """A worker process, its socket and its cell."""
+
+    def __init__(self, method: str | None) -> None:
+        self.method = method
+        self.ready = False
+        ours, theirs = socket.socketpair()
+        cell = _shared_file()
+        try:
+            OURS.add(ours)
+            connection = Connection(os.dup(theirs.fileno()))
+            theirs.close()
+            self.process = _process(method, connection)
+            self.process.start()
+            connection.close()
+            socket.send_fds(ours, [b"c"], [cell])
+            self.cell = mmap.mmap(cell, child.CELL_SIZE)
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            os.close(cell)
+        ours.setblocking(False)
+        self.sock = ours
+        self.wire = Wire(ours)
+
+    def state(self, position: int) -> int:
+        return int.from_bytes(self.cell[8 * position : 8 * position + 8], sys.byteorder, signed=True)
+
+    def idle(self) -> bool:
+        """Still there, with nothing to say: fit for another stage."""
+        try:
+            return self.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) != b"" and False
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+
+    def dismiss(self) -> None:
+        """Let it end: it does when its socket is closed."""
+        self.sock.close()
+
+    def kill(self) -> int | None:
+        """End it now, and tell its exit status."""
+        self.sock.close()
+        process = self.process
+        if process.is_alive() and process.pid is not None:
+            try:
+                os.kill(process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        process.join()
+        return process.exitcode
+
+    def buried(self) -> int | None:
+        """The exit status of a worker whose socket has closed."""
+        self.sock.close()
+        self.process.join(1.0)
+        return self.process.exitcode if not self.process.is_alive() else self.kill()
+
+
+def _shared_file() -> int:
+    if hasattr(os, "memfd_create"):
+        fd = os.memfd_create("fstream")
+    else:
+        with tempfile.TemporaryFile() as file:
+            fd = os.dup(file.fileno())
+    os.ftruncate(fd, child.CELL_SIZE)
+    return fd
+
+
+def start_method() -> str | None:
+    """What the user set with `multiprocessing.set_start_method`, None for a fresh interpreter."""
+    return multiprocessing.get_start_method(allow_none=True)
+
+
+def _process(method: str | None, connection: Connection) -> BaseProcess:
+    start = FreshProcess if method is None else multiprocessing.get_context(method).Process  # type: ignore[attr-defined]
+    process: BaseProcess = start(target=child.main, args=(connection,), name="fstream-worker")
+    return process
+
+
+class Warm:
+    """Idle worker processes, kept for the next stage. They end by themselves after ``child.IDLE_SECONDS``."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._links: list[Link] = []
+
+    def __len__(self) -> int:
+        """How many there are; those that have ended are cleared away."""
+        with self._lock:
+            gone = [link for link in self._links if not link.idle()]
+            self._links = [link for link in self._links if link not in gone]
+        for link in gone:
+            link.buried()
+        return len(self._links)
+
+    def take(self, method: str | None) -> Link | None:
+        while True:
+            with self._lock:
+                found = next((link for link in reversed(self._links) if link.method == method), None)
+                if found is None:
+                    return None
+                self._links.remove(found)
+            if found.idle():
+                return found
+            found.buried()
+
+    def put(self, link: Link) -> None:
+        with self._lock:
+            self._links.append(link)
+
+    def clear(self) -> None:
+        """End them all."""
+        with self._lock:
+            links, self._links = self._links, []
+        for link in links:
+            link.dismiss()
+        for link in links:
+            link.buried()
+
+    def forget(self) -> None:
+        """In a fork: they are the parent's, and so are its locks."""
+        self._lock = threading.Lock()
+        self._links = []
+
+
+WARM: Final = Warm()
+
+#: The parent's ends of all socket pairs. A fork closes its copies, so that it does not keep workers from seeing that
+#: their parent is gone.
+OURS: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+
+
+def _in_fork() -> None:
+    for sock in list(OURS):
+        sock.close()
+    WARM.forget()
+
+
+os.register_at_fork(after_in_child=_in_fork)
+
+
+def _at_exit() -> None:
+    close_all()
+    WARM.clear()
+
+
+def _register(_: Warm) -> None:
+    # With multiprocessing, which waits for all child processes when a process ends, be it the main one or a child of
+    # the user's own: its finalizers come before that.
+    util.Finalize(None, _at_exit, exitpriority=100)
+
+
+_register(WARM)
+util.register_after_fork(WARM, _register)

@@ -1,0 +1,193 @@
+"""What the laws are checked on: items, sources, chains of random stages and their plain counterparts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import reduce
+from typing import Any
+
+import toolz
+from hypothesis import strategies as st
+
+from fstream import Transformer, peach, pfilter, pflat_map, pmap
+
+KINDS = ("sync", "thread", "process", "task")
+
+
+# Functions: pure, total, importable
+
+
+def identity(item: Any) -> Any:
+    return item
+
+
+def described(item: Any) -> str:
+    return f"{type(item).__name__}:{item!r}"
+
+
+def paired(item: Any) -> tuple[Any, Any]:
+    return item, item
+
+
+def is_true(item: Any) -> Any:
+    return item  # its truth is the verdict
+
+
+def always(_: Any) -> bool:
+    return True
+
+
+def never(_: Any) -> None:
+    return None
+
+
+def has_even_description(item: Any) -> bool:
+    return len(repr(item)) % 2 == 0
+
+
+def nothing(_: Any) -> tuple[()]:
+    return ()
+
+
+def twice(item: Any) -> Iterator[Any]:
+    yield item
+    yield item
+
+
+def as_many_as_described(item: Any) -> list[tuple[Any, int]]:
+    return [(item, position) for position in range(len(repr(item)) % 4)]
+
+
+async def described_async(item: Any) -> str:
+    return described(item)
+
+
+def nothing_at_all(f: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+    return []
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A combinator, its plain counterpart, and functions that both can take."""
+
+    combinator: Callable[..., Any]
+    plain: Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
+    functions: tuple[Callable[[Any], Any], ...]
+
+    def __repr__(self) -> str:
+        return str(self.combinator.__name__)
+
+
+PMAP = Operation(pmap, map, (identity, described, paired))
+PFILTER = Operation(pfilter, filter, (is_true, always, never, has_even_description))
+PFLAT_MAP = Operation(pflat_map, toolz.mapcat, (nothing, twice, paired, described, as_many_as_described))
+PEACH = Operation(peach, nothing_at_all, (identity, described))
+OPERATIONS = (PMAP, PFILTER, PFLAT_MAP, PEACH)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage of a chain."""
+
+    operation: Operation
+    f: Callable[[Any], Any]
+    kind: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def transformer(self) -> Transformer[Any, Any]:
+        return self.operation.combinator(self.f, kind=self.kind, **self.options)
+
+    def plain(self, items: Iterable[Any]) -> Iterable[Any]:
+        return self.operation.plain(self.f, items)
+
+    def __repr__(self) -> str:
+        return repr(self.transformer())
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Stages in a row."""
+
+    steps: tuple[Step, ...]
+
+    @property
+    def keeps_order(self) -> bool:
+        return all(step.options.get("ordered", True) for step in self.steps)
+
+    def transformer(self) -> Transformer[Any, Any]:
+        return reduce(lambda before, after: before | after, (step.transformer() for step in self.steps))
+
+    def plain(self, items: Iterable[Any]) -> list[Any]:
+        return list(reduce(lambda before, step: step.plain(before), self.steps, items))
+
+    def __repr__(self) -> str:
+        return repr(self.transformer())
+
+
+# Items and sources: what is equal prints equal, so outputs are compared as they print
+
+
+def exceptions() -> st.SearchStrategy[BaseException]:
+    types = st.sampled_from([ValueError, KeyError, StopIteration, GeneratorExit, KeyboardInterrupt])
+    return st.builds(lambda made, args: made(*args), types, st.lists(st.integers(0, 3), max_size=2))
+
+
+def items() -> st.SearchStrategy[Any]:
+    """Few different ones, so that there are duplicates."""
+    return st.one_of(st.none(), st.booleans(), st.integers(-5, 5), st.text("ab", max_size=2), exceptions())
+
+
+def lists_of_items(max_size: int = 30) -> st.SearchStrategy[list[Any]]:
+    return st.one_of(
+        st.lists(items(), max_size=max_size),
+        st.integers(0, 300).map(lambda length: list(range(length))),
+    )
+
+
+SHAPES: tuple[Callable[[list[Any]], Iterable[Any]], ...] = (
+    list,
+    tuple,
+    iter,
+    lambda items: (item for item in items),
+    lambda items: map(identity, items),
+    lambda items: dict(enumerate(items)).values(),
+)
+
+
+def shapes() -> st.SearchStrategy[Callable[[list[Any]], Iterable[Any]]]:
+    """Ways to make a source of a list."""
+    return st.sampled_from(SHAPES)
+
+
+# Stages and chains
+
+
+def options(kind: str, ordered: st.SearchStrategy[bool]) -> st.SearchStrategy[dict[str, Any]]:
+    most_workers = 2 if kind == "process" else 4
+    return st.fixed_dictionaries(
+        {"workers": st.integers(1, most_workers), "ordered": ordered},
+        optional={"maxsize": st.sampled_from([None, 0, 1, 2, 5])},
+    )
+
+
+@st.composite
+def steps(
+    draw: st.DrawFn,
+    kinds: tuple[str, ...] = KINDS,
+    operations: tuple[Operation, ...] = (PMAP, PFILTER, PFLAT_MAP),
+    ordered: st.SearchStrategy[bool] | None = None,
+) -> Step:
+    operation, kind = draw(st.sampled_from(operations)), draw(st.sampled_from(kinds))
+    chosen = draw(options(kind, st.booleans() if ordered is None else ordered))
+    f = draw(st.sampled_from(operation.functions))
+    if f is described and kind == "task" and operation is PMAP and draw(st.booleans()):
+        return Step(operation, described_async, kind, chosen)
+    return Step(operation, f, kind, chosen)
+
+
+def chains(
+    kinds: tuple[str, ...] = KINDS, ordered: st.SearchStrategy[bool] | None = None, max_size: int = 4
+) -> st.SearchStrategy[Chain]:
+    """One to *max_size* stages."""
+    return st.lists(steps(kinds, ordered=ordered), min_size=1, max_size=max_size).map(tuple).map(Chain)

@@ -1,0 +1,87 @@
+"""Fixtures of all tests: the kinds, gates and logs, scripts run as programs of their own, the leak check."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from tests.gates import Gate, Log
+from tests.leaks import no_leaks
+from tests.scripts import Script, ScriptResult, run_script
+
+__all__ = ["no_leaks"]
+
+KINDS = ("sync", "thread", "process", "task")
+CONCURRENT_KINDS = ("thread", "process", "task")
+SHARED_MEMORY_KINDS = ("sync", "thread", "task")
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    """Every kind."""
+    return str(request.param)
+
+
+@pytest.fixture(params=CONCURRENT_KINDS)
+def concurrent_kind(request: pytest.FixtureRequest) -> str:
+    """The kinds that work on several items at once."""
+    return str(request.param)
+
+
+@pytest.fixture(params=SHARED_MEMORY_KINDS)
+def shared_memory_kind(request: pytest.FixtureRequest) -> str:
+    """The kinds whose workers see the objects of the test itself, not copies."""
+    return str(request.param)
+
+
+@pytest.fixture(params=[True, False], ids=["ordered", "unordered"])
+def is_ordered(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder with a path short enough for a Unix socket."""
+    with tempfile.TemporaryDirectory(prefix="fs") as path:
+        yield Path(path)
+
+
+@pytest.fixture
+def make_gate(folder: Path) -> Iterator[Callable[[], Gate]]:
+    """Make gates, which are opened at the end of the test whatever happened."""
+    numbers = count()
+    with ExitStack() as at_end:
+
+        def make() -> Gate:
+            gate = Gate(folder / f"gate{next(numbers)}")
+            at_end.callback(gate.open)
+            return gate
+
+        yield make
+
+
+@pytest.fixture
+def gate(make_gate: Callable[[], Gate]) -> Gate:
+    return make_gate()
+
+
+@pytest.fixture
+def log(folder: Path) -> Iterator[Log]:
+    log = Log(folder / "log")
+    yield log
+    log.close()
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Script:
+    """Run Python source as a script of its own: ``script(source, *arguments)``."""
+
+    def run(source: str, *arguments: str, **environment: str) -> ScriptResult:
+        return run_script(tmp_path, source, *arguments, **environment)
+
+    return run

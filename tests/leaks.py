@@ -1,0 +1,65 @@
+"""The leak check: a test leaves no thread, task or busy process behind."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import multiprocessing
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from fstream._workers.process import WARM
+
+SETTLING = 2.0  # seconds that threads, tasks and processes have to be gone after a test
+
+
+def pending_tasks() -> list[asyncio.Task[object]]:
+    """Every task of this process that has not ended, on whatever loop."""
+    return [each for each in gc.get_objects() if isinstance(each, asyncio.Task) and not each.done()]
+
+
+@dataclass(frozen=True)
+class Running:
+    """What runs at one moment, in this process and below it."""
+
+    threads: frozenset[threading.Thread]
+    tasks: frozenset[asyncio.Task[object]]
+    busy_processes: int
+
+    @classmethod
+    def now(cls) -> Running:
+        # Warm worker processes wait for work; they are no leak.
+        busy = len(multiprocessing.active_children()) - len(WARM)
+        return cls(frozenset(threading.enumerate()), frozenset(pending_tasks()), max(0, busy))
+
+    def beyond(self, before: Running) -> str:
+        """What runs here and did not *before*; nothing is the empty string."""
+        found = [f"thread {each.name}" for each in self.threads - before.threads]
+        found += [f"task {each}" for each in self.tasks - before.tasks]
+        if self.busy_processes > before.busy_processes:
+            found.append(
+                f"{self.busy_processes - before.busy_processes} of {multiprocessing.active_children()}"
+            )
+        return ", ".join(found)
+
+
+def check_no_leaks(before: Running) -> None:
+    """Assert that soon nothing runs that did not run *before*."""
+    if Running.now().beyond(before):
+        gc.collect()
+    deadline = time.monotonic() + SETTLING
+    while (found := Running.now().beyond(before)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not found, f"left behind: {found}"
+
+
+@pytest.fixture(autouse=True)
+def no_leaks() -> Iterator[Running]:
+    """Check that the test leaves nothing behind; gives what ran before it."""
+    before = Running.now()
+    yield before
+    check_no_leaks(before)

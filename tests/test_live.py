@@ -1,0 +1,131 @@
+"""An output is never withheld until later input comes or another item ends, beyond what order demands."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable, Iterator
+from itertools import islice
+
+import pytest
+
+from fstream import pfilter, pflat_map, pmap
+from tests.functions import identity, is_odd, suited
+from tests.gates import Gate, Log, holding
+
+MANY = 3_000  # cheap items, so that spans have grown
+
+
+def blocking_after(items: range, gate: Gate) -> Iterator[int]:
+    """*items*, then nothing until the gate is open."""
+    yield from items
+    gate.wait()
+
+
+# The source blocks
+
+
+@pytest.mark.parametrize("number", [1, 2, 7, MANY])
+def test_outputs_come_while_the_source_blocks(kind: str, is_ordered: bool, number: int, gate: Gate):
+    f = suited(identity, kind)
+    stream = pmap(f, blocking_after(range(number), gate), kind=kind, ordered=is_ordered, workers=2)
+    assert sorted(islice(stream, number)) == list(range(number))
+    gate.open()
+    assert list(stream) == []
+
+
+def test_outputs_come_through_a_chain_while_the_source_blocks(kind: str, gate: Gate):
+    stream = (
+        blocking_after(range(MANY), gate)
+        | pmap(suited(identity, kind), kind=kind, workers=2)
+        | pfilter(suited(is_odd, kind), kind=kind, workers=2)
+        | pflat_map(suited(lambda item: [item, item], kind), kind=kind, workers=2)
+    )
+    assert list(islice(stream, MANY)) == [item for item in range(MANY) if item % 2 for _ in range(2)]
+    gate.open()
+    assert list(stream) == []
+
+
+def test_items_that_are_filtered_out_do_not_hold_up_the_others(kind: str, gate: Gate):
+    stream = pfilter(suited(lambda item: item < 5, kind), blocking_after(range(MANY), gate), kind=kind)
+    assert list(islice(stream, 5)) == [0, 1, 2, 3, 4]
+    gate.open()
+    assert list(stream) == []
+
+
+def test_outputs_may_feed_the_source(kind: str, is_ordered: bool):
+    found: queue.SimpleQueue[int] = queue.SimpleQueue()
+    found.put(0)
+    stream = pmap(suited(lambda item: item + 1, kind), iter(found.get, 50), kind=kind, ordered=is_ordered)
+    outputs = []
+    for output in stream:
+        outputs.append(output)
+        found.put(output)
+    assert outputs == list(range(1, 51))
+
+
+# A slow item follows
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_outputs_come_before_a_slow_item_of_the_same_span(
+    concurrent_kind: str, is_ordered: bool, workers: int, gate: Gate
+):
+    f = holding(concurrent_kind, {MANY: gate})
+    stream = pmap(f, range(MANY + 10), kind=concurrent_kind, ordered=is_ordered, workers=workers)
+    before = set(range(MANY))
+    while before:
+        before.discard(next(stream))
+    gate.open()
+    assert MANY in list(stream)
+
+
+@pytest.mark.parametrize("position", [0, 1, MANY // 3])
+def test_others_overtake_a_slow_item_where_order_is_not_asked_for(
+    concurrent_kind: str, position: int, gate: Gate
+):
+    f = holding(concurrent_kind, {position: gate})
+    stream = pmap(f, range(MANY), kind=concurrent_kind, ordered=False, workers=2)
+    assert sorted(islice(stream, MANY - 1)) == [item for item in range(MANY) if item != position]
+    gate.open()
+    assert list(stream) == [position]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_one_slow_item_after_the_other(concurrent_kind: str, workers: int, make_gate: Callable[[], Gate]):
+    gates = {position: make_gate() for position in (100, 101, 1_000, 2_000)}
+    stream = pmap(holding(concurrent_kind, gates), range(MANY), kind=concurrent_kind, workers=workers)
+    given = 0
+    for position, gate in gates.items():
+        assert list(islice(stream, position - given)) == list(range(given, position))
+        gate.open()
+        given = position
+    assert list(stream) == list(range(given, MANY))
+
+
+def test_a_slow_stage_upstream_withholds_nothing_downstream(concurrent_kind: str, gate: Gate):
+    stream = (
+        range(MANY + 10)
+        | pmap(holding(concurrent_kind, {MANY: gate}), kind=concurrent_kind, workers=2)
+        | pmap(suited(identity, concurrent_kind), kind=concurrent_kind, workers=2)
+    )
+    assert list(islice(stream, MANY)) == list(range(MANY))
+    gate.open()
+    assert list(stream) == list(range(MANY, MANY + 10))
+
+
+def test_a_slow_stage_downstream_withholds_nothing(concurrent_kind: str, gate: Gate):
+    stream = (
+        range(MANY + 10)
+        | pmap(suited(identity, concurrent_kind), kind=concurrent_kind, workers=2)
+        | pmap(holding(concurrent_kind, {MANY: gate}), kind=concurrent_kind, workers=2)
+    )
+    assert list(islice(stream, MANY)) == list(range(MANY))
+    gate.open()
+    assert list(stream) == list(range(MANY, MANY + 10))
+
+
+def test_an_item_starts_while_nobody_asks(concurrent_kind: str, log: Log):
+    stream = pmap(holding(concurrent_kind, {}, log), range(3), kind=concurrent_kind, workers=2)
+    assert next(stream) == 0
+    log.wait_for(("end", 1))
+    assert list(stream) == [1, 2]

@@ -1,0 +1,351 @@
+"""Process stages as people need them: in any script, with any function, by any start method, warm."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+from fstream import pfilter, pflat_map, pmap
+from tests.functions import square
+from tests.scripts import Script, printed, run_python
+
+SQUARES = """
+    from fstream import pmap
+
+    print("once", flush=True)
+
+    def square(number):
+        return number * number
+
+    print(list(pmap(square, range(4), kind="process", workers=2)))
+"""
+SQUARES_PRINTED = "once\n[0, 1, 4, 9]"
+
+
+# Any script
+
+
+def test_a_script_without_a_main_guard(script: Script):
+    assert printed(script(SQUARES)) == SQUARES_PRINTED
+
+
+def test_python_with_a_command():
+    assert printed(run_python("-c", dedent(SQUARES))) == SQUARES_PRINTED
+
+
+def test_python_from_standard_input():
+    assert printed(run_python("-", stdin=dedent(SQUARES))) == SQUARES_PRINTED
+
+
+def test_python_with_a_module(tmp_path: Path):
+    (tmp_path / "squares.py").write_text(dedent(SQUARES))
+    assert printed(run_python("-m", "squares", PYTHONPATH=str(tmp_path))) == SQUARES_PRINTED
+
+
+def test_an_interactive_session():
+    session = (
+        "from fstream import pmap\ndef square(number):\n    return number * number\n\n"
+        'print(list(pmap(square, range(4), kind="process", workers=2)))\n'
+    )
+    result = run_python("-i", "-q", stdin=session)
+    assert (result.returncode, result.stdout) == (0, "[0, 1, 4, 9]\n"), result.stderr
+
+
+def test_a_module_beside_the_script(script: Script, tmp_path: Path):
+    (tmp_path / "neighbour.py").write_text("def double(number):\n    return 2 * number\n")
+    source = """
+        from fstream import pmap
+        import neighbour
+
+        print(list(pmap(neighbour.double, [1, 2], kind="process", workers=1)))
+    """
+    assert printed(script(source)) == "[2, 4]"
+
+
+def test_functions_classes_and_globals_of_the_script(script: Script):
+    source = """
+        import dataclasses, math
+        from fstream import pmap, pfilter, pflat_map
+
+        factor = 10
+
+        @dataclasses.dataclass(frozen=True)
+        class Point:
+            x: int
+            def scaled(self):
+                return Point(self.x * factor)
+
+        def scaled(point):
+            return point.scaled()
+
+        points = [Point(1), Point(2)]
+        assert list(pmap(scaled, points, kind="process", workers=1)) == [Point(10), Point(20)]
+        assert list(pmap(Point.scaled, points, kind="process", workers=1)) == [Point(10), Point(20)]
+        assert list(pmap(Point, [1, 2], kind="process", workers=1)) == points
+        assert all(type(point) is Point for point in pmap(Point, [1, 2], kind="process", workers=1))
+        assert list(pfilter(lambda point: point.x > 1, points, kind="process", workers=1)) == [Point(2)]
+        roots = pflat_map(lambda point: (math.sqrt(each) for each in (point.x, 4)), kind="process", workers=1)
+        print(list(roots([Point(1)])))
+    """
+    assert printed(script(source)) == "[1.0, 2.0]"
+
+
+# Any function and item
+
+
+def test_lambdas_and_closures():
+    offset = 10
+
+    def add(number: int) -> int:
+        return number + offset
+
+    assert list(pmap(add, range(3), kind="process")) == [10, 11, 12]
+    assert list(pmap(lambda number: add(number) + 1, range(3), kind="process")) == [11, 12, 13]
+
+
+def test_local_classes_as_items_and_outputs():
+    @dataclass(frozen=True)
+    class Item:
+        number: int
+
+    @dataclass(frozen=True)
+    class Output:
+        item: Item
+
+    outputs = list(pmap(Output, map(Item, range(3)), kind="process", workers=2))
+    assert outputs == [Output(Item(number)) for number in range(3)]
+    assert {type(output) for output in outputs} == {Output}
+
+
+def test_functions_as_items_and_outputs():
+    def adder(f):
+        return lambda number: f(number) + 1
+
+    assert [f(3) for f in pmap(adder, [lambda number: number, square], kind="process")] == [4, 10]
+
+
+def test_generators_run_where_f_runs():
+    def pids(count: int):
+        for _ in range(count):
+            yield os.getpid()
+
+    outputs = list(pflat_map(pids, [2, 3], kind="process", workers=1))
+    assert len(outputs) == 5
+    assert os.getpid() not in outputs
+
+
+def test_items_larger_than_any_pipe():
+    megabyte = 1 << 20
+    chain = pmap(lambda data: data[::-1], kind="process", workers=2) | pfilter(len, kind="process", workers=2)
+    items = [bytes([number]) * (4 * megabyte) for number in range(12)]
+    assert list(chain(items)) == items
+
+
+def test_what_f_prints_is_seen(script: Script):
+    source = """
+        from fstream import peach, run
+
+        run(peach(print, ["from the worker"], kind="process", workers=1))
+    """
+    assert printed(script(source)) == "from the worker"
+
+
+def test_a_process_stage_inside_a_process_stage(script: Script):
+    source = """
+        import os
+        from fstream import pmap
+
+        def inner(number):
+            return os.getpid(), number * number
+
+        def outer(number):
+            outputs = list(pmap(inner, range(number), kind="process", workers=1))
+            return os.getpid(), {pid for pid, _ in outputs}, sum(output for _, output in outputs)
+
+        results = list(pmap(outer, [3, 4], kind="process", workers=2))
+        for pid, inner_pids, _ in results:
+            assert len({os.getpid(), pid, *inner_pids}) == 2 + len(inner_pids)
+        print([total for *_, total in results])
+    """
+    assert printed(script(source)) == "[5, 14]"
+
+
+# Start methods
+
+WHICH = """
+    import multiprocessing, sys
+    from fstream import pmap
+
+    def ancestry(_):
+        return [cls.__name__ for cls in type(multiprocessing.current_process()).__mro__]
+
+    if __name__ == "__main__":
+        method = sys.argv[1]
+        if method != "none":
+            multiprocessing.set_start_method(method)
+        [names] = pmap(ancestry, [0], kind="process", workers=1)
+        print(*names)
+"""
+
+
+@pytest.mark.parametrize(
+    ("method", "process"),
+    [
+        ("none", "FreshProcess"),
+        ("fork", "ForkProcess"),
+        ("spawn", "SpawnProcess"),
+        ("forkserver", "ForkServerProcess"),
+    ],
+)
+def test_the_start_method_of_the_user_is_honoured(script: Script, method: str, process: str):
+    if method not in ("none", *multiprocessing.get_all_start_methods()):
+        pytest.skip(f"no {method} here")
+    result = script(WHICH, method)
+    assert result.returncode == 0, result.stderr
+    assert process in result.stdout.split()
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_pipelines_run_by_every_start_method(script: Script, method: str):
+    source = """
+        import itertools, multiprocessing, sys
+        from fstream import pmap, pfilter, pflat_map
+
+        def square(number):
+            return number * number
+
+        if __name__ == "__main__":
+            multiprocessing.set_start_method(sys.argv[1])
+            squares = pmap(square, kind="process", workers=2)
+            chain = squares | pfilter(lambda number: number % 2, kind="process", workers=2)
+            for _ in range(3):
+                assert list(chain(range(500))) == [n * n for n in range(500) if n % 2]
+            stream = chain(itertools.count())
+            assert next(stream) == 1
+            stream.close()
+            unfinished = chain(itertools.count())
+            print(next(unfinished))
+    """
+    result = script(source, method)
+    assert (result.returncode, result.stdout) == (0, "1\n"), result.stderr
+
+
+def test_forked_workers_see_the_state_of_the_parent(script: Script):
+    source = """
+        import colorsys, multiprocessing
+        from fstream import pmap
+
+        multiprocessing.set_start_method("fork")
+        colorsys.changed_here = 7
+        print(list(pmap(lambda number: number + colorsys.changed_here, [1], kind="process", workers=1)))
+    """
+    result = script(source)
+    assert (result.returncode, result.stdout) == (0, "[8]\n"), result.stderr
+
+
+def test_the_start_method_is_not_set_for_the_user(script: Script):
+    source = """
+        import multiprocessing
+        from fstream import pmap
+
+        list(pmap(abs, [1], kind="process", workers=1))
+        print(multiprocessing.get_start_method(allow_none=True))
+    """
+    assert printed(script(source)) == "None"
+
+
+# Workers
+
+
+def test_warm_workers_are_reused(script: Script):
+    source = """
+        import multiprocessing, os
+        from fstream import pmap
+
+        def pids(length, workers):
+            return set(pmap(lambda _: os.getpid(), range(length), kind="process", workers=workers))
+
+        first = pids(10, 1)
+        assert first == pids(10, 1) == pids(10, 1)
+        pids(1_000, 2)
+        alive = {child.pid for child in multiprocessing.active_children()}
+        assert first <= alive and len(alive) <= 2, alive
+        assert pids(1_000, 2) <= alive
+        print("reused")
+    """
+    assert printed(script(source)) == "reused"
+
+
+def test_warm_workers_keep_nothing_of_the_run_before():
+    def counted(item: int, seen: list[int]) -> int:
+        seen.append(item)
+        return len(seen)
+
+    counting = pmap(counted, kind="process", workers=1, on_start=lambda: [])
+    assert list(counting(range(3))) == list(counting(range(3))) == [1, 2, 3]
+
+
+def test_a_function_changed_between_runs_runs_as_changed(script: Script):
+    source = """
+        from fstream import pmap
+
+        factor = 1
+
+        def scaled(number):
+            return number * factor
+
+        for factor in (1, 2, 3):
+            print(list(pmap(scaled, [1, 2], kind="process", workers=1)))
+    """
+    assert printed(script(source)) == "[1, 2]\n[2, 4]\n[3, 6]"
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity here")
+def test_as_many_workers_as_cpus_that_may_be_used(script: Script):
+    source = """
+        import os
+        from fstream import pmap
+
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        print(len(set(pmap(lambda _: os.getpid(), range(200), kind="process"))))
+    """
+    assert printed(script(source)) == "1"
+
+
+def test_no_semaphore_and_no_shared_memory(script: Script, tmp_path: Path):
+    # Every interpreter, parent and worker, imports this at its start: as where /dev/shm is missing.
+    (tmp_path / "sitecustomize.py").write_text(
+        dedent("""
+            import _multiprocessing
+
+            class NoSemaphore:
+                SEM_VALUE_MAX = 1
+                def __init__(self, *args, **kwargs):
+                    raise OSError(38, "Function not implemented")
+
+            _multiprocessing.SemLock = NoSemaphore
+        """)
+    )
+    source = """
+        import _multiprocessing
+        from fstream import pmap
+
+        assert _multiprocessing.SemLock.__name__ == "NoSemaphore"
+        names = pmap(lambda _: _multiprocessing.SemLock.__name__, range(100), kind="process", workers=2)
+        print(set(names))
+    """
+    assert printed(script(source, PYTHONPATH=str(tmp_path))) == "{'NoSemaphore'}"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/dev/shm is of Linux")
+def test_nothing_is_put_into_dev_shm():
+    before = set(os.listdir("/dev/shm"))
+    during = list(pmap(lambda _: os.listdir("/dev/shm"), range(50), kind="process", workers=2))
+    assert {name for names in during for name in names} <= before
+    assert set(os.listdir("/dev/shm")) <= before

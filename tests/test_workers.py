@@ -1,0 +1,84 @@
+"""How many items are worked on at once, and where."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from itertools import count
+
+import pytest
+
+from fstream import peach, pmap
+from tests.functions import suited
+from tests.gates import Gate, Log, check_sequence_matches, holding, opened_when
+
+
+def place(_: object) -> tuple[int, int]:
+    return os.getpid(), threading.get_ident()
+
+
+def held_at_once(entries: list[tuple[str, int]]) -> list[int]:
+    """How many items were in work after each step."""
+    in_work, steps = 0, []
+    for step, _ in entries:
+        in_work += {"start": 1, "end": -1}[step]
+        steps.append(in_work)
+    return steps
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_workers_is_how_many_items_are_worked_on_at_once(
+    concurrent_kind: str, is_ordered: bool, workers: int, gate: Gate, log: Log
+):
+    items = range(workers * 4)
+    f = holding(concurrent_kind, dict.fromkeys(items, gate), log)
+    with opened_when(gate, lambda: log.take(workers)):
+        outputs = list(pmap(f, items, kind=concurrent_kind, workers=workers, ordered=is_ordered))
+    assert sorted(outputs) == list(items)
+    assert max(held_at_once(log.entries())) == workers
+
+
+def test_the_first_items_start_together(concurrent_kind: str, gate: Gate, log: Log):
+    f = holding(concurrent_kind, {0: gate, 1: gate}, log)
+    with opened_when(gate, lambda: log.take(2)):
+        list(peach(f, range(3), kind=concurrent_kind, workers=2))
+    check_sequence_matches(log.entries()[:2], [{("start", 0), ("start", 1)}])
+
+
+def test_a_hundred_tasks_by_default(gate: Gate, log: Log):
+    f = holding("task", dict.fromkeys(range(250), gate), log)
+    with opened_when(gate, lambda: log.take(100)):
+        list(pmap(f, range(250)))
+    assert max(held_at_once(log.entries())) == 100
+
+
+def test_sync_works_where_the_consumer_is():
+    assert list(pmap(place, range(3), kind="sync", workers=4)) == [place(None)] * 3
+
+
+def test_threads_work_beside_the_consumer():
+    places = set(pmap(place, range(100), kind="thread", workers=2))
+    assert {pid for pid, _ in places} == {os.getpid()}
+    assert threading.get_ident() not in {thread for _, thread in places}
+    assert len(places) <= 2
+
+
+def test_processes_work_outside_this_one():
+    pids = {pid for pid, _ in pmap(place, range(100), kind="process", workers=2)}
+    assert os.getpid() not in pids
+    assert len(pids) <= 2
+
+
+def test_tasks_of_a_stage_share_one_loop():
+    async def task_and_loop(_: int) -> tuple[int, int]:
+        return id(asyncio.get_running_loop()), threading.get_ident()
+
+    assert len(set(pmap(task_and_loop, range(100), kind="task", workers=10))) == 1
+
+
+def test_work_goes_on_while_the_consumer_is_busy(concurrent_kind: str, log: Log):
+    stream = pmap(suited(log.write, concurrent_kind), count(), kind=concurrent_kind, workers=2, maxsize=10)
+    next(stream)
+    log.take(10)
+    stream.close()
