@@ -41,7 +41,7 @@ class Effort:
     @property
     def budget(self) -> float:
         """Seconds for one measurement of a contender that need not do the whole row."""
-        return 0.1 if self.quick else 2
+        return 0.1 if self.quick else 1
 
     def contenders(self, row: Row) -> list[str]:
         """Who takes part: in a quick run the best known of the peers only."""
@@ -73,6 +73,7 @@ class Child:
 
     def answer(self) -> Opened | Ready | Sample | Failed:
         if not self._pipe.poll(self._patience):
+            self._end()  # now, so that it does not disturb the others
             return Failed(f"no answer in {self._patience:g} s, cut off")
         try:
             answer: Opened | Ready | Sample | Failed = self._pipe.recv()
@@ -86,15 +87,19 @@ class Child:
             self._pipe.send(go)
 
     def close(self) -> None:
-        try:
+        with suppress(subprocess.TimeoutExpired):
             self._process.wait(2)
-        except subprocess.TimeoutExpired:
+        self._end()
+        self._pipe.close()
+
+    def _end(self) -> None:
+        """End the whole group: by SIGTERM first, so that who looks after named semaphores can remove them."""
+        if self._process.poll() is None:
             self._signal(signal.SIGTERM)
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(1)
-        self._signal(signal.SIGKILL)  # whoever is left of the group
+        self._signal(signal.SIGKILL)
         self._process.wait()
-        self._pipe.close()
 
     def _signal(self, number: signal.Signals) -> None:
         with suppress(ProcessLookupError):

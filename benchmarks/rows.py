@@ -74,7 +74,7 @@ def microseconds(value: float, reference: float) -> float:
 class Row:
     """One piece of work, done by several contenders.
 
-    *figure* turns a contender's median, and that of *reference*, into what the table shows in *unit*.
+    *figure* turns what a contender measured, and *reference* in the same round, into the table's figure in *unit*.
     *size* is the number of items, *quick* that of a quick run. *peers* do as many as fit a time limit, or all
     if *whole*.
     """
