@@ -166,6 +166,9 @@ class Run:
         except BaseException:
             self.close()
             raise
+        finally:
+            if self._host is not None:
+                self._host.opened()
 
     def _feeder(self, source: Any) -> Any:
         if isinstance(source, AsyncIterable) and not isinstance(source, Iterable):

@@ -126,6 +126,8 @@ class Host:
         self.run = run
         self.tasks: set[asyncio.Task[Any]] = set()
         self.over: asyncio.Event | None = None
+        #: The run is still being opened: more tasks may come though there are none.
+        self.opening = True
         self.turns = 0
         self._counting = False
         self.thread: threading.Thread | None = None
@@ -185,10 +187,18 @@ class Host:
         task.add_done_callback(self._done)
         return task
 
-    def _done(self, task: asyncio.Task[Any]) -> None:
-        self.tasks.discard(task)
-        # The stages' first tasks are all started before any can end.
-        if not self.tasks and self.over is not None:
+    def opened(self) -> None:
+        """All that the run starts with is started: the loop ends with its last task."""
+        self.call(self._opened)
+
+    def _opened(self) -> None:
+        self.opening = False
+        self._done(None)
+
+    def _done(self, task: asyncio.Task[Any] | None) -> None:
+        if task is not None:
+            self.tasks.discard(task)
+        if not self.tasks and not self.opening and self.over is not None:
             self.over.set()
 
 

@@ -1,0 +1,74 @@
+"""`python -m benchmarks`: every row of the performance table, or some of them."""
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from time import perf_counter
+from types import FrameType
+
+from benchmarks.efficiency import calibrate
+from benchmarks.harness import Effort, Result, document, measure, on_two_cpus, table
+from benchmarks.plot import SVG, draw
+from benchmarks.registry import ROWS, SWEEP
+from benchmarks.rows import Row
+
+
+def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks", description="fstream beside its peers and floors"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer items and three repeats: under two minutes"
+    )
+    parser.add_argument(
+        "--only", metavar="NAME", action="append", help="only the row NAME, or those whose name contains it"
+    )
+    parser.add_argument("--repeats", metavar="N", type=int, help="rounds over all contenders (default 5)")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write every sample to FILE")
+    parser.add_argument("--plot", action="store_true", help=f"measure efficiency by item cost, draw {SVG}")
+    parser.add_argument("--list", action="store_true", help="list the rows and stop")
+    return parser.parse_args(arguments)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _arguments(arguments)
+    rows: Sequence[Row] = SWEEP if options.plot else ROWS
+    if options.only:
+        names = {row.name for row in rows}
+        rows = [
+            row
+            for row in rows
+            if any(name == row.name or (name not in names and name in row.name) for name in options.only)
+        ]
+    if options.list:
+        print("\n".join(f"{row.name:20} {row.work}" for row in rows))
+        return 0
+    signal.signal(signal.SIGTERM, _end)  # as Ctrl-C: the children are ended on the way out
+    effort = Effort(options.repeats or (3 if options.quick else 5), options.quick)
+    results: list[Result] = []
+    with on_two_cpus():
+        calibrate()
+        for row in rows:
+            start = perf_counter()
+            results.append(measure(row, effort))
+            took = f"{perf_counter() - start:.1f} s, other processes had {results[-1].others:.0%} of the CPUs"
+            print(f"{row.name}: {took}", file=sys.stderr, flush=True)
+    print(table(results))
+    if options.json:
+        options.json.write_text(json.dumps(document(results, effort), indent=1) + "\n")
+    if options.plot:
+        SVG.write_text(draw(results))
+    verdicts = [verdict for result in results for verdict in result.verdicts]
+    print(f"\n{sum(verdict.met for verdict in verdicts)} of {len(verdicts)} targets met")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,19 @@
+"""Every row, by name."""
+
+from benchmarks import efficiency, http, memory, payload, per_item, startup, waiting
+from benchmarks.rows import Row
+
+ROWS = (
+    *per_item.ROWS,
+    *efficiency.ROWS,
+    *waiting.ROWS,
+    *payload.ROWS,
+    *http.ROWS,
+    *memory.ROWS,
+    *startup.ROWS,
+)
+SWEEP = tuple(row for row in ROWS if row.name.startswith("efficiency")) + efficiency.BETWEEN
+
+
+def find(name: str) -> Row:
+    return next(row for row in (*ROWS, *SWEEP) if row.name == name)
