@@ -418,10 +418,16 @@ class Handler:
 # What is left behind
 
 
+NO_WORKERS: set[int] = set()
+"""The ids of child processes that a test started by itself."""
+
+
 def children() -> list[psutil.Process]:
-    """The worker processes of this process: all its children but loky's resource tracker."""
+    """The worker processes of this process: its children but those and loky's resource tracker."""
     found = []
     for child in psutil.Process().children():
+        if child.pid in NO_WORKERS:
+            continue
         try:
             if not any("resource_tracker" in word for word in child.cmdline()):
                 found.append(child)
