@@ -86,7 +86,10 @@ class TaskQueue(asyncio.Queue[Any]):
 
     def empty(self) -> bool:
         with self.lock:
-            return not self.buffer.ready()
+            ready = self.buffer.ready()
+            if not ready:  # woken in vain, by what another taker was faster to get: to be woken again
+                self.signalled = False
+            return not ready
 
     def _get(self) -> Any:
         with self.lock:
