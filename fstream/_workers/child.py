@@ -35,6 +35,7 @@ __all__ = [
     "IDLE_SECONDS",
     "LOADING",
     "OPEN",
+    "OPENED",
     "OPENING",
     "READY",
     "RECALL",
@@ -55,6 +56,7 @@ STOP: Final = "stop"  # the same, even in the middle of f
 CLOSE: Final = "close"  # forget the stage
 # ... and from it.
 READY: Final = "ready"  # started
+OPENED: Final = "opened"  # all that follows is of the stage that was opened, not of the one before
 SLOTS: Final = "slots"  # (start, positions of failures, closed, seconds), slots
 BACK: Final = "back"  # (start, count): items that were not started
 UNLOADABLE: Final = "unloadable"  # (start, error): the items cannot be unpickled
@@ -173,6 +175,7 @@ class Child:
 
     def open(self, environment: tuple[str, list[str], dict[str, str]], index: int, body: Packed) -> None:
         self.cell[0] = OPENING
+        self.say(OPENED)
         try:
             adopt(environment)
             self.call = Call(loads(body), index)

@@ -54,9 +54,9 @@ class Link:
         return int.from_bytes(self.cell[8 * position : 8 * position + 8], sys.byteorder, signed=True)
 
     def idle(self) -> bool:
-        """Still there, with nothing to say: fit for another stage."""
+        """Still there: fit for another stage. It may yet have answers to the last one in its socket."""
         try:
-            return self.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) != b"" and False
+            return self.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) != b""
         except BlockingIOError:
             return True
         except OSError:

@@ -112,6 +112,8 @@ class Worker:
         self.flight: list[Span] = []
         #: It has been given the stage, and its ``on_start`` has been or will be run.
         self.opened = False
+        #: What it says is about this stage.
+        self.heeded = False
         self.begun = False
         #: How many items it was sent.
         self.items = 0
@@ -410,7 +412,11 @@ class Workers(Crew):
 
     def answer(self, worker: Worker, header: tuple[Any, ...], body: Packed) -> None:
         what = header[0]
-        if what == child.SLOTS:
+        if what == child.OPENED:
+            worker.heeded = True
+        elif what != child.READY and not worker.heeded:
+            pass  # a late answer to the stage that this worker had before
+        elif what == child.SLOTS:
             self.stillborn = 0
             self.receive(worker, header[1:], body)
         elif what == child.BACK:
