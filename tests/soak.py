@@ -35,8 +35,8 @@ import psutil
 
 from fstream import SKIP, WorkerDied, pfilter, pflat_map, pmap
 from fstream.errors import NotPicklable, RemoteError
-from tests import faulty
-from tests.faulty import Before, Boom, Tally, children, eventually
+from tests.faults import faulty
+from tests.faults.faulty import Before, Boom, Tally, children, eventually
 
 PATIENCE = 30.0
 """Seconds that one round may take."""
