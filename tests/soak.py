@@ -35,8 +35,8 @@ import psutil
 
 from fstream import SKIP, WorkerDied, pfilter, pflat_map, pmap
 from fstream.errors import NotPicklable, RemoteError
-from tests import faulty
-from tests.faulty import Before, Boom, Tally, children, eventually
+from tests.faults import faulty
+from tests.faults.faulty import Before, Boom, Tally, children, eventually
 
 PATIENCE = 30.0
 """Seconds that one round may take."""
@@ -111,6 +111,7 @@ class Fault:
     weight: int = 4
     curable: bool = True
     """Can be retried, skipped and answered."""
+    verbs: tuple[str, ...] = tuple(VERBS)
 
 
 FAULTS = {
@@ -121,7 +122,7 @@ FAULTS = {
     "exits": Fault((SystemExit,), faulty.raise_system_exit, weight=2, curable=False),
     "dies": Fault((WorkerDied,), faulty.exit_7, ("process",), weight=6),
     "is_killed": Fault((WorkerDied,), faulty.kill_self, ("process",)),
-    "unpicklable": Fault((NotPicklable,), faulty.give_lock, ("process",)),
+    "unpicklable": Fault((NotPicklable,), faulty.give_lock, ("process",), verbs=("map",)),
     "hangs": Fault((TimeoutError,), faulty.hang, faulty.CONCURRENT, weight=2),
     "on_start": Fault((Boom,), weight=1, curable=False),
 }
@@ -342,7 +343,9 @@ def draw_stage(dice: random.Random, place: int, values: list[int], tally: Tally,
     }
     remedy = ""
     if values and dice.random() < 0.5:
-        names = [name for name, fault in FAULTS.items() if kind in fault.kinds]
+        names = [
+            name for name, fault in FAULTS.items() if kind in fault.kinds and step["verb"] in fault.verbs
+        ]
         name = dice.choices(names, [FAULTS[name].weight for name in names])[0]
         remedy = draw_remedy(dice, name, step, options)
         most = 1 if name == "hangs" or calm else 3
@@ -520,7 +523,7 @@ class Watchdog:
             print(f"\nHUNG for {PATIENCE * 1.5} s: {watched}", flush=True)
             faulthandler.dump_traceback(file=sys.stdout, all_threads=True)
             for child in children():
-                print("worker", child.pid, child.status(), child.cmdline()[-1:])
+                print("worker", child.pid, child.as_dict(["status", "cpu_times", "num_threads"]))
             print(again(watched.seed), flush=True)
             os._exit(1)
 
