@@ -4,6 +4,8 @@
 
 VERSIONS := 3.11 3.12 3.13
 VENV     ?= .venv
+# Tests wait more than they work: four at a time keep two cores busy.
+JOBS     ?= 4
 PY       := $(VENV)/bin/python
 
 # The first interpreter that is new enough; `make PYTHON=...` takes another.
@@ -28,7 +30,7 @@ demo: $(VENV)/.with-examples  ## run the main job: count the names in Python's s
 
 test: $(VENV)/.with-test  ## run the doctests, the tests and the property tests
 	@$(PY) -m compileall -q fstream  # worker processes start faster, where Python may not write bytecode itself
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest -n $(JOBS) $(ARGS)
 
 check: lint types test $(filter-out test-$(VERSION),$(VERSIONS:%=test-%))  ## all that CI checks, on each Python that is here
 

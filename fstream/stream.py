@@ -9,6 +9,7 @@ from itertools import chain
 from operator import length_hint
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
+from weakref import ReferenceType, ref
 
 from fstream._kernels import MAP
 from fstream._run import Lock, Run
@@ -125,9 +126,6 @@ class Stream(_Chain[T_co], AsyncGenerator[T_co, None]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __del__(self) -> None:
-        self._outputs.abandon()
-
     # --------------------------------------------------------------------------------- as an async generator
 
     def __aiter__(self) -> Self:
@@ -198,7 +196,9 @@ class _Outputs:
         #: The loop that an ``async for`` downstream runs on: the one for tasks upstream of it.
         self.loop: EventLoop | None = None
         #: The outputs downstream that have taken this stage into their own row.
-        self.taken_by: _Outputs | None = None
+        self._taker: ReferenceType[_Outputs] | None = None
+        #: `aclose` was called: it is not the garbage collector that closes the async generator.
+        self.closing = False
 
     def __repr__(self) -> str:
         names = [outputs.stage.name if outputs.stage else "merge" for outputs in self._row()]
@@ -216,7 +216,7 @@ class _Outputs:
             try:
                 if self.over:
                     raise StopIteration
-                if self.taken_by is not None:
+                if self._taker is not None:
                     self.taken()
                     raise StopIteration
                 if self.run is None:  # on kind "sync" the one iterator is a generator
@@ -232,6 +232,10 @@ class _Outputs:
             return self.current
 
     # ---------------------------------------------------------------------------------------------- starting
+
+    @property
+    def taken_by(self) -> _Outputs | None:
+        return self._taker() if self._taker is not None else None
 
     def _row(self) -> list[_Outputs]:
         """The stages that run as one row: this one, and those upstream that have workers and have not started."""
@@ -252,7 +256,7 @@ class _Outputs:
             row = self._row()
             for outputs in row:
                 outputs.started = True
-                outputs.taken_by = self if outputs is not self else None
+                outputs._taker = ref(self) if outputs is not self else None
         first = row[0]
         stages = [outputs.stage for outputs in row if outputs.stage is not None]
         sources = [first.source] if first.stage is not None else list(first.source)
@@ -304,7 +308,7 @@ class _Outputs:
         self.started, source, self.source = True, self.source, None
         if isinstance(source, Stream):
             source._outputs.loop = self.loop
-        self.here = iterate_async(self.stage, source, self.end)
+        self.here = iterate_async(self.stage, source, self)
         return self.here
 
     async def _give_async(self) -> AsyncGenerator[Any, None]:
@@ -331,8 +335,8 @@ class _Outputs:
         self.current = iter(())
 
     def close(self) -> None:
-        if self.taken_by is not None:
-            self.taken_by.close()
+        if (taker := self.taken_by) is not None:
+            taker.close()
             return
         run, current = self.run, self.current
         self.over = self.started = True
@@ -347,8 +351,9 @@ class _Outputs:
             loop.close_soon(self.loop, self.here)
 
     async def aclose(self) -> None:
-        if self.taken_by is not None:
-            await self.taken_by.aclose()
+        self.closing = True
+        if (taker := self.taken_by) is not None:
+            await taker.aclose()
             return
         run, current = self.run, self.current
         self.over = self.started = True
@@ -360,10 +365,9 @@ class _Outputs:
 
             await loop.close(run)
 
-    def abandon(self) -> None:
-        """The stream was dropped: end its run, but wait for nothing, as this may be any thread, anywhere."""
+    def __del__(self) -> None:
+        # The stream was dropped. Wait for nothing, as this may be any thread, anywhere.
         if self.run is not None:
-            self.over = True
             self.run.stop()
 
 

@@ -99,7 +99,8 @@ class Step:
         return self.operation.combinator(self.f, kind=self.kind, **self.options)
 
     def plain(self, items: Iterable[Any]) -> Iterable[Any]:
-        return self.operation.plain(self.f, items)
+        f = described if self.f is described_async else self.f
+        return self.operation.plain(f, items)
 
     def __repr__(self) -> str:
         return repr(self.transformer())

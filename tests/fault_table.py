@@ -13,11 +13,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from tests import faulty
-from tests.faulty import KINDS, Boom, Done, Handler, Start, Tally, chain, said
-
 from fstream import SKIP, WorkerDied
 from fstream.errors import NotPicklable, RemoteError, WorkerTraceback
+from tests import faulty
+from tests.faulty import KINDS, Boom, Done, Handler, Start, Tally, chain, said
 
 STAGE = "the-stage"
 SOURCES = ("list", "generator", "infinite", "slow")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import gc
-import importlib
 import math
 import os
 import resource
@@ -21,6 +20,8 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import psutil
+
+from fstream._workers.process import WARM
 
 KINDS = ("sync", "thread", "process", "task")
 CONCURRENT = ("thread", "process", "task")
@@ -417,19 +418,29 @@ class Handler:
 # What is left behind
 
 
-def workers_left() -> list[psutil.Process]:
-    """Child processes beyond the idle warm workers and loky's resource tracker, dead ones not reaped too."""
+NO_WORKERS: set[int] = set()
+"""The ids of child processes that a test started by itself."""
+
+
+def children() -> list[psutil.Process]:
+    """The worker processes of this process: its children but those and loky's resource tracker."""
     found = []
     for child in psutil.Process().children():
+        if child.pid in NO_WORKERS:
+            continue
         try:
             if not any("resource_tracker" in word for word in child.cmdline()):
                 found.append(child)
+        except psutil.ZombieProcess:  # dead, and not yet reaped
+            found.append(child)
         except psutil.NoSuchProcess:
             continue
-        except psutil.ZombieProcess:
-            found.append(child)
-    warm = len(importlib.import_module("fstream._workers.process").WARM)
-    return found[warm:]
+    return found
+
+
+def workers_left() -> list[psutil.Process]:
+    """The worker processes beyond the idle warm ones."""
+    return children()[len(WARM) :]
 
 
 @dataclass(frozen=True)

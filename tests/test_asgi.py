@@ -20,9 +20,10 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.loops import ROOT, eventually, in_every_loop, wait_until
+from tests.loops import eventually, in_every_loop, wait_until
+from tests.scripts import environment_with
 
-EXAMPLE = ROOT / "examples" / "asgi_stream.py"
+EXAMPLE = Path(__file__).parent.parent / "examples" / "asgi_stream.py"
 STDLIB = Path(sysconfig.get_path("stdlib")).resolve()
 JSON_FILES = sorted(str(path.relative_to(STDLIB)) for path in (STDLIB / "json").rglob("*.py"))
 
@@ -67,7 +68,9 @@ class Server:
 def server(tmp_path: Path) -> Iterator[Server]:
     log = tmp_path / "log"
     with log.open("wb") as file:
-        process = subprocess.Popen([sys.executable, EXAMPLE, "0"], stdout=file, stderr=file, cwd=ROOT)
+        process = subprocess.Popen(
+            [sys.executable, EXAMPLE, "0"], stdout=file, stderr=file, env=environment_with()
+        )
     server = Server(process, log)
     try:
         wait_until(server.is_up)

@@ -7,6 +7,7 @@ import functools
 import gc
 import itertools
 import os
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, suppress
 from typing import Any
@@ -331,6 +332,57 @@ async def test_a_second_cancel_does_not_tear_the_cleaning_up() -> None:
     assert closed_where_pulled(source)
 
 
+class SlowToLeave:
+    """An f for tasks, or an async source, that waits at item 3 for ever, and takes a while to clean up."""
+
+    def __init__(self) -> None:
+        self.waiting = asyncio.Event()
+        self.left = False
+
+    async def wait(self) -> None:
+        self.waiting.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0.6)
+            self.left = True
+
+    async def f(self, x: int) -> int:
+        if x == 3:
+            await self.wait()
+        return x
+
+    async def source(self) -> AsyncIterator[int]:
+        for x in range(3):
+            yield x
+        await self.wait()
+
+    def stream(self, where: str) -> Stream[int]:
+        return pmap(self.f, range(4), workers=1) if where == "f" else pmap(square_async, self.source())
+
+
+SLOW = pytest.mark.parametrize("where", ["f", "source"])
+
+
+@SLOW
+@ENDS
+@in_loop
+async def test_cleaning_up_is_awaited_however_long_it_takes(end: End, where: str) -> None:
+    slow = SlowToLeave()
+    await end(slow.stream(where), slow.waiting.wait, [])
+    assert slow.left
+
+
+@SLOW
+def test_close_awaits_cleaning_up_too(where: str) -> None:
+    slow = SlowToLeave()
+    with no_complaints():
+        with slow.stream(where) as stream:
+            assert len([next(stream) for _ in range(3)]) == 3
+            wait_until(slow.waiting.is_set)
+        assert slow.left
+
+
 @in_loop
 async def test_f_that_fails_while_it_is_cancelled_does_not_hide_the_cancellation() -> None:
     entered = asyncio.Event()
@@ -403,22 +455,46 @@ def test_the_tasks_of_a_sync_iteration_are_cancelled_and_awaited(end: str) -> No
 # The end of the loop, and of the program.
 
 
-@pytest.mark.parametrize("asked", ["given", "asked"])
-def test_a_loop_ends_with_an_unfinished_stream(kind: str, asked: str) -> None:
+def test_a_loop_ends_with_an_unfinished_stream(kind: str) -> None:
     source = AsyncSource(itertools.count())
     kept = pmap(suited(square, kind), source, kind=kind, workers=2)
 
     async def main() -> None:
         assert await anext(kept) == 0
-        if asked == "asked":
-            asyncio.create_task(consume(kept, []))  # noqa: RUF006
-            await turns(3)
 
     run_strictly(main, unfinished=True)
     with no_complaints():
         kept.close()
         assert list(kept) == []
     assert closed_where_pulled(source)
+
+
+@pytest.mark.parametrize("after", range(5))
+def test_a_loop_ends_while_a_consumer_waits(kind: str, after: int) -> None:
+    """It ends some turns after the start: before, while, and after the tasks of the stream begin."""
+    opened, closed = [], []
+
+    async def waiting() -> AsyncIterator[int]:
+        opened.append(asyncio.get_running_loop())
+        try:
+            yield 0
+            await asyncio.Event().wait()
+        finally:
+            await turns(3)
+            closed.append(asyncio.get_running_loop())
+
+    kept = pmap(suited(square, kind), waiting(), kind=kind, workers=2)
+
+    async def main() -> None:
+        asyncio.create_task(consume(kept, []))  # noqa: RUF006  (the end of the loop cancels it)
+        await turns(after)
+
+    begin = time.monotonic()
+    run_strictly(main, unfinished=True)
+    with no_complaints():
+        kept.close()
+    assert time.monotonic() - begin < 4
+    assert closed == opened
 
 
 def test_a_loop_ends_with_a_dropped_stream(kind: str) -> None:

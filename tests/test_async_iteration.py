@@ -145,6 +145,12 @@ async def test_nothing_starts_before_the_first_output_is_asked_for(kind: str) ->
 
 
 @in_loop
+async def test_an_output_that_is_waited_for_comes_though_nothing_else_holds_the_stream(kind: str) -> None:
+    assert await anext(pmap(suited(square, kind), itertools.count(2), kind=kind, workers=2)) == 4
+    await eventually(lambda: not other_tasks())
+
+
+@in_loop
 async def test_a_stream_is_an_async_generator(kind: str) -> None:
     source = Source(itertools.count())
     stream = pmap(suited(square, kind), source, kind=kind, workers=2)

@@ -115,6 +115,16 @@ def test_merge_takes_sync_and_async_sources(outputs_of: Callable[[Any], list[Any
     assert sorted(outputs_of(merged)) == [0, 0, 1, 1, 2, 3, 4]
 
 
+def test_async_sources_that_end_at_once_do_not_end_each_other() -> None:
+    """One of them may be over before the next begins."""
+
+    async def single() -> AsyncIterator[int]:
+        yield 1
+
+    for _ in range(200):
+        assert list(merge(single(), single(), single())) == [1, 1, 1]
+
+
 def test_run_consumes_async_sources(kind: str) -> None:
     source = AsyncSource(range(7))
     run(peach(suited(square, kind), source, kind=kind, workers=2))

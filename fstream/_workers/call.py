@@ -31,10 +31,8 @@ def describe(stage: Stage, index: int, item: Any) -> str:
 
 
 def annotate(error: BaseException, note: str) -> None:
-    try:
-        error.add_note(note)
-    except Exception:
-        pass
+    notes = [*getattr(error, "__notes__", ()), note]
+    BaseException.__setattr__(error, "__notes__", notes)  # not add_note, which a frozen exception refuses
 
 
 def _declared(f: Callable[..., Any]) -> frozenset[str]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from time import perf_counter
+from typing import Any, Protocol
 
 from fstream._kernels import DROP
+from fstream._spans import SPAN_SECONDS
 from fstream._stage import Stage, StageStatus
 from fstream._workers.call import Call, annotate, describe, handled, is_failure
 
@@ -80,6 +82,15 @@ def iterate(stage: Stage, source: Iterable[Any]) -> Iterator[Any]:
                 items.close()
 
 
+class Owner(Protocol):
+    """Whose outputs they are."""
+
+    #: It was asked to close.
+    closing: bool
+
+    def end(self) -> None: ...
+
+
 async def aclose(items: Any) -> None:
     """Close an async iterator, if it can be closed and nobody else is at it, as a loop that ends may be."""
     if hasattr(items, "aclose"):
@@ -91,24 +102,34 @@ async def aclose(items: Any) -> None:
 
 
 async def iterate_async(
-    stage: Stage, source: Iterable[Any] | AsyncIterable[Any], ended: Callable[[], None]
+    stage: Stage, source: Iterable[Any] | AsyncIterable[Any], owner: Owner
 ) -> AsyncGenerator[Any, None]:
-    """The same for an ``async for``; *ended* is called at the end."""
+    """The same for an ``async for``, on behalf of *owner*."""
+    from asyncio import sleep
+
     here = Here(stage)
     items: Any = None
     try:
         if isinstance(source, AsyncIterable):
             items = aiter(source)
+            paused = perf_counter()
             async for item in items:
                 for output in here.outputs(item):
                     yield output
+                if perf_counter() - paused > SPAN_SECONDS:  # a source that never waits leaves others a turn
+                    await sleep(0)
+                    paused = perf_counter()
         else:
             items = iter(source)
             for item in items:
                 for output in here.outputs(item):
                     yield output
+    except GeneratorExit:
+        if not owner.closing and isinstance(items, AsyncIterable):
+            items = None  # collected, or at the end of the loop: whoever closes this closes that, too
+        raise
     finally:
-        ended()
+        owner.end()
         try:
             here.end()
         finally:

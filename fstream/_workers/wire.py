@@ -174,10 +174,10 @@ def decode_error(record: tuple[Any, ...]) -> BaseException:
     packed, cause, context, suppress, text = record
     error = _unpacked_error(packed)
     if context is not None:
-        error.__context__ = decode_error(context)
+        _set(error, "__context__", decode_error(context))
     if cause is not None:
-        error.__cause__ = decode_error(cause)
-    error.__suppress_context__ = suppress
+        _set(error, "__cause__", decode_error(cause))
+    _set(error, "__suppress_context__", suppress)
     if text:
         first: BaseException = error
         seen = {id(error)}
@@ -185,8 +185,12 @@ def decode_error(record: tuple[Any, ...]) -> BaseException:
             first = first.__cause__
             seen.add(id(first))
         if first.__cause__ is None:
-            first.__cause__ = WorkerTraceback(text)
+            _set(first, "__cause__", WorkerTraceback(text))
     return error
+
+
+def _set(error: BaseException, name: str, value: object) -> None:
+    BaseException.__setattr__(error, name, value)  # some exceptions are frozen dataclasses
 
 
 def _formatted(error: BaseException) -> str:

@@ -1,0 +1,78 @@
+"""A storm: while a long job runs on processes, workers are killed at random from outside."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable
+
+import psutil
+import pytest
+
+from fstream import pmap
+from tests.faulty import children, ten
+
+pytestmark = pytest.mark.timeout(300)
+
+ITEMS = 20_000
+INTERVAL = 0.1
+
+
+class Killer:
+    """Kills one worker at random, again and again, until told to stop."""
+
+    def __init__(self, seed: int) -> None:
+        self.killed = 0
+        self._random = random.Random(seed)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        while not self._stop.wait(INTERVAL):
+            if found := children():
+                victim = self._random.choice(found)
+                try:
+                    victim.kill()
+                except psutil.NoSuchProcess:
+                    continue
+                self.killed += 1
+
+    def __enter__(self) -> Killer:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+def work() -> Callable[[int], int]:
+    """Work that takes a while, so that many are killed before it is done.
+
+    It is pickled by value: a worker that lives so short a time cannot import this module's tools too.
+    """
+
+    def f(item: int) -> int:
+        time.sleep(0.001)
+        return item * 10
+
+    return f
+
+
+@pytest.mark.parametrize("ordered", [True, False], ids=["ordered", "unordered"])
+def test_all_outputs_once_whoever_is_killed(ordered: bool) -> None:
+    stage = pmap(work(), kind="process", workers=4, retries=20, ordered=ordered)
+    items = ITEMS if ordered else ITEMS // 4
+    with Killer(seed=items) as killer:
+        got = list(stage(range(items)))
+    assert killer.killed >= 5, "too few to speak of a storm"
+    assert (got if ordered else sorted(got)) == [ten(item) for item in range(items)]
+
+
+def test_a_storm_over_two_stages_of_processes() -> None:
+    stage = pmap(work(), kind="process", workers=2, retries=20)
+    with Killer(seed=2) as killer:
+        got = list(stage(range(3_000)) | stage)
+    assert killer.killed >= 3
+    assert got == [item * 100 for item in range(3_000)]
