@@ -66,7 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.plot:
         SVG.write_text(draw(results))
     verdicts = [verdict for result in results for verdict in result.verdicts]
-    print(f"\n{sum(verdict.met for verdict in verdicts)} of {len(verdicts)} targets met")
+    hint = "; a quick run only hints at them, as its runs are short" if options.quick else ""
+    print(f"\n{sum(verdict.met for verdict in verdicts)} of {len(verdicts)} targets met{hint}")
     return 0
 
 
