@@ -165,7 +165,10 @@ class ThreadQueue(queue.Queue[Any]):
         self.not_full = threading.Condition(lock)
 
     def _qsize(self) -> int:
-        return int(self.buffer.ready())
+        ready = self.buffer.ready()
+        if not ready:  # woken in vain, by what another taker was faster to get: to be woken again
+            self.signalled = False
+        return int(ready)
 
     def _get(self) -> Any:
         self.signalled = False

@@ -56,7 +56,9 @@ def test_f_and_source_without_options(meaning: Meaning):
 
 
 @pytest.mark.parametrize(
-    "source", [[1, 2], (1, 2), range(1, 3), {1, 2}, {1: "a", 2: "b"}, iter([1, 2])], ids=repr
+    "source",
+    [[1, 2], (1, 2), range(1, 3), {1, 2}, {1: "a", 2: "b"}, iter([1, 2])],
+    ids=lambda source: type(source).__name__,
 )
 def test_plain_iterables_go_into_a_transformer_with_a_bar(source: Iterable[int]):
     assert list(source | pmap(square, kind="sync")) == [1, 4]
@@ -122,7 +124,7 @@ def test_equal_content_makes_equal_transformers(make: Callable[[], Transformer[A
         square,
         None,
     ],
-    ids=repr,
+    ids=lambda other: getattr(other, "__name__", repr(other)),
 )
 def test_different_content_makes_different_transformers(other: object):
     assert make_transformer() != other

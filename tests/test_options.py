@@ -184,7 +184,7 @@ def test_a_coroutine_function_runs_as_a_task_by_default(f: Callable[..., Any]):
 # Sources
 
 
-@pytest.mark.parametrize("source", [3, None, square, object], ids=repr)
+@pytest.mark.parametrize("source", [3, None, square, object], ids=["int", "None", "function", "class"])
 def test_a_source_that_is_not_iterable_raises_at_once(
     combinator: Callable[..., Any], kind: str, source: object
 ):

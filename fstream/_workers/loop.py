@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine
 from contextlib import aclosing as closing
 from functools import partial
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fstream._queues import PATIENCE, Buffer, Credits
 from fstream._spans import SPAN_SECONDS, Closed
@@ -23,6 +23,7 @@ __all__ = [
     "Host",
     "TaskFeeder",
     "TaskQueue",
+    "cancel",
     "close",
     "close_soon",
     "closing",
@@ -44,6 +45,28 @@ def soon(loop: EventLoop, f: Callable[..., object], *args: Any) -> None:
             raise
 
 
+def cancel(task: asyncio.Task[Any]) -> None:
+    """Cancel *task*, but once, whoever did it first: so that what it runs can clean up."""
+    if not task.cancelling():
+        task.cancel()
+
+
+class LoopMember(Protocol):
+    """A task of a run."""
+
+    @property
+    def busy(self) -> bool: ...
+
+    @property
+    def abandoned(self) -> bool: ...
+
+    def join(self, timeout: float) -> None: ...
+
+    def vanished(self) -> None:
+        """Leave for a task that never ran."""
+        ...
+
+
 class TaskQueue(asyncio.Queue[Any]):
     """The queue of takers that are tasks of one loop; any thread may signal it."""
 
@@ -63,7 +86,10 @@ class TaskQueue(asyncio.Queue[Any]):
 
     def empty(self) -> bool:
         with self.lock:
-            return not self.buffer.ready()
+            ready = self.buffer.ready()
+            if not ready:  # woken in vain, by what another taker was faster to get: to be woken again
+                self.signalled = False
+            return not ready
 
     def _get(self) -> Any:
         with self.lock:
@@ -120,7 +146,7 @@ class TaskQueue(asyncio.Queue[Any]):
 class Host:
     """The loop that a run's tasks live on: the caller's, or a private one in a background thread."""
 
-    abandoned = False
+    busy = abandoned = False
 
     def __init__(self, run: Run, loop: asyncio.AbstractEventLoop | None) -> None:
         self.run = run
@@ -139,11 +165,6 @@ class Host:
         self.thread = threading.Thread(target=self._main, args=(started,), name="fstream-loop", daemon=True)
         self.thread.start()
         started.wait()
-
-    @property
-    def busy(self) -> bool:
-        """A task keeps the loop from anything else, or does not let itself be cancelled."""
-        return any(member.busy for member in self.run.members if not isinstance(member, Host))
 
     def join(self, timeout: float) -> None:
         if self.thread is not None and self.thread is not threading.current_thread():
@@ -180,11 +201,13 @@ class Host:
             return
         soon(self.loop, f, *args)
 
-    def spawn(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        """Start a task, on the loop."""
+    def spawn(
+        self, member: LoopMember, coroutine: Coroutine[Any, Any, None], name: str
+    ) -> asyncio.Task[None]:
+        """Start the task of *member*, on the loop."""
         task = self.loop.create_task(coroutine, name=name, context=self.run.context.copy())
         self.tasks.add(task)
-        task.add_done_callback(self._done)
+        task.add_done_callback(partial(self._left, member))
         return task
 
     def opened(self) -> None:
@@ -193,11 +216,15 @@ class Host:
 
     def _opened(self) -> None:
         self.opening = False
-        self._done(None)
+        self._end()
 
-    def _done(self, task: asyncio.Task[Any] | None) -> None:
-        if task is not None:
-            self.tasks.discard(task)
+    def _left(self, member: LoopMember, task: asyncio.Task[Any]) -> None:
+        self.tasks.discard(task)
+        if member in self.run.members:  # cancelled before its first step
+            member.vanished()
+        self._end()
+
+    def _end(self) -> None:
         if not self.tasks and not self.opening and self.over is not None:
             self.over.set()
 
@@ -213,8 +240,6 @@ class TaskFeeder:
         self.queue = TaskQueue(Credits(run.feed), run.lock, run.settle)
         self.busy = False
         self.task: asyncio.Task[None] | None = None
-        #: It is closing the source, and must not be cancelled in that.
-        self.closing = False
 
     def join(self, timeout: float) -> None:
         """It has left in its loop's thread, which is joined itself."""
@@ -224,15 +249,20 @@ class TaskFeeder:
         self.run.host.call(self._spawn)
 
     def _spawn(self) -> None:
-        self.task = self.run.host.spawn(self.main(), "fstream-feeder")
+        self.task = self.run.host.spawn(self, self.main(), "fstream-feeder")
 
     def stop(self) -> None:
         """Wake it from a source that blocks."""
         self.run.host.call(self._cancel)
 
     def _cancel(self) -> None:
-        if self.task is not None and not self.closing:
-            self.task.cancel()
+        if self.task is not None:
+            cancel(self.task)
+
+    def vanished(self) -> None:
+        with self.run.lock:
+            self.run.feed.ended(0, asyncio.CancelledError())
+            self.run.leave(self)
 
     async def main(self) -> None:
         run, feed = self.run, self.run.feed
@@ -254,7 +284,6 @@ class TaskFeeder:
             item = None
         except BaseException as raised:
             error = raised
-        self.closing = True
         try:
             await aclose(items)
         except BaseException as raised:

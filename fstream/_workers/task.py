@@ -13,7 +13,7 @@ from fstream._spans import SPAN_SECONDS, Closed, Failure, Span, Window
 from fstream._stage import Stage, StageStatus
 from fstream._workers.call import Call, annotate, describe, handled, is_failure, replaced
 from fstream._workers.crew import Crew
-from fstream._workers.loop import TaskQueue
+from fstream._workers.loop import TaskQueue, cancel
 
 if TYPE_CHECKING:
     from fstream._run import Run
@@ -41,7 +41,7 @@ class Workers(Crew):
         self.members.add(worker)
         with self.run.lock:
             self.run.enter(worker)
-        worker.task = self.host.spawn(worker.main(), f"fstream-{self.stage.name}-{worker.index}")
+        worker.task = self.host.spawn(worker, worker.main(), f"fstream-{self.stage.name}-{worker.index}")
 
     def stop(self) -> None:
         self.host.call(self.cancel)
@@ -49,9 +49,8 @@ class Workers(Crew):
     def cancel(self) -> None:
         """Cancel the workers that are in f; the others see that it is over."""
         for worker in self.members:
-            if worker.busy and not worker.cancelled and worker.task is not None:
-                worker.cancelled = True
-                worker.task.cancel()
+            if worker.in_f and worker.task is not None:
+                cancel(worker.task)
         self.unwatch()
 
     def unwatch(self) -> None:
@@ -65,7 +64,7 @@ class Workers(Crew):
         for worker in late:
             worker.abandoned = True
             self.members.discard(worker)
-            worker.task.cancel()
+            cancel(worker.task)
             self.lost(worker.span, self.too_late)
             if not self.window.exhausted:
                 self.add(worker.index)
@@ -123,6 +122,8 @@ class AsyncCall(Call):
 class Worker:
     """One task."""
 
+    busy = False  # it can be stopped: whoever closes the run waits for what f does when it is cancelled
+
     def __init__(self, crew: Workers, index: int) -> None:
         self.crew = crew
         self.run = crew.run
@@ -130,16 +131,22 @@ class Worker:
         self.call = AsyncCall(crew.stage, index)
         self.task: asyncio.Task[None] | None = None
         #: Has an item in hand.
-        self.busy = False
+        self.in_f = False
         self.span: Span | None = None
         #: When its present item was begun, if the stage has a time-out.
         self.begun: float | None = None
         self.abandoned = False
-        #: It was told to stop in f; once, so that f can clean up.
-        self.cancelled = False
 
     def join(self, timeout: float) -> None:
         """It has left on its loop: there is no more of it."""
+
+    def vanished(self) -> None:
+        crew = self.crew
+        crew.members.discard(self)
+        if not (self.run.stopped or crew.window.stopped):
+            crew.break_down(asyncio.CancelledError())
+        with self.run.lock:
+            self.run.leave(self)
 
     async def main(self) -> None:
         crew = self.crew
@@ -170,7 +177,7 @@ class Worker:
         except BaseException as error:
             crew.break_down(error)
         finally:
-            self.busy = False
+            self.in_f = False
             await self.end()
 
     async def end(self) -> None:
@@ -189,7 +196,7 @@ class Worker:
                 self.run.leave(self)
 
     async def work(self, span: Span) -> None:
-        self.busy = True
+        self.in_f = True
         self.span = self.call.place = span
         try:
             if not self.call.started:
@@ -201,7 +208,7 @@ class Worker:
             self.crew.break_down(self.call.named(error), span)
         else:
             await self.fill(span)
-        self.busy = False
+        self.in_f = False
 
     async def fill(self, span: Span) -> None:
         """Append the slots of *span*, up to its end or to a failure that stays."""
