@@ -103,16 +103,16 @@ class Outlet:
         return outputs or self.upstream.end or Closed()
 
     def starve(self) -> bool:
-        # A slow consumer waits now and then, too: more is held for one that waits longer than it is away.
+        # A slow consumer waits now and then, too: more is held for one that waits much longer than it is away.
         away = self.came - self.left
-        return (away < AT_ONCE or perf_counter() - self.came > away) and self.upstream.grow()
+        return (away < AT_ONCE or perf_counter() - self.came > 8 * away) and self.upstream.grow()
 
     def impatient(self) -> bool:
         return self.upstream.withholds
 
     def insist(self) -> None:
         self.upstream.hungry = True
-        self.upstream.grow()
+        self.starve()
 
 
 class Credits:
@@ -173,7 +173,9 @@ class ThreadQueue(queue.Queue[Any]):
     def _get(self) -> Any:
         self.signalled = False
         taken = self.buffer.take()
+        self.takers -= 1  # it has what it came for: it does not starve
         self.settle()
+        self.takers += 1
         return taken
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:

@@ -158,6 +158,9 @@ class Run:
     def start(self) -> None:
         """Start the feeders and the first workers."""
         _RUNS.add(self)
+        feeder: ThreadFeeder | None = getattr(_HERE, "feeder", None)
+        if feeder is not None:
+            feeder.inner.add(self)
         try:
             for feeder in self.feeders:
                 feeder.start()
@@ -305,6 +308,8 @@ class ThreadFeeder:
         self.source: Iterable[Any] | None = source
         self.queue = ThreadQueue(Credits(run.feed), run.lock, run.settle)
         self.busy = False
+        #: The runs that were started by its source, in its thread: streams that it iterates, however wrapped.
+        self.inner: weakref.WeakSet[Run] = weakref.WeakSet()
         self.thread = threading.Thread(
             target=run.context.copy().run, args=(self.main,), name="fstream-feeder", daemon=True
         )
@@ -314,7 +319,9 @@ class ThreadFeeder:
         self.thread.start()
 
     def stop(self) -> None:
-        """Nothing more to do than what the feed says: a source that blocks cannot be stopped."""
+        """Wake it from a source that is a stream; another one that blocks cannot be stopped."""
+        for run in list(self.inner):
+            run.stop()
 
     def join(self, timeout: float) -> None:
         if self.thread is not threading.current_thread():
@@ -325,6 +332,7 @@ class ThreadFeeder:
         error: BaseException | None = None
         items: Any = None
         credits = 0
+        _HERE.feeder = self
         try:
             self.busy = True
             source, self.source = self.source, None
@@ -368,6 +376,9 @@ class ThreadFeeder:
 
 
 _RUNS: weakref.WeakSet[Run] = weakref.WeakSet()
+
+#: The feeder whose thread this is.
+_HERE = threading.local()
 
 
 def close_all() -> None:

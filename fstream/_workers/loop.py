@@ -95,7 +95,9 @@ class TaskQueue(asyncio.Queue[Any]):
         with self.lock:
             self.signalled = False
             taken = self.buffer.take()
+            self.takers -= 1  # it has what it came for: it does not starve
             self.settle()
+            self.takers += 1
             return taken
 
     def _put(self, item: Any) -> None:
@@ -105,10 +107,12 @@ class TaskQueue(asyncio.Queue[Any]):
         if not self.takers and self.loop is None:
             self.loop, self.thread = running(), threading.get_ident()
         with self.lock:
-            if self.buffer.ready():
-                return self._get()
             self.takers += 1
             try:
+                if self.buffer.ready():
+                    taken = self._get()
+                    self.takers -= 1
+                    return taken
                 self.settle()
                 if self.timer is None and self.buffer.impatient():
                     assert self.loop is not None

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fstream import merge, pmap
-from tests.faulty import HANG, Gate, as_coroutine, children, eventually, ten
+from tests.faults.faulty import HANG, Gate, as_coroutine, children, eventually, ten
 
 SECONDS = 1.0
 STATED = 0.020

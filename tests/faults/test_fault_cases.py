@@ -18,8 +18,8 @@ import psutil
 import pytest
 
 from fstream import WorkerDied, peach, pfilter, pflat_map, pmap
-from tests import faulty
-from tests.faulty import (
+from tests.faults import faulty
+from tests.faults.faulty import (
     CONCURRENT,
     HANG,
     KINDS,

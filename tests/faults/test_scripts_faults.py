@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.faulty import HANG, KINDS, SLACK, eventually
+from tests.faults.faulty import HANG, KINDS, SLACK, eventually
 from tests.scripts import environment_with, write_script
 
 pytestmark = pytest.mark.timeout(HANG)

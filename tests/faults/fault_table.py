@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 from fstream import SKIP, WorkerDied
 from fstream.errors import NotPicklable, RemoteError, WorkerTraceback
-from tests import faulty
-from tests.faulty import KINDS, Boom, Done, Handler, Start, Tally, chain, said
+from tests.faults import faulty
+from tests.faults.faulty import KINDS, Boom, Done, Handler, Start, Tally, chain, said
 
 STAGE = "the-stage"
 SOURCES = ("list", "generator", "infinite", "slow")

@@ -17,9 +17,20 @@ from typing import Any
 import pytest
 
 from fstream import pmap
-from tests import faulty
-from tests.fault_table import FAULTS, ITEMS, KINDS, SOURCES, STAGE, Case, Gives, Raises, cells, full_product
-from tests.faulty import HANG, SLACK, Before, Faulty, Gate, Tally, Watch, as_coroutine, eventually, ten
+from tests.faults import faulty
+from tests.faults.fault_table import (
+    FAULTS,
+    ITEMS,
+    KINDS,
+    SOURCES,
+    STAGE,
+    Case,
+    Gives,
+    Raises,
+    cells,
+    full_product,
+)
+from tests.faults.faulty import HANG, SLACK, Before, Faulty, Gate, Tally, Watch, as_coroutine, eventually, ten
 
 pytestmark = pytest.mark.timeout(HANG / 2)
 

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from fstream import pmap
-from tests.faulty import children, ten
+from tests.faults.faulty import children, ten
 
 pytestmark = pytest.mark.timeout(300)
 
