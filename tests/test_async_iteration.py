@@ -196,9 +196,12 @@ async def test_aclose_before_the_start_and_after_the_end(kind: str) -> None:
 
 @in_loop
 async def test_a_plain_with_block_closes_too(kind: str) -> None:
+    """It cannot wait for tasks of the loop that it blocks, and does not try."""
     source = Source(itertools.count())
     with pmap(suited(square, kind), source, kind=kind, workers=2) as stream:
         assert await anext(stream) == 0
+        begin = time.monotonic()
+    assert time.monotonic() - begin < 3
     await eventually(lambda: source.closed.is_set() and not other_tasks())
 
 

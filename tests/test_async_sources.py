@@ -140,13 +140,15 @@ async def test_under_async_for_the_source_runs_on_the_callers_loop(kind: str) ->
 
 
 def test_under_sync_iteration_close_closes_the_source_in_its_loop(kind: str) -> None:
-    source = AsyncSource(itertools.count())
+    """Time and again, as the source may be about to end by itself, or be closing already."""
     with no_complaints():
-        stream = pmap(suited(square, kind), source, kind=kind, workers=2)
-        assert [next(stream) for _ in range(3)] == [0, 1, 4]
-        stream.close()
-        assert source.closed.wait(PATIENCE)
-    assert closed_where_pulled(source)
+        for _ in range(30):
+            source = AsyncSource(itertools.count())
+            stream = pmap(suited(square, kind), source, kind=kind, workers=2)
+            assert [next(stream) for _ in range(3)] == [0, 1, 4]
+            stream.close()
+            assert source.closed.wait(PATIENCE)
+            assert closed_where_pulled(source)
 
 
 def test_under_sync_iteration_a_dropped_stream_closes_the_source(kind: str) -> None:
