@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from itertools import count, islice
@@ -10,6 +11,8 @@ from typing import Any
 import pytest
 
 from fstream import Stream, merge, ordered, pfilter, pflat_map, pmap, run
+from fstream._workers.child import BACK, CELL_SIZE, OPEN, OPENED, RECALL, SPAN, Child
+from fstream._workers.wire import Wire
 from tests.functions import identity, is_odd, square, suited
 
 ROUNDS = {"sync": 50, "thread": 50, "process": 10, "task": 50}
@@ -103,3 +106,14 @@ def test_streams_that_run_at_once(kind: str):
         streams = [stage(kind)(iter(range(10))) for _ in range(3)]
         run(*streams)
         assert [list(stream) for stream in streams] == [[], [], []]
+
+
+def test_a_span_that_is_recalled_before_its_stage_is_loaded_comes_back():
+    # The reader of a worker gives a span back while the main thread is busy with the stage's f: the parent must
+    # know by then that what it hears is of the new stage.
+    parent, worker = socket.socketpair()
+    with parent, worker:
+        child = Child(worker, memoryview(bytearray(CELL_SIZE)).cast("q"))
+        for message in ((OPEN, ("/", [], {}), 0), (SPAN, 0, 0), (RECALL,)):
+            child.sort((message, []))
+        assert [header for header, _ in Wire(parent).receive()] == [(OPENED,), (BACK, 0, None)]

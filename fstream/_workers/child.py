@@ -123,6 +123,8 @@ class Child:
             return
         if what in (OPEN, CLOSE):
             self.opened = what == OPEN
+        if what == OPEN:  # said here: this thread may give spans of the stage back before the main one gets to it
+            self.say(OPENED)
         self.inbox.put(message)
         if what == STOP:
             self.stopping = True
@@ -175,7 +177,6 @@ class Child:
 
     def open(self, environment: tuple[str, list[str], dict[str, str]], index: int, body: Packed) -> None:
         self.cell[0] = OPENING
-        self.say(OPENED)
         try:
             adopt(environment)
             self.call = Call(loads(body), index)
