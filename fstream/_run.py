@@ -271,10 +271,13 @@ class Run:
 
     def wait(self, timeout: float | None) -> bool:
         """Wait until all members have left that were not abandoned; for those busy in user code, until *timeout*."""
+        host = self._host
+        # Tasks of the loop that this thread runs cannot go on while it waits.
+        kept = host.members if host is not None and host.ident == threading.get_ident() else ()
         with self.lock:
-            self.left.wait_for(lambda: all(m.abandoned for m in self.members), timeout)
+            self.left.wait_for(lambda: all(m.abandoned or m in kept for m in self.members), timeout)
             self.left.wait_for(
-                lambda: all(m.busy for m in self.members), 0 if timeout is None else self.LONGEST
+                lambda: all(m.busy or m in kept for m in self.members), 0 if timeout is None else self.LONGEST
             )
             return not self.members
 

@@ -154,7 +154,8 @@ class Host:
 
     def __init__(self, run: Run, loop: asyncio.AbstractEventLoop | None) -> None:
         self.run = run
-        self.tasks: set[asyncio.Task[Any]] = set()
+        #: Whose tasks are on it.
+        self.members: set[LoopMember] = set()
         self.over: asyncio.Event | None = None
         #: The run is still being opened: more tasks may come though there are none.
         self.opening = True
@@ -210,7 +211,7 @@ class Host:
     ) -> asyncio.Task[None]:
         """Start the task of *member*, on the loop."""
         task = self.loop.create_task(coroutine, name=name, context=self.run.context.copy())
-        self.tasks.add(task)
+        self.members.add(member)
         task.add_done_callback(partial(self._left, member))
         return task
 
@@ -222,14 +223,14 @@ class Host:
         self.opening = False
         self._end()
 
-    def _left(self, member: LoopMember, task: asyncio.Task[Any]) -> None:
-        self.tasks.discard(task)
+    def _left(self, member: LoopMember, _task: asyncio.Task[Any]) -> None:
+        self.members.discard(member)
         if member in self.run.members:  # cancelled before its first step
             member.vanished()
         self._end()
 
     def _end(self) -> None:
-        if not self.tasks and not self.opening and self.over is not None:
+        if not self.members and not self.opening and self.over is not None:
             self.over.set()
 
 
@@ -243,6 +244,8 @@ class TaskFeeder:
         self.source: AsyncIterable[Any] | None = source
         self.queue = TaskQueue(Credits(run.feed), run.lock, run.settle)
         self.busy = False
+        #: It closes the source, which must not be cancelled.
+        self.closing = False
         self.task: asyncio.Task[None] | None = None
 
     def join(self, timeout: float) -> None:
@@ -260,7 +263,7 @@ class TaskFeeder:
         self.run.host.call(self._cancel)
 
     def _cancel(self) -> None:
-        if self.task is not None:
+        if self.task is not None and not self.closing:
             cancel(self.task)
 
     def vanished(self) -> None:
@@ -288,6 +291,7 @@ class TaskFeeder:
             item = None
         except BaseException as raised:
             error = raised
+        self.closing = True
         try:
             await aclose(items)
         except BaseException as raised:
