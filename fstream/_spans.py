@@ -102,7 +102,7 @@ class Span:
             return None
         kept = len(self.items) - len(items)
         del self.items[kept:]
-        return Span(self.start + kept, items)
+        return Span(self.start + kept, items, 0 if kept else self.tries)
 
     def split(self, count: int) -> Span:
         """Keep the first *count* items of a span that no worker has; give the others as a new one."""
@@ -410,7 +410,7 @@ class Window:
         if count <= 0:
             return
         first = len(span.items) - count
-        rest = Span(span.start + first, span.items[first:])
+        rest = Span(span.start + first, span.items[first:], 0 if first else span.tries)
         del span.items[first:]
         self._return(rest)
         if not first:

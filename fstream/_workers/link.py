@@ -32,14 +32,16 @@ class Link:
         self.ready = False
         ours, theirs = socket.socketpair()
         cell = _shared_file()
+        life = LIFELINE.fd()
         try:
             OURS.add(ours)
             connection = Connection(os.dup(theirs.fileno()))
             theirs.close()
             self.process = _process(method, connection)
             self.process.start()
+            PROCESSES.add(self.process)
             connection.close()
-            socket.send_fds(ours, [b"c"], [cell])
+            socket.send_fds(ours, [b"c"], [cell, life])
             self.cell = mmap.mmap(cell, child.CELL_SIZE)
         except BaseException:
             ours.close()
@@ -106,6 +108,34 @@ def _process(method: str | None, connection: Connection) -> BaseProcess:
     return process
 
 
+class Lifeline:
+    """A pipe to which nothing is ever written: this process alone holds the end that could.
+
+    When it dies, however that happens, the pipe closes, and the kernel kills the workers, which hold the other end: even
+    one that is busy in C code that does not let its reader thread run.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._ends: tuple[int, int] | None = None
+
+    def fd(self) -> int:
+        """The workers' end."""
+        with self._lock:
+            self._ends = self._ends or os.pipe()
+            return self._ends[0]
+
+    def forget(self) -> None:
+        """In a fork: it has workers of its own, if any."""
+        self._lock = threading.Lock()
+        ends, self._ends = self._ends, None
+        for fd in ends or ():
+            os.close(fd)
+
+
+LIFELINE: Final = Lifeline()
+
+
 class Warm:
     """Idle worker processes, kept for the next stage. They end by themselves after ``child.IDLE_SECONDS``."""
 
@@ -158,11 +188,16 @@ WARM: Final = Warm()
 #: their parent is gone.
 OURS: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 
+#: All worker processes. To a fork they are no children, though multiprocessing would wait for them as such.
+PROCESSES: weakref.WeakSet[BaseProcess] = weakref.WeakSet()
+
 
 def _in_fork() -> None:
     for sock in list(OURS):
         sock.close()
+    LIFELINE.forget()
     WARM.forget()
+    multiprocessing.process._children.difference_update(PROCESSES)  # type: ignore[attr-defined]
 
 
 os.register_at_fork(after_in_child=_in_fork)

@@ -147,6 +147,8 @@ class Workers(Crew):
         self.knows_hungry = False
         #: Workers that died in a row before they had done anything.
         self.stillborn = 0
+        #: Workers that have had their last item: they are ending.
+        self.retired: list[Link] = []
         self.busy = self.abandoned = False
         self.thread = threading.Thread(
             target=run.context.copy().run, args=(self.main,), name=f"fstream-{stage.name}-pump", daemon=True
@@ -188,6 +190,7 @@ class Workers(Crew):
         try:
             self.pack()
             while not self.over():
+                self.retire()
                 self.dispatch()
                 self.listen(self.patience())
             self.wind_up()
@@ -594,16 +597,29 @@ class Workers(Crew):
 
     def finished(self, worker: Worker, error: tuple[Any, ...] | None) -> None:
         """A worker has run ``on_done``."""
-        worker.finishing = worker.begun = False
+        worker.finishing = False
         if error is not None:
             self.complain(decode_error(error))
 
-    def retire(self, worker: Worker) -> None:
-        """A worker has had its last item: its ``on_done`` runs, and it ends."""
-        self.dismiss([worker], child.FINISH, None)
-        self.leave_out(worker)
-        worker.link.dismiss()
-        worker.link.buried()
+    def retire(self) -> None:
+        """Let the workers go that have had their last item, as soon as their ``on_done`` has run."""
+        for worker in [w for w in self.workers if self.used_up(w) and w.idle]:
+            if worker.begun and self.stage.on_done is not None:
+                self.ask_to_finish(worker, child.FINISH)
+                continue
+            if worker.begun:
+                with self.run.lock:
+                    self.begun -= 1
+            self.leave_out(worker)
+            worker.link.dismiss()
+            self.retired = [link for link in self.retired if link.process.is_alive()]
+            self.retired.append(worker.link)
+
+    def ask_to_finish(self, worker: Worker, what: str) -> None:
+        """Have a worker run its ``on_done``."""
+        worker.finishing, worker.begun = True, False
+        worker.link.wire.push((what, self.status().active_workers))
+        self.flush(worker)
 
     def wind_up(self) -> None:
         """End the workers: idle ones stay warm, those in f are killed, or stopped if they have an ``on_done``."""
@@ -629,6 +645,8 @@ class Workers(Crew):
                 worker.link.buried()
                 continue
             WARM.put(worker.link)
+        for link in self.retired:
+            link.buried()
 
     def dismiss(self, workers: list[Worker], what: str, seconds: float | None) -> None:
         """Have *workers* run ``on_done``, one after the other so that the last one is the last."""
@@ -636,11 +654,8 @@ class Workers(Crew):
             return
         deadline = None if seconds is None else monotonic() + seconds
         for worker in sorted(workers, key=lambda worker: len(worker.flight)):
-            if not worker.begun or worker not in self.workers:
-                continue
-            worker.finishing = True
-            worker.link.wire.push((what, self.status().active_workers))
-            self.flush(worker)
+            if worker.begun and worker in self.workers and not worker.finishing:
+                self.ask_to_finish(worker, what)
             while worker.finishing and worker in self.workers:
                 left = None if deadline is None else deadline - monotonic()
                 if left is not None and left <= 0:
