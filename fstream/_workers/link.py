@@ -198,6 +198,7 @@ def _in_fork() -> None:
     LIFELINE.forget()
     WARM.forget()
     multiprocessing.process._children.difference_update(PROCESSES)  # type: ignore[attr-defined]
+    _register(WARM)
 
 
 os.register_at_fork(after_in_child=_in_fork)
@@ -215,4 +216,4 @@ def _register(_: Warm) -> None:
 
 
 _register(WARM)
-util.register_after_fork(WARM, _register)
+util.register_after_fork(WARM, _register)  # it forgets all finalizers
