@@ -41,8 +41,11 @@ class _Popen(popen_spawn_posix.Popen):
         finally:
             os.close(child_end)
             os.close(child_sentinel)
-        with open(ours, "wb", closefd=False) as pipe:
-            pipe.write(packed.getbuffer())
+        try:
+            with open(ours, "wb", closefd=False) as pipe:
+                pipe.write(packed.getbuffer())
+        except BrokenPipeError:  # it was killed already: its exit status will tell
+            pass
 
 
 def _close(*fds: int) -> None:

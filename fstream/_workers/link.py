@@ -41,8 +41,11 @@ class Link:
             self.process.start()
             PROCESSES.add(self.process)
             connection.close()
-            socket.send_fds(ours, [b"c"], [cell, life])
             self.cell = mmap.mmap(cell, child.CELL_SIZE)
+            try:
+                socket.send_fds(ours, [b"c"], [cell, life])
+            except ConnectionError:  # it has died already: its end of the stream will tell
+                pass
         except BaseException:
             ours.close()
             raise

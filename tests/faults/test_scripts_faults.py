@@ -25,8 +25,11 @@ from tests.scripts import environment_with, write_script
 pytestmark = pytest.mark.timeout(HANG)
 
 PREAMBLE = """
-import asyncio, itertools, os, signal, sys, threading, time
+import asyncio, itertools, os, signal, sys, threading, time, warnings
 from fstream import pmap, pflat_map, peach
+
+# Python 3.12 warns of forks beside threads; they are the point.
+warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
 
 def ten(item):
     return item * 10
@@ -458,8 +461,7 @@ def test_the_start_method_of_the_user_with_threads_alive(start: Start, method: s
     """Threads hold locks when the workers start; a fork that copied a held lock would hang."""
     script = start(
         """
-        import logging, multiprocessing, warnings
-        warnings.simplefilter("ignore", DeprecationWarning)  # Python warns of forks beside threads; it is the point
+        import logging, multiprocessing
 
         log = logging.getLogger("busy")
         log.addHandler(logging.NullHandler())
@@ -494,8 +496,7 @@ def test_the_start_method_of_the_user_with_threads_alive(start: Start, method: s
 def test_fork_beside_running_stages_of_other_kinds(start: Start) -> None:
     script = start(
         """
-        import multiprocessing, warnings
-        warnings.simplefilter("ignore", DeprecationWarning)
+        import multiprocessing
         multiprocessing.set_start_method("fork")
         stream = pmap(ten, kind="thread")(range(500)) | pmap(ten_task, kind="task")
         first = next(stream)
@@ -511,8 +512,7 @@ def test_fork_beside_running_stages_of_other_kinds(start: Start) -> None:
 def test_a_pipeline_in_a_forked_multiprocessing_child(start: Start) -> None:
     script = start(
         """
-        import multiprocessing, warnings
-        warnings.simplefilter("ignore", DeprecationWarning)
+        import multiprocessing
         list(pmap(ten, kind="process", workers=2)(range(10)))  # warm workers, which the child must not use
         def child():
             for kind in ("thread", "process"):
