@@ -48,7 +48,7 @@ class Buffer(Protocol):
         ...
 
     def insist(self) -> None:
-        """Its taker has waited for PATIENCE."""
+        """Its takers have been impatient for PATIENCE."""
         ...
 
 
@@ -69,10 +69,11 @@ class Work:
         return not upstream.available() and upstream.grow()
 
     def impatient(self) -> bool:
-        return True
+        return bool(self.window.divisible) or self.window.upstream.withholds
 
     def insist(self) -> None:
-        self.window.upstream.hungry = True
+        if self.window.upstream.withholds:
+            self.window.upstream.hungry = True
         self.window.reclaim(perf_counter(), PATIENCE)
 
 
@@ -85,7 +86,7 @@ class Outlet:
         #: Room of the outputs in the consumer's hands, given back when it comes for more.
         self.owed = 0
         #: When it left with outputs, and when it came for more.
-        self.left = self.came = 0.0
+        self.left, self.came = float("inf"), 0.0
 
     def settle_up(self) -> None:
         """The consumer is back."""
@@ -111,7 +112,8 @@ class Outlet:
         return self.upstream.withholds
 
     def insist(self) -> None:
-        self.upstream.hungry = True
+        if self.upstream.withholds:
+            self.upstream.hungry = True
         self.starve()
 
 
@@ -145,30 +147,35 @@ class TakerQueue(Protocol):
     takers: int
     #: A taker was woken and has not taken yet.
     signalled: bool
+    #: A deadline runs, at which the takers insist.
+    watched: bool
 
     def signal(self) -> None:
         """Wake one taker."""
         ...
 
+    def watch(self) -> None:
+        """Start the deadline."""
+        ...
+
 
 class ThreadQueue(queue.Queue[Any]):
-    """The queue of takers that are threads."""
+    """The queue of takers that are threads. One of them minds the deadline for all."""
 
     def __init__(self, buffer: Buffer, lock: threading.RLock, settle: Callable[[], None]) -> None:
         super().__init__()
         self.buffer = buffer
         self.settle = settle
         self.takers = 0
-        self.signalled = False
+        self.signalled = self.watched = False
+        #: Some taker minds the deadline.
+        self.minded = False
         self.mutex = lock  # type: ignore[assignment]
         self.not_empty = threading.Condition(lock)
         self.not_full = threading.Condition(lock)
 
     def _qsize(self) -> int:
-        ready = self.buffer.ready()
-        if not ready:  # woken in vain, by what another taker was faster to get: to be woken again
-            self.signalled = False
-        return int(ready)
+        return int(self.buffer.ready())
 
     def _get(self) -> Any:
         self.signalled = False
@@ -183,22 +190,35 @@ class ThreadQueue(queue.Queue[Any]):
         with self.mutex:
             self.takers += 1
             try:
-                if not self.buffer.ready():
+                while not self.buffer.ready():
+                    self.signalled = (
+                        False  # if it was woken, then in vain, by what another taker was faster to get
+                    )
                     self.settle()
-                    if self.buffer.impatient():
-                        try:
-                            return super().get(timeout=PATIENCE)
-                        except queue.Empty:
-                            self.signalled = False
-                            self.buffer.insist()
-                            self.settle()
-                return super().get()
+                    self.wait()
+                return self._get()
             except BaseException:  # interrupted: a wake-up meant for this taker goes to another
                 self.signalled = False
                 raise
             finally:
                 self.takers -= 1
 
+    def wait(self) -> None:
+        if not self.watched or self.minded:
+            self.not_empty.wait()
+            return
+        self.minded = True
+        try:
+            woken = self.not_empty.wait(PATIENCE)
+        finally:
+            self.watched = self.minded = False
+        if not woken:
+            self.buffer.insist()
+
     def signal(self) -> None:
         self.signalled = True
+        self.not_empty.notify()
+
+    def watch(self) -> None:
+        self.watched = True
         self.not_empty.notify()

@@ -197,8 +197,10 @@ class Run:
             if queue.takers and not queue.signalled:
                 if queue.buffer.ready():
                     queue.signal()
-                else:
-                    queue.buffer.starve()
+                    continue
+                queue.buffer.starve()
+                if not queue.watched and queue.buffer.impatient():
+                    queue.watch()
 
     def enter(self, member: Member) -> None:
         self.members.add(member)

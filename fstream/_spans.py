@@ -162,8 +162,10 @@ class Upstream(Protocol):
         """There is more than the window that draws from here has room for."""
         ...
 
-    #: What is finished of a span may be withheld until the span is.
-    withholds: bool
+    @property
+    def withholds(self) -> bool:
+        """What is finished of a span may be kept until the span is, as nobody is `hungry`."""
+        ...
 
     #: The taker has waited long: tell it after each item.
     hungry: bool
@@ -276,7 +278,6 @@ class Window:
     """One stage's account of its items, from upstream's hand to downstream's."""
 
     prepaid = False
-    withholds = True
 
     def __init__(
         self,
@@ -313,6 +314,8 @@ class Window:
         self.last_size = 1
         #: The last span was smaller than its worker could have taken, for want of room.
         self.cramped = False
+        #: The open spans of several items that nobody has taken the rest of.
+        self.divisible: set[Span] = set()
         #: The taker downstream has waited long, perhaps for slots of an unfinished span: tell it after each item.
         self.hungry = False
         self.failure: Failure | None = None
@@ -344,6 +347,8 @@ class Window:
         self.last_size = len(span.items)
         self.spans[span.start] = span
         self.busy += 1
+        if self.last_size > 1:
+            self.divisible.add(span)
         return span
 
     def _take_returned(self, most: int) -> Span:
@@ -385,6 +390,7 @@ class Window:
         if span.closed:
             return
         span.closed = True
+        self.divisible.discard(span)
         self.busy -= 1
         count = len(span.slots)
         if elapsed is not None and count:
@@ -394,6 +400,7 @@ class Window:
 
     def give_back(self, span: Span) -> bool:
         """Take from the worker of *span* what it has not started."""
+        self.divisible.discard(span)
         rest = span.rest()
         if rest is not None:
             self._return(rest)
@@ -401,7 +408,7 @@ class Window:
 
     def reclaim(self, now: float, patience: float) -> bool:
         """Take back, for workers that have nothing to do, what waits behind an item that takes its time."""
-        late = [s for s in self.spans.values() if not s.closed and now - s.begun >= patience]
+        late = [span for span in self.divisible if now - span.begun >= patience]
         taken = [self.give_back(span) for span in late]  # each of them, not only the first
         return any(taken)
 
@@ -571,6 +578,10 @@ class Window:
     @property
     def waiting(self) -> bool:
         return self.available() > 0
+
+    @property
+    def withholds(self) -> bool:
+        return bool(self.divisible) and not self.hungry
 
     def grow(self) -> bool:
         """Let the stage hold more, if its workers lack items for want of room. The taker downstream waits."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import queue
+import time
 from collections.abc import Callable, Iterator
 from itertools import islice
 
 import pytest
 
 from fstream import pfilter, pflat_map, pmap
+from tests.conftest import CONCURRENT_KINDS
 from tests.functions import identity, is_odd, suited
 from tests.gates import Gate, Log, holding
 
@@ -111,6 +113,44 @@ def test_a_slow_stage_upstream_withholds_nothing_downstream(concurrent_kind: str
     assert list(islice(stream, MANY)) == list(range(MANY))
     gate.open()
     assert list(stream) == list(range(MANY, MANY + 10))
+
+
+@pytest.mark.parametrize("downstream", CONCURRENT_KINDS)
+@pytest.mark.parametrize("upstream", CONCURRENT_KINDS)
+def test_workers_that_have_waited_long_take_over_what_waits_behind_a_slow_item(
+    upstream: str, downstream: str, make_gate: Callable[[], Gate]
+):
+    flood, slow = make_gate(), make_gate()
+    stream = (
+        range(2 * MANY)
+        | pmap(holding(upstream, {MANY: flood}), kind=upstream, workers=2)
+        | pmap(holding(downstream, {MANY + 1: slow}), kind=downstream, workers=2, ordered=False)
+    )
+    assert sorted(islice(stream, MANY)) == list(range(MANY))
+    time.sleep(0.03)  # the workers downstream are waiting, and have asked upstream for all that there is
+    flood.open()
+    assert sorted(islice(stream, MANY - 1)) == [MANY, *range(MANY + 2, 2 * MANY)]
+    slow.open()
+    assert list(stream) == [MANY + 1]
+
+
+@pytest.mark.parametrize("downstream", CONCURRENT_KINDS)
+@pytest.mark.parametrize("upstream", CONCURRENT_KINDS)
+def test_one_slow_item_after_the_other_upstream(
+    upstream: str, downstream: str, make_gate: Callable[[], Gate]
+):
+    gates = {position: make_gate() for position in (MANY, MANY + 1, MANY + 3, MANY + 10)}
+    stream = (
+        range(2 * MANY)
+        | pmap(holding(upstream, gates), kind=upstream, workers=1)
+        | pmap(suited(identity, downstream), kind=downstream, workers=3)
+    )
+    given = 0
+    for position, gate in gates.items():
+        assert list(islice(stream, position - given)) == list(range(given, position))
+        gate.open()
+        given = position
+    assert list(stream) == list(range(given, 2 * MANY))
 
 
 def test_a_slow_stage_downstream_withholds_nothing(concurrent_kind: str, gate: Gate):

@@ -114,8 +114,8 @@ def _process(method: str | None, connection: Connection) -> BaseProcess:
 class Lifeline:
     """A pipe to which nothing is ever written: this process alone holds the end that could.
 
-    When it dies, however that happens, the pipe closes, and the kernel kills the workers, which hold the other end: even
-    one that is busy in C code that does not let its reader thread run.
+    When it dies, however that happens, the pipe closes, and the kernel kills the workers, which hold the other end:
+    even one that is busy in C code that does not let its reader thread run.
     """
 
     def __init__(self) -> None:

@@ -76,12 +76,12 @@ class TaskQueue(asyncio.Queue[Any]):
         self.lock = lock
         self.settle = settle
         self.takers = 0
-        self.signalled = False
+        self.signalled = self.watched = False
         self.loop: asyncio.AbstractEventLoop | None = None
         self.thread = 0
         #: When its taker last let others on the loop have a turn.
         self.paused = 0.0
-        #: One timer for all takers: runs out when they have waited for PATIENCE.
+        #: The deadline of all takers.
         self.timer: asyncio.TimerHandle | None = None
 
     def empty(self) -> bool:
@@ -114,9 +114,6 @@ class TaskQueue(asyncio.Queue[Any]):
                     self.takers -= 1
                     return taken
                 self.settle()
-                if self.timer is None and self.buffer.impatient():
-                    assert self.loop is not None
-                    self.timer = self.loop.call_later(PATIENCE, self._insist)
             except BaseException:
                 self.takers -= 1
                 raise
@@ -128,23 +125,37 @@ class TaskQueue(asyncio.Queue[Any]):
                 if not self.takers and self.timer is not None:
                     self.timer.cancel()
                     self.timer = None
-
-    def _insist(self) -> None:
-        self.timer = None
-        with self.lock:
-            self.buffer.insist()
-            self.settle()
+                    self.watched = False
 
     def signal(self) -> None:
         self.signalled = True
-        if threading.get_ident() == self.thread:
-            self._wake()
-        else:
-            assert self.loop is not None
-            soon(self.loop, self._wake)
+        self._call(self._wake)
 
     def _wake(self) -> None:
         self.put_nowait(None)
+
+    def watch(self) -> None:
+        self.watched = True
+        self._call(self._start_timer)
+
+    def _start_timer(self) -> None:
+        assert self.loop is not None
+        self.timer = self.loop.call_later(PATIENCE, self._insist)
+
+    def _insist(self) -> None:
+        with self.lock:
+            self.timer = None
+            self.watched = False
+            if self.takers:
+                self.buffer.insist()
+                self.settle()
+
+    def _call(self, f: Callable[[], None]) -> None:
+        assert self.loop is not None
+        if threading.get_ident() == self.thread:
+            f()
+        else:
+            soon(self.loop, f)
 
 
 class Host:

@@ -59,6 +59,8 @@ class PipeQueue:
         self.buffer = buffer
         self.takers = 0
         self.signalled = False
+        #: When the pump is to insist.
+        self.deadline: float | None = None
         self.bell, self._push = socket.socketpair()
         self.bell.setblocking(False)
         self._push.setblocking(False)
@@ -66,6 +68,17 @@ class PipeQueue:
 
     def signal(self) -> None:
         self.signalled = True
+        self.ring()
+
+    @property
+    def watched(self) -> bool:
+        return self.deadline is not None
+
+    def watch(self) -> None:
+        self.deadline = perf_counter() + PATIENCE
+        self.ring()
+
+    def ring(self) -> None:
         try:
             self._push.send(b"!")
         except OSError:  # full, so it rings; or closed
@@ -100,6 +113,12 @@ class PumpWork(Work):
 
     def starve(self) -> bool:
         return self.crew.capacity() and super().starve()
+
+    def impatient(self) -> bool:  # of its own workers' spans the pump takes care itself
+        return self.window.upstream.withholds and self.crew.capacity()
+
+    def insist(self) -> None:
+        self.window.upstream.hungry = True
 
 
 class Worker:
@@ -342,6 +361,8 @@ class Workers(Crew):
             waits += [worker.heard + PATIENCE - now for worker in self.workers if self.loaded(worker)]
         if self.stage.timeout is not None:
             waits += [self.time_left(worker) for worker in self.workers if worker.flight]
+        if self.queue.deadline is not None:
+            waits.append(self.queue.deadline - now)
         return max(0.0, min(waits)) if waits else None
 
     def spare(self) -> bool:
@@ -393,6 +414,12 @@ class Workers(Crew):
             self.hire()
         if spare or self.window.hungry:
             self.recall(late)
+        if self.queue.deadline is not None and now >= self.queue.deadline:
+            with self.run.lock:
+                self.queue.deadline = None
+                if self.queue.buffer.impatient():
+                    self.queue.buffer.insist()
+                    self.run.settle()
         if self.stage.timeout is not None:
             for worker in list(self.workers):
                 doing = worker.link.state(0)

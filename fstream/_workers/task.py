@@ -8,6 +8,7 @@ from inspect import isawaitable
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any
 
+from fstream._kernels import DROP
 from fstream._queues import Work
 from fstream._spans import SPAN_SECONDS, Closed, Failure, Span, Window
 from fstream._stage import Stage, StageStatus
@@ -236,7 +237,7 @@ class Worker:
             if self.abandoned:
                 return
             append(slot)
-            if window.hungry:
+            if window.hungry and slot is not DROP:
                 self.crew.progress()
 
     def is_stopped(self, error: BaseException) -> bool:

@@ -7,6 +7,7 @@ from contextvars import Context
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any
 
+from fstream._kernels import DROP
 from fstream._queues import ThreadQueue, Work
 from fstream._spans import Closed, Span, Window
 from fstream._stage import Stage
@@ -132,7 +133,7 @@ class Worker:
                         return
                     self.begun = None
                     append(slot)
-            if window.hungry:
+            if window.hungry and slot is not DROP:
                 self.crew.progress()
 
     def watched(self, step: Any) -> Any:

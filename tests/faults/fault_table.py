@@ -24,7 +24,7 @@ SIZES = (1, 4, None, 0)
 ITEMS = 12
 
 FOREVER = 1_000_000
-TIMEOUT = 0.25
+TIMEOUT = 0.5
 
 
 @dataclass(frozen=True)
