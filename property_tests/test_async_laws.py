@@ -85,7 +85,7 @@ def test_an_error_comes_after_all_the_outputs_before_it(
             raise Boom(x)
         return -x
 
-    source, outputs = make_source(list(range(40))), []
+    source, outputs = make_source(itertools.count()), []  # one that ends may be cancelled in its own clean-up
 
     async def main() -> None:
         try:

@@ -252,6 +252,7 @@ class TaskFeeder:
 
     def __init__(self, run: Run, source: AsyncIterable[Any]) -> None:
         self.run = run
+        self.host = run.host  # now: when the run is stopped while it starts, two threads would ask for it
         self.source: AsyncIterable[Any] | None = source
         self.queue = TaskQueue(Credits(run.feed), run.lock, run.settle)
         self.busy = False
@@ -264,14 +265,14 @@ class TaskFeeder:
 
     def start(self) -> None:
         self.run.enter(self)
-        self.run.host.call(self._spawn)
+        self.host.call(self._spawn)
 
     def _spawn(self) -> None:
-        self.task = self.run.host.spawn(self, self.main(), "fstream-feeder")
+        self.task = self.host.spawn(self, self.main(), "fstream-feeder")
 
     def stop(self) -> None:
         """Wake it from a source that blocks."""
-        self.run.host.call(self._cancel)
+        self.host.call(self._cancel)
 
     def _cancel(self) -> None:
         if self.task is not None and not self.closing:
