@@ -175,6 +175,9 @@ class ThreadQueue(queue.Queue[Any]):
         self.not_full = threading.Condition(lock)
 
     def _qsize(self) -> int:
+        # First, as a feeder that sees the mark settles nothing. If a taker was woken in vain, by what another one was
+        # faster to get, it is to be woken again.
+        self.signalled = False
         return int(self.buffer.ready())
 
     def _get(self) -> Any:
@@ -190,12 +193,10 @@ class ThreadQueue(queue.Queue[Any]):
         with self.mutex:
             self.takers += 1
             try:
-                while not self.buffer.ready():
-                    self.signalled = (
-                        False  # if it was woken, then in vain, by what another taker was faster to get
-                    )
+                while not self._qsize():
                     self.settle()
-                    self.wait()
+                    if not self.signalled:
+                        self.wait()
                 return self._get()
             except BaseException:  # interrupted: a wake-up meant for this taker goes to another
                 self.signalled = False

@@ -275,7 +275,7 @@ class Run:
         """Wait until all members have left that were not abandoned; for those busy in user code, until *timeout*."""
         host = self._host
         # Tasks of the loop that this thread runs cannot go on while it waits.
-        kept = host.members if host is not None and host.ident == threading.get_ident() else ()
+        kept = host.members if host is not None and host.is_kept() else ()
         with self.lock:
             self.left.wait_for(lambda: all(m.abandoned or m in kept for m in self.members), timeout)
             self.left.wait_for(

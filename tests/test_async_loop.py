@@ -363,3 +363,18 @@ def test_sync_iterations_side_by_side_each_have_a_loop_that_runs() -> None:
         places = list(interleave(streams))
     assert len(places) == 30
     assert all(thread is not threading.current_thread() for _, thread in places)
+
+
+@in_every_loop
+async def test_a_row_that_a_feeder_starts_runs_on_the_callers_loop() -> None:
+    """The kind "sync" between two rows of tasks: a thread iterates the first row, and wakes the idle loop for it."""
+    loops = set()
+
+    async def noted(x: int) -> int:
+        loops.add(asyncio.get_running_loop())
+        return x
+
+    for _ in range(20):
+        row = iter(range(50)) | pmap(noted, workers=2, ordered=False)
+        assert sorted(await (row | pmap(abs, kind="sync") | pmap(noted, workers=3))) == list(range(50))
+    assert loops == {asyncio.get_running_loop()}

@@ -86,10 +86,10 @@ class TaskQueue(asyncio.Queue[Any]):
 
     def empty(self) -> bool:
         with self.lock:
-            ready = self.buffer.ready()
-            if not ready:  # woken in vain, by what another taker was faster to get: to be woken again
-                self.signalled = False
-            return not ready
+            # First, as a feeder that sees the mark settles nothing. If this taker was woken in vain, by what another
+            # one was faster to get, it is to be woken again.
+            self.signalled = False
+            return not self.buffer.ready()
 
     def _get(self) -> Any:
         with self.lock:
@@ -174,7 +174,7 @@ class Host:
         self._counting = False
         self.thread: threading.Thread | None = None
         if loop is not None:
-            self.loop, self.ident = loop, threading.get_ident()
+            self.loop = loop
             return
         started = threading.Event()
         run.enter(self)
@@ -194,7 +194,7 @@ class Host:
                 self.run.leave(self)
 
     async def _until_over(self, started: threading.Event) -> None:
-        self.loop, self.ident = running(), threading.get_ident()
+        self.loop = running()
         self.over = asyncio.Event()
         started.set()
         await self.over.wait()
@@ -212,10 +212,21 @@ class Host:
 
     def call(self, f: Callable[..., object], *args: Any) -> None:
         """Call *f* on the loop: at once if this is its thread, else soon."""
-        if threading.get_ident() == self.ident:
+        if self.is_here():
             f(*args)
-            return
-        soon(self.loop, f, *args)
+        else:
+            soon(self.loop, f, *args)
+
+    def is_here(self) -> bool:
+        """Tell whether the loop runs in this thread: a run may be started from another one, upstream of a feeder."""
+        try:
+            return running() is self.loop
+        except RuntimeError:
+            return False
+
+    def is_kept(self) -> bool:
+        """Tell whether the loop waits for the caller, or for somebody to run it."""
+        return self.is_here() or not self.loop.is_running()
 
     def spawn(
         self, member: LoopMember, coroutine: Coroutine[Any, Any, None], name: str
