@@ -34,7 +34,7 @@ class Workers(Crew):
         self.timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        self.host.call(self.add)
+        self.add()
 
     def add(self, index: int | None = None) -> None:
         """Start a worker, in the place *index* of one that was cancelled or in the next free one."""
@@ -42,6 +42,9 @@ class Workers(Crew):
         self.members.add(worker)
         with self.run.lock:
             self.run.enter(worker)
+        self.host.call(self.spawn, worker)
+
+    def spawn(self, worker: Worker) -> None:
         worker.task = self.host.spawn(worker, worker.main(), f"fstream-{self.stage.name}-{worker.index}")
 
     def stop(self) -> None:
