@@ -4,8 +4,8 @@
 
 VERSIONS := 3.11 3.12 3.13
 VENV     ?= .venv
-# How many tests run at once.
-JOBS     ?= 2
+# How many tests run at once: most of them wait, so more than there are CPUs.
+JOBS     ?= 4
 PY       := $(VENV)/bin/python
 
 # The first interpreter that is new enough; `make PYTHON=...` takes another.
@@ -20,7 +20,7 @@ VERSION := $(shell $(PY) $(version) || $(PYTHON) $(version))
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check bench faults async soak cover fmt lint types clean
+.PHONY: help demo test check bench soak cover fmt lint types clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/make \1\t\2/p' Makefile | expand -t 14
@@ -36,14 +36,6 @@ check: lint types test $(filter-out test-$(VERSION),$(VERSIONS:%=test-%))  ## al
 
 bench: $(VENV)/.with-bench  ## measure fstream beside its peers
 	$(PY) -m benchmarks $(ARGS)
-
-faults: $(VENV)/.with-test  ## run the fault matrix, the storm and the scripts that die: not all of them hold yet
-	@$(PY) -m compileall -q fstream
-	$(PY) -m pytest -n $(JOBS) --override-ini addopts="--strict-markers" tests/faults $(ARGS)
-
-async: $(VENV)/.with-test  ## run the tests of async for: not all of them hold under load yet
-	@$(PY) -m compileall -q fstream
-	$(PY) -m pytest -n $(JOBS) --override-ini addopts="--strict-markers" tests/test_async_*.py property_tests/test_async_*.py $(ARGS)
 
 soak: $(VENV)/.with-test  ## run random pipelines with random faults for some minutes
 	$(PY) tests/soak.py $(ARGS)

@@ -27,6 +27,9 @@ PATIENCE: Final = 0.004
 #: A consumer that is away for less than this, in seconds, does nothing with the outputs that takes time.
 AT_ONCE: Final = 0.0001
 
+#: How long a consumer is taken to be away that has had nothing yet, and may never have, in seconds.
+UNKNOWN: Final = 0.0002
+
 
 class Buffer(Protocol):
     """What a queue asks before it lets its taker go on. All of it under the run's lock."""
@@ -39,8 +42,8 @@ class Buffer(Protocol):
         """Take it; called only when ready."""
         ...
 
-    def starve(self) -> bool:
-        """Its taker waits: let upstream hold more if that would help; tell whether it does."""
+    def starve(self, wanted: bool) -> bool:
+        """Its taker waits: let upstream hold more if that is *wanted* downstream; tell whether it is wanted here."""
         ...
 
     def impatient(self) -> bool:
@@ -64,9 +67,10 @@ class Work:
     def take(self) -> Span | Closed:
         return self.window.take(perf_counter()) or Closed()
 
-    def starve(self) -> bool:
-        upstream = self.window.upstream
-        return not upstream.available() and upstream.grow()
+    def starve(self, wanted: bool) -> bool:
+        if wanted and not self.window.upstream.available():
+            self.window.upstream.grow()
+        return wanted
 
     def impatient(self) -> bool:
         return bool(self.window.divisible) or self.window.upstream.withholds
@@ -85,14 +89,18 @@ class Outlet:
         self.room = room
         #: Room of the outputs in the consumer's hands, given back when it comes for more.
         self.owed = 0
-        #: When it left with outputs, and when it came for more.
-        self.left, self.came = float("inf"), 0.0
+        #: When it came for outputs.
+        self.came = 0.0
+        #: When it left with the last ones, and the limit of the room then.
+        self.left, self.limit = -UNKNOWN, room.limit
 
     def settle_up(self) -> None:
         """The consumer is back."""
         self.upstream.release(self.owed)
         self.owed = 0
         self.came = perf_counter()
+        if self.left < 0:
+            self.left += self.came
 
     def ready(self) -> bool:
         return self.upstream.available() > 0 or self.upstream.end is not None
@@ -100,13 +108,17 @@ class Outlet:
     def take(self) -> list[Any] | Closed:
         # Half of the window at most: while these are consumed, the workers have room for as many.
         outputs, self.owed = self.upstream.draw(max(1, int(min(self.room.limit, 1 << 15)) // 2))
-        self.left = perf_counter()
+        self.left, self.limit = perf_counter(), self.room.limit
         return outputs or self.upstream.end or Closed()
 
-    def starve(self) -> bool:
-        # A slow consumer waits now and then, too: more is held for one that waits much longer than it is away.
+    def starve(self, wanted: bool) -> bool:
+        # A slow consumer waits now and then, too: more is held for one that waits much longer than it is away, or
+        # would be with as many more outputs as it could have by now.
         away = self.came - self.left
-        return (away < AT_ONCE or perf_counter() - self.came > 8 * away) and self.upstream.grow()
+        wanted = away < AT_ONCE or perf_counter() - self.came > 8 * away * self.room.limit / self.limit
+        if wanted:
+            self.upstream.grow()
+        return wanted
 
     def impatient(self) -> bool:
         return self.upstream.withholds
@@ -114,7 +126,7 @@ class Outlet:
     def insist(self) -> None:
         if self.upstream.withholds:
             self.upstream.hungry = True
-        self.starve()
+        self.starve(True)
 
 
 class Credits:
@@ -129,8 +141,8 @@ class Credits:
     def take(self) -> int | Closed:
         return Closed() if self.feed.stopped else self.feed.credits()
 
-    def starve(self) -> bool:
-        return False
+    def starve(self, wanted: bool) -> bool:
+        return wanted
 
     def impatient(self) -> bool:
         return False

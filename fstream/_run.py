@@ -193,12 +193,14 @@ class Run:
 
     def settle(self) -> None:
         """Wake every taker that waits and can go on now. Under the lock, after each change."""
+        # Whether the consumer waits for more than there is room for. Where it does not, stages hold what they hold.
+        wanted = False
         for queue in self.queues:
             if queue.takers and not queue.signalled:
                 if queue.buffer.ready():
                     queue.signal()
                     continue
-                queue.buffer.starve()
+                wanted = queue.buffer.starve(wanted)
                 if not queue.watched and queue.buffer.impatient():
                     queue.watch()
 

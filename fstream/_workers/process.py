@@ -111,8 +111,8 @@ class PumpWork(Work):
             return True
         return (window.takable() and crew.capacity()) or window.exhausted
 
-    def starve(self) -> bool:
-        return self.crew.capacity() and super().starve()
+    def starve(self, wanted: bool) -> bool:
+        return super().starve(wanted and self.crew.capacity())
 
     def impatient(self) -> bool:  # of its own workers' spans the pump takes care itself
         return self.window.upstream.withholds and self.crew.capacity()
@@ -186,10 +186,15 @@ class Workers(Crew):
 
     def capacity(self) -> bool:
         """One more span could be sent now, or a worker be started for it."""
-        return self.may_hire() or any(
-            worker.opened and len(worker.flight) < AHEAD and not self.used_up(worker) and not worker.finishing
-            for worker in self.workers
-        )
+        return self.may_hire() or bool(self.ready_workers())
+
+    def ready_workers(self) -> list[Worker]:
+        """Those that can be sent a span: none gets one ahead that a worker will take that is starting."""
+        ahead = AHEAD if all(worker.opened for worker in self.workers) else 1
+        return [
+            w for w in self.workers
+            if w.opened and len(w.flight) < ahead and not self.used_up(w) and not w.finishing
+        ]  # fmt: skip
 
     def may_hire(self) -> bool:
         """There is a place for one more worker, and more to take than those will that are starting."""
@@ -261,17 +266,12 @@ class Workers(Crew):
         with self.run.lock:
             if not self.window.takable() or self.window.stopped:
                 return None
-            ready = [
-                w for w in self.workers
-                if w.opened and len(w.flight) < AHEAD and not self.used_up(w) and not w.finishing
-            ]  # fmt: skip
-        best = min(ready, key=lambda w: len(w.flight), default=None)
+        best = min(self.ready_workers(), key=lambda w: len(w.flight), default=None)
         if best is not None and best.idle:
             return best
         if self.may_hire():
             self.hire()
-            if self.workers and self.workers[-1].opened:
-                return self.workers[-1]
+            best = min(self.ready_workers(), key=lambda w: len(w.flight), default=None)
         return best
 
     def hire(self) -> None:
@@ -387,7 +387,6 @@ class Workers(Crew):
             if self.queue.buffer.ready():
                 timeout = 0
             else:
-                self.queue.buffer.starve()
                 self.run.settle()
                 if not self.workers and timeout is None and self.queue.buffer.ready():
                     timeout = 0
