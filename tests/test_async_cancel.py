@@ -131,13 +131,24 @@ class Workers:
         self.done += 1
 
 
+def full(holding: Holding, end: End, outputs: list[int]) -> Callable[[], Awaitable[Any]]:
+    """Each worker holds an item, and the consumer has got the three before: at once, or a few milliseconds later."""
+
+    async def ready() -> None:
+        await holding.full.wait()
+        if end is not by_cancelled_await:
+            await eventually(lambda: len(outputs) == 3)
+
+    return ready
+
+
 @ENDS
 @in_every_loop
 async def test_tasks_are_cancelled_and_awaited(end: End) -> None:
     f, workers, source = Holding(first=3, workers=4), Workers(), AsyncSource(itertools.count())
     stream = pmap(f, source, kind="task", workers=4, on_start=workers.on_start, on_done=workers.on_done)
     outputs: list[int] = []
-    await end(stream, f.full.wait, outputs)
+    await end(stream, full(f, end, outputs), outputs)
     assert outputs == ([] if end is by_cancelled_await else [0, 1, 2])
     f.check()
     assert workers.done == workers.started == 4
@@ -159,7 +170,7 @@ async def test_tasks_of_every_stage_are_cancelled_and_awaited(end: End) -> None:
         pmap(lambda x: x if x < 9 else holding(x), kind="task", workers=2),
     )
     outputs: list[int] = []
-    await end(stream, holding.full.wait, outputs)
+    await end(stream, full(holding, end, outputs), outputs)
     assert outputs == ([] if end is by_cancelled_await else [0, 1, 4])
     holding.check()
     assert passing.done == passing.started > 0
