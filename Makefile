@@ -30,7 +30,7 @@ demo: $(VENV)/.with-examples  ## run the main job: count the names in Python's s
 
 test: $(VENV)/.with-test  ## run the doctests, the tests and the property tests
 	@$(PY) -m compileall -q fstream  # worker processes start faster, where Python may not write bytecode itself
-	$(PY) -m pytest -n $(JOBS) $(ARGS)
+	$(PY) -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 check: lint types test $(filter-out test-$(VERSION),$(VERSIONS:%=test-%))  ## all that CI checks, on each Python that is here
 

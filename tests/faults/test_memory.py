@@ -190,12 +190,12 @@ def test_many_pipelines_one_after_the_other(tmp_path: Path, kind: str) -> None:
     script = """
 kind = sys.argv[1]
 f = ten_task if kind == "task" else ten
-total = 300
+total = 150
 for number in range(total):
-    if number == total // 10:
-        early = peaks()
     stream = pmap(f, kind=kind, workers=2)(itertools.count())
     next(stream)
+    if number == total // 10:
+        early = peaks()
     if number % 2:
         stream.close()
     del stream
