@@ -38,7 +38,7 @@ class Crew:
         return self._places - 1
 
     def short_handed(self) -> bool:
-        """All workers have something in hand, and there may be more of them: keep one in waiting."""
+        """All workers have something in hand, and there may be more of them: keep one in waiting. Under the lock."""
         return not self.queue.takers and self._places < self.window.workers and not self.window.exhausted
 
     def progress(self) -> None:

@@ -199,7 +199,8 @@ class Workers(Crew):
     def may_hire(self) -> bool:
         """There is a place for one more worker, and more to take than those will that are starting."""
         starting = sum(not worker.opened for worker in self.workers)
-        return bool(self.free_indexes) and starting < max(1, self.window.backlog)
+        with self.run.lock:
+            return bool(self.free_indexes) and starting < max(1, self.window.backlog)
 
     def used_up(self, worker: Worker) -> bool:
         most = self.stage.max_items_per_worker
@@ -280,6 +281,13 @@ class Workers(Crew):
         warm = link is not None
         try:
             link = link or Link(self.method)
+        except (
+            RuntimeError
+        ) as error:  # the interpreter is about to exit: go on with the workers that there are
+            self.free_indexes.clear()
+            if not self.workers:
+                self.fail(Failure(-1, None, error))
+            return
         except BaseException as error:
             self.fail(Failure(-1, None, error))
             return
@@ -408,7 +416,8 @@ class Workers(Crew):
         """Reclaim what waits behind slow items while others idle; stop what is over its time."""
         now = perf_counter()
         late = [worker for worker in self.workers if self.loaded(worker) and now - worker.heard >= PATIENCE]
-        spare = self.spare() and not self.window.takable()
+        with self.run.lock:
+            spare = self.spare() and not self.window.takable()
         if late and spare and not any(worker.opened and worker.idle for worker in self.workers):
             self.hire()
         if spare or self.window.hungry:

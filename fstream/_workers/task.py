@@ -70,8 +70,9 @@ class Workers(Crew):
             self.members.discard(worker)
             cancel(worker.task)
             self.lost(worker.span, self.too_late)
-            if not self.window.exhausted:
-                self.add(worker.index)
+            with self.run.lock:
+                if not self.window.exhausted:
+                    self.add(worker.index)
         self.timer = None if wait is None or self.run.stopped else self.host.loop.call_later(wait, self.watch)
 
 
@@ -157,8 +158,9 @@ class Worker:
         streak = 0.0
         try:
             while type(span := await crew.queue.get()) is not Closed:
-                if crew.short_handed():
-                    crew.add()
+                with self.run.lock:
+                    if crew.short_handed():
+                        crew.add()
                 begun, turn = perf_counter(), crew.host.turn()
                 await self.work(span)
                 elapsed = perf_counter() - begun

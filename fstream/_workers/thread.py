@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fstream._kernels import DROP
 from fstream._queues import ThreadQueue, Work
-from fstream._spans import Closed, Span, Window
+from fstream._spans import Closed, Failure, Span, Window
 from fstream._stage import Stage
 from fstream._workers.call import Call, annotate, describe, handled, is_failure
 from fstream._workers.crew import Crew
@@ -42,7 +42,14 @@ class Workers(Crew):
             worker = Worker(self, self.place(index), self.run.context.copy())
             self.members.add(worker)
             self.run.enter(worker)
-        worker.thread.start()
+        try:
+            worker.thread.start()
+        except RuntimeError as error:  # too many threads, or the interpreter is about to exit
+            with self.run.lock:
+                self.members.discard(worker)
+                self.run.leave(worker)
+                if not self.members:  # else those that there are do the work
+                    self.fail(Failure(-1, None, error))
 
     def stop(self) -> None:
         """Nothing more to do than what the queue says: a thread cannot be stopped."""
@@ -76,8 +83,9 @@ class Worker:
         crew = self.crew
         try:
             while type(span := crew.queue.get()) is not Closed:
-                if crew.short_handed():
-                    crew.add()
+                with self.run.lock:
+                    if crew.short_handed():
+                        crew.add()
                 self.work(span)
                 if self.abandoned:
                     break
@@ -205,5 +213,6 @@ class Watch:
                     self.crew.members.discard(worker)
             for worker in late:
                 self.crew.lost(worker.span, self.crew.too_late)
-                if not self.crew.window.exhausted:
-                    self.crew.add(worker.index)
+                with run.lock:
+                    if not self.crew.window.exhausted:
+                        self.crew.add(worker.index)
