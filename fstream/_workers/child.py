@@ -124,9 +124,8 @@ class Child:
             return
         if what in (OPEN, CLOSE):
             self.opened = what == OPEN
-        if (
-            what == OPEN
-        ):  # said here: this thread may give spans of the stage back before the main one gets to it
+        if what == OPEN:
+            # Said here: this thread may give spans of the stage back before the main one gets to it.
             self.say(OPENED)
         self.inbox.put(message)
         if what == STOP:
@@ -343,9 +342,8 @@ def adopt(environment: tuple[str, list[str], dict[str, str]]) -> None:
 def die_with(pipe: int) -> None:
     """Have the kernel kill this process when the other end of *pipe* closes: even in C code that lets no thread run."""
     if sys.platform == "linux":
-        own = os.open(
-            f"/proc/self/fd/{pipe}", os.O_RDONLY | os.O_NONBLOCK
-        )  # whom to kill is kept with an open file
+        # Opened anew, as whom to kill is kept with an open file, and the other workers share this one.
+        own = os.open(f"/proc/self/fd/{pipe}", os.O_RDONLY | os.O_NONBLOCK)
         fcntl.fcntl(own, fcntl.F_SETOWN, os.getpid())
         fcntl.fcntl(own, fcntl.F_SETSIG, signal.SIGKILL)
         fcntl.fcntl(own, fcntl.F_SETFL, os.O_RDONLY | os.O_NONBLOCK | os.O_ASYNC)

@@ -45,6 +45,22 @@ def soon(loop: EventLoop, f: Callable[..., object], *args: Any) -> None:
             raise
 
 
+def is_here(loop: EventLoop) -> bool:
+    """Tell whether *loop* runs in this thread."""
+    try:
+        return running() is loop
+    except RuntimeError:
+        return False
+
+
+def call(loop: EventLoop, f: Callable[..., object], *args: Any) -> None:
+    """Call *f* on *loop*: at once if this is its thread, else soon."""
+    if is_here(loop):
+        f(*args)
+    else:
+        soon(loop, f, *args)
+
+
 def cancel(task: asyncio.Task[Any]) -> None:
     """Cancel *task*, but once, whoever did it first: so that what it runs can clean up."""
     if not task.cancelling():
@@ -78,7 +94,6 @@ class TaskQueue(asyncio.Queue[Any]):
         self.takers = 0
         self.signalled = self.watched = False
         self.loop: asyncio.AbstractEventLoop | None = None
-        self.thread = 0
         #: When its taker last let others on the loop have a turn.
         self.paused = 0.0
         #: The deadline of all takers.
@@ -105,7 +120,7 @@ class TaskQueue(asyncio.Queue[Any]):
 
     async def get(self) -> Any:
         if not self.takers and self.loop is None:
-            self.loop, self.thread = running(), threading.get_ident()
+            self.loop = running()
         with self.lock:
             self.takers += 1
             try:
@@ -129,14 +144,16 @@ class TaskQueue(asyncio.Queue[Any]):
 
     def signal(self) -> None:
         self.signalled = True
-        self._call(self._wake)
+        assert self.loop is not None
+        call(self.loop, self._wake)
 
     def _wake(self) -> None:
         self.put_nowait(None)
 
     def watch(self) -> None:
         self.watched = True
-        self._call(self._start_timer)
+        assert self.loop is not None
+        call(self.loop, self._start_timer)
 
     def _start_timer(self) -> None:
         assert self.loop is not None
@@ -149,13 +166,6 @@ class TaskQueue(asyncio.Queue[Any]):
             if self.takers:
                 self.buffer.insist()
                 self.settle()
-
-    def _call(self, f: Callable[[], None]) -> None:
-        assert self.loop is not None
-        if threading.get_ident() == self.thread:
-            f()
-        else:
-            soon(self.loop, f)
 
 
 class Host:
@@ -212,21 +222,11 @@ class Host:
 
     def call(self, f: Callable[..., object], *args: Any) -> None:
         """Call *f* on the loop: at once if this is its thread, else soon."""
-        if self.is_here():
-            f(*args)
-        else:
-            soon(self.loop, f, *args)
-
-    def is_here(self) -> bool:
-        """Tell whether the loop runs in this thread: a run may be started from another one, upstream of a feeder."""
-        try:
-            return running() is self.loop
-        except RuntimeError:
-            return False
+        call(self.loop, f, *args)
 
     def is_kept(self) -> bool:
         """Tell whether the loop waits for the caller, or for somebody to run it."""
-        return self.is_here() or not self.loop.is_running()
+        return is_here(self.loop) or not self.loop.is_running()
 
     def spawn(
         self, member: LoopMember, coroutine: Coroutine[Any, Any, None], name: str

@@ -281,9 +281,8 @@ class Workers(Crew):
         warm = link is not None
         try:
             link = link or Link(self.method)
-        except (
-            RuntimeError
-        ) as error:  # the interpreter is about to exit: go on with the workers that there are
+        except RuntimeError as error:
+            # The interpreter is about to exit: go on with the workers that there are.
             self.free_indexes.clear()
             if not self.workers:
                 self.fail(Failure(-1, None, error))
@@ -566,14 +565,15 @@ class Workers(Crew):
         self.workers.remove(worker)
         self.free_indexes.append(worker.index)
         self.selector.unregister(worker.link.sock)
+        if worker.begun:
+            worker.begun = False
+            with self.run.lock:
+                self.begun -= 1
 
     def bury(self, worker: Worker, doing: int, status: int | None, error_of: ErrorOf | None = None) -> None:
         """A worker is dead: *doing* says what it was at, *status* how it ended. What it had goes to others."""
         self.leave_out(worker)
         flushing = bool(worker.link.state(2))
-        if worker.begun:
-            with self.run.lock:
-                self.begun -= 1
         if worker.finishing:
             self.complain(self.died(f"a worker {_ended(status)} in on_done", status))
             return
@@ -642,9 +642,6 @@ class Workers(Crew):
             if worker.begun and self.stage.on_done is not None:
                 self.ask_to_finish(worker, child.FINISH)
                 continue
-            if worker.begun:
-                with self.run.lock:
-                    self.begun -= 1
             self.leave_out(worker)
             worker.link.dismiss()
             self.retired = [link for link in self.retired if link.process.is_alive()]
@@ -661,8 +658,6 @@ class Workers(Crew):
         for worker in list(self.workers):
             if not worker.opened or (worker.flight and (self.stage.on_done is None or not worker.begun)):
                 self.leave_out(worker)
-                if worker.begun:
-                    self.begun -= 1
                 worker.link.kill()
         stopped = self.window.stopped
         self.dismiss(
