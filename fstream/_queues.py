@@ -14,8 +14,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable
-from time import perf_counter
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeAlias
 
 from fstream._spans import Closed, Feed, Room, Span, Upstream, Window
 
@@ -29,6 +28,10 @@ AT_ONCE: Final = 0.0001
 
 #: How long a consumer is taken to be away that has had nothing yet, and may never have, in seconds.
 UNKNOWN: Final = 0.0002
+
+
+#: Gives the time, in seconds.
+Clock: TypeAlias = Callable[[], float]
 
 
 class Buffer(Protocol):
@@ -58,14 +61,15 @@ class Buffer(Protocol):
 class Work:
     """A worker's buffer: the next span of its stage, or `Closed`."""
 
-    def __init__(self, window: Window) -> None:
+    def __init__(self, window: Window, clock: Clock) -> None:
         self.window = window
+        self.clock = clock
 
     def ready(self) -> bool:
         return self.window.takable() or self.window.exhausted
 
     def take(self) -> Span | Closed:
-        return self.window.take(perf_counter()) or Closed()
+        return self.window.take(self.clock()) or Closed()
 
     def starve(self, wanted: bool) -> bool:
         if wanted and not self.window.upstream.available():
@@ -78,15 +82,16 @@ class Work:
     def insist(self) -> None:
         if self.window.upstream.withholds:
             self.window.upstream.hungry = True
-        self.window.reclaim(perf_counter(), PATIENCE)
+        self.window.reclaim(self.clock(), PATIENCE)
 
 
 class Outlet:
     """The consumer's buffer: outputs in a list, or `Closed`."""
 
-    def __init__(self, upstream: Upstream, room: Room) -> None:
+    def __init__(self, upstream: Upstream, room: Room, clock: Clock) -> None:
         self.upstream = upstream
         self.room = room
+        self.clock = clock
         #: Room of the outputs in the consumer's hands, given back when it comes for more.
         self.owed = 0
         #: When it came for outputs.
@@ -98,7 +103,7 @@ class Outlet:
         """The consumer is back."""
         self.upstream.release(self.owed)
         self.owed = 0
-        self.came = perf_counter()
+        self.came = self.clock()
         if self.left < 0:
             self.left += self.came
 
@@ -108,14 +113,14 @@ class Outlet:
     def take(self) -> list[Any] | Closed:
         # Half of the window at most: while these are consumed, the workers have room for as many.
         outputs, self.owed = self.upstream.draw(max(1, int(min(self.room.limit, 1 << 15)) // 2))
-        self.left, self.limit = perf_counter(), self.room.limit
+        self.left, self.limit = self.clock(), self.room.limit
         return outputs or self.upstream.end or Closed()
 
     def starve(self, wanted: bool) -> bool:
         # A slow consumer waits now and then, too: more is held for one that waits much longer than it is away, or
         # would be with as many more outputs as it could have by now.
         away = self.came - self.left
-        wanted = away < AT_ONCE or perf_counter() - self.came > 8 * away * self.room.limit / self.limit
+        wanted = away < AT_ONCE or self.clock() - self.came > 8 * away * self.room.limit / self.limit
         if wanted:
             self.upstream.grow()
         return wanted

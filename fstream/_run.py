@@ -24,7 +24,8 @@ import os
 import threading
 import weakref
 from collections.abc import AsyncIterable, Callable, Generator, Iterable
-from contextvars import Context, copy_context
+from contextvars import Context, ContextVar, copy_context
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from fstream._queues import Credits, Outlet, TakerQueue, ThreadQueue
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
     from fstream._workers.loop import Host
 
-__all__ = ["Lock", "Run", "StageWorkers", "close_all"]
+__all__ = ["RUN", "ConsumerQueue", "Lock", "Run", "StageWorkers", "close_all"]
 
 Lock = threading.Lock
 
@@ -53,6 +54,12 @@ class StageWorkers(Protocol):
     def stop(self) -> None:
         """Make the workers end: under the lock, after the window was stopped."""
         ...
+
+
+class ConsumerQueue(TakerQueue, Protocol):
+    """The queue of a consumer that waits in it."""
+
+    def get(self) -> Any: ...
 
 
 class Member(Protocol):
@@ -97,6 +104,9 @@ class Run:
     GRACE: Final = 0.25
     #: How long it waits for the others, which have only to see that it is over.
     LONGEST: Final = 5.0
+
+    #: The time that its queues go by.
+    clock = staticmethod(perf_counter)
 
     def __init__(
         self,
@@ -144,9 +154,9 @@ class Run:
                 shares=_SHARES[stage.kind](count),
             )
             self.windows.append(window)
-            self.crews.append(open_workers(self, stage, window))
+            self.crews.append(self._workers(stage, window))
             upstream = window
-        self.outlet = Outlet(upstream, room)
+        self.outlet = Outlet(upstream, room, self.clock)
         #: From the consumer to the feeders: what one makes room for, those after it may take up.
         self.queues: list[TakerQueue] = [
             *(crew.queue for crew in reversed(self.crews)),
@@ -172,6 +182,9 @@ class Run:
         finally:
             if self._host is not None:
                 self._host.opened()
+
+    def _workers(self, stage: Stage, window: Window) -> StageWorkers:
+        return open_workers(self, stage, window)
 
     def _feeder(self, source: Any) -> Any:
         if isinstance(source, AsyncIterable) and not isinstance(source, Iterable):
@@ -229,14 +242,14 @@ class Run:
 
     # ------------------------------------------------------------------------------------------- consuming
 
-    def consumer_queue(self) -> ThreadQueue:
+    def consumer_queue(self) -> ConsumerQueue:
         """The queue of a consumer that is a thread."""
         queue = ThreadQueue(self.outlet, self.lock, self.settle)
         with self.lock:
             self.queues.insert(0, queue)
         return queue
 
-    def take(self, queue: ThreadQueue) -> list[Any]:
+    def take(self, queue: ConsumerQueue) -> list[Any]:
         """Wait for outputs; at the end close all and raise StopIteration, or the error that ended it."""
         if self.pid != os.getpid():
             raise RuntimeError(
@@ -381,6 +394,9 @@ class ThreadFeeder:
             self.busy = True
             return 0 if type(credits) is Closed else credits
 
+
+#: What runs the rows of stages that are opened in a context: `fstream.testing` puts its own there.
+RUN: Final[ContextVar[Callable[..., Run]]] = ContextVar("RUN", default=Run)
 
 _RUNS: weakref.WeakSet[Run] = weakref.WeakSet()
 

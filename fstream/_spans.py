@@ -154,7 +154,7 @@ class Upstream(Protocol):
 
     @property
     def end(self) -> Closed | None:
-        """How it ended, None if more may come."""
+        """How it ended, None if more may come. Invariant: an end is one for ever, as takers leave that have seen it."""
         ...
 
     @property
@@ -205,6 +205,8 @@ class Feed:
         if error is not None and self.error is None:
             self.error = error
             self.feeders = 0
+            # What other feeders pull from now on goes nowhere: they append to the old one.
+            self.pending = self.pending.copy()
 
     def available(self) -> int:
         return 0 if self.stopped else len(self.pending)
@@ -249,10 +251,11 @@ class Slices:
         self.hungry = False
         self.source = source
         self.position = 0
+        self.over = False
 
     def available(self) -> int:
         # Counted anew each time: a list may grow while it is iterated.
-        return max(0, len(self.source) - self.position)
+        return 0 if self.over else max(0, len(self.source) - self.position)
 
     def draw(self, most: int) -> Drawn:
         outputs = list(self.source[self.position : self.position + most])
@@ -271,7 +274,8 @@ class Slices:
 
     @property
     def end(self) -> Closed | None:
-        return None if self.available() else CLOSED
+        self.over = not self.available()
+        return CLOSED if self.over else None
 
 
 class Window:
@@ -468,10 +472,12 @@ class Window:
     def fail(self, failure: Failure) -> None:
         """Put *failure* in its item's place. Whatever comes after it is not started any more.
 
-        In order, all before it is still worked off and goes out first, and an earlier failure takes its place.
+        In order, all before it is still worked off and goes out first, and an earlier failure takes its place. Else
+        what is finished goes out first, and nothing that is finished later.
         """
         if self.failure is not None and (not self.ordered or self.failure.index <= failure.index):
             return
+        self.harvest()
         self.failure = failure
         for span in self.spans.values():
             if not span.closed and (not self.ordered or span.start > failure.index):
@@ -503,6 +509,8 @@ class Window:
         """Make outputs of the slots that are there: of the next in order, or of any."""
         spans = self.spans
         if not self.ordered:
+            if self.failure is not None:  # what comes now is too late
+                return
             for span in list(spans.values()):
                 self._give(span)
             return

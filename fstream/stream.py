@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from weakref import ReferenceType, ref
 
 from fstream._kernels import MAP
-from fstream._run import Lock, Run
+from fstream._run import RUN, Lock, Run
 from fstream._stage import Stage
 from fstream._workers.sync import aclose, iterate, iterate_async
 
 if TYPE_CHECKING:
-    from fstream._queues import ThreadQueue
+    from fstream._run import ConsumerQueue
     from fstream._workers.loop import EventLoop
 
 __all__ = ["Stream"]
@@ -190,7 +190,7 @@ class _Outputs:
         self.started = self.over = False
         self.current: Iterator[Any] = iter(())
         self.run: Run | None = None
-        self.queue: ThreadQueue | None = None
+        self.queue: ConsumerQueue | None = None
         #: The outputs of kind "sync", where an ``async for`` takes them.
         self.here: AsyncGenerator[Any, None] | None = None
         #: The loop that an ``async for`` downstream runs on: the one for tasks upstream of it.
@@ -272,7 +272,7 @@ class _Outputs:
                 self.stage, source if isinstance(source, Iterable) else Stream((source,), None)
             )
         else:
-            self.run = Run(sources, stages, self.loop)
+            self.run = RUN.get()(sources, stages, self.loop)
             self.run.start()
 
     def in_order(self, stream: Stream[Any]) -> Stream[Any]:

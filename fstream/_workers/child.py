@@ -58,7 +58,7 @@ CLOSE: Final = "close"  # forget the stage
 # ... and from it.
 READY: Final = "ready"  # started
 OPENED: Final = "opened"  # all that follows is of the stage that was opened, not of the one before
-SLOTS: Final = "slots"  # (start, positions of failures, closed, seconds), slots
+SLOTS: Final = "slots"  # (start, count, failures: {position: tried as often as may be}, closed, seconds), slots
 BACK: Final = "back"  # (start, count): items that were not started
 UNLOADABLE: Final = "unloadable"  # (start, error): the items cannot be unpickled
 BROKEN: Final = "broken"  # (where, error): loading the stage or on_start raised
@@ -98,7 +98,8 @@ class Child:
         self.todo: Any = iter(())
         self.slots: list[Any] = []
         self.sent = 0
-        self.failed: list[int] = []
+        #: The positions of failures; False for a slot that cannot travel, which is the parent's to try again.
+        self.failed: dict[int, bool] = {}
         self.begun = 0.0
         #: The parent waits for slots: send after each item.
         self.hungry = False
@@ -210,7 +211,7 @@ class Child:
             self.cell[0] = IDLE
             return
         with self.sending:
-            self.start, self.items, self.slots, self.sent, self.failed = start, items, [], 0, []
+            self.start, self.items, self.slots, self.sent, self.failed = start, items, [], 0, {}
             self.todo = iter(items)
         self.begun = perf_counter()
         try:
@@ -266,7 +267,7 @@ class Child:
                 raise slot.error
             slot.item = None  # the parent has it
             slot.error = encode_error(slot.error)
-            self.failed.append(index - self.start)
+            self.failed[index - self.start] = True
 
     def send_slots(self, *, closed: bool) -> None:
         """Send the slots that are there and were not. With the lock held."""
@@ -279,8 +280,8 @@ class Child:
         except Exception:
             slots = [self.sendable(slot, n) for n, slot in enumerate(slots, self.sent)]
             body = dumps(slots)
-        failed = [position - self.sent for position in self.failed if position < count]
-        self.failed = [position for position in self.failed if position >= count]
+        failed = {position - self.sent: tried for position, tried in self.failed.items() if position < count}
+        self.failed = {position: tried for position, tried in self.failed.items() if position >= count}
         self.sent = count
         self.wire.push((SLOTS, self.start, count, failed, closed, perf_counter() - self.begun), body)
         self.wire.flush()
@@ -296,8 +297,7 @@ class Child:
                 f"{where}: its output, of type {type(slot).__name__}, cannot be pickled: {error}"
             )
             problem.__cause__ = error
-            if position not in self.failed:
-                self.failed.append(position)
+            self.failed.setdefault(position, False)
             failure: Any = Failure(self.start + position, None, None)
             failure.error = encode_error(problem)
             return failure

@@ -303,9 +303,10 @@ class TaskFeeder:
             source, self.source = self.source, None
             items = aiter(source)  # type: ignore[arg-type]
             del source
+            append = feed.pending.append
             if (credits := await self.grant()) > 0:
                 async for item in items:
-                    feed.pending.append(item)
+                    append(item)
                     credits -= 1
                     with run.lock:
                         run.settle()

@@ -100,7 +100,7 @@ class PumpWork(Work):
     """A pump's buffer: it can go on if one of its workers can."""
 
     def __init__(self, crew: Workers, window: Window) -> None:
-        super().__init__(window)
+        super().__init__(window, crew.run.clock)
         self.crew = crew
 
     def ready(self) -> bool:
@@ -503,7 +503,10 @@ class Workers(Crew):
             self.unloadable(worker, span, count, closed, error)
             return
         if failed:
-            self.put_all(span, slots, set(failed))
+            if not self.put_all(span, slots, failed):
+                if not closed and span in worker.flight:
+                    worker.flight.remove(span)
+                return
         else:
             span.slots.extend(slots)
         worker.recalled = False
@@ -514,17 +517,19 @@ class Workers(Crew):
                 self.window.hungry = False
             self.run.settle()
 
-    def put_all(self, span: Span, slots: list[Any], failed: set[int]) -> None:
+    def put_all(self, span: Span, slots: list[Any], failed: dict[int, bool]) -> bool:
+        """Append slots of which some are failures; False if the span ends with one."""
         for number, slot in enumerate(slots):
             if number in failed:
                 position = len(span.slots)
-                slot.index, slot.item, slot.error = (
-                    span.start + position,
-                    span.items[position],
-                    decode_error(slot.error),
-                )
+                error = decode_error(slot.error)
+                if self.stage.retries and not failed[number]:
+                    self.lost(span, lambda _, error=error: error, position)  # type: ignore[misc]
+                    return False
+                slot.index, slot.item, slot.error = span.start + position, span.items[position], error
             if not self.put(span, slot):
-                return
+                return True
+        return True
 
     def unloadable(self, worker: Worker, span: Span, count: int, closed: bool, error: BaseException) -> None:
         """Outputs that cannot be unpickled here: find which by running their items one by one."""

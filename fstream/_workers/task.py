@@ -27,7 +27,7 @@ class Workers(Crew):
 
     def __init__(self, run: Run, stage: Stage, window: Window) -> None:
         super().__init__(run, stage, window)
-        self.queue = TaskQueue(Work(window), run.lock, run.settle)
+        self.queue = TaskQueue(Work(window, run.clock), run.lock, run.settle)
         self.host = run.host
         self.ending = asyncio.Lock()
         #: Runs out when the next item could be over its time.

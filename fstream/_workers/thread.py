@@ -25,7 +25,7 @@ class Workers(Crew):
 
     def __init__(self, run: Run, stage: Stage, window: Window) -> None:
         super().__init__(run, stage, window)
-        self.queue = ThreadQueue(Work(window), run.lock, run.settle)
+        self.queue = ThreadQueue(Work(window, run.clock), run.lock, run.settle)
         #: One worker ends at a time, so that the last one to be told so is the last.
         self.ending = threading.Lock()
         self.watch = Watch(self) if stage.timeout is not None else None

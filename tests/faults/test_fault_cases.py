@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from fstream import WorkerDied, peach, pfilter, pflat_map, pmap
+from fstream import NotPicklable, WorkerDied, peach, pfilter, pflat_map, pmap
 from tests.faults import faulty
 from tests.faults.faulty import (
     CONCURRENT,
@@ -712,3 +712,32 @@ def test_recycling_goes_with_deaths_and_retries(tally: Tally) -> None:
 def test_max_items_per_worker_is_checked_when_the_stage_is_built(bad: Any) -> None:
     with pytest.raises((ValueError, TypeError), match="max_items_per_worker"):
         pmap(ten, kind="process", max_items_per_worker=bad)
+
+
+# ---------------------------------------------------------------------------------- outputs that cannot travel
+
+
+@pytest.mark.parametrize("ordered", [True, False], ids=["ordered", "unordered"])
+@pytest.mark.parametrize("retries", [1, 2])
+def test_an_output_that_cannot_be_pickled_is_tried_again(retries: int, ordered: bool, tally: Tally) -> None:
+    def f(item: int) -> Any:
+        tally.note("f", item)
+        bad = item % 10 == 4 and tally.turn(f"f{item}") <= retries
+        return faulty.give_lock(item) if bad else ten(item)
+
+    stream = pmap(f, range(30), kind="process", workers=2, retries=retries, ordered=ordered)
+    assert sorted(stream) == list(map(ten, range(30)))
+    assert [tally.count("f", item) for item in (4, 14, 24)] == [retries + 1] * 3
+
+
+def test_an_output_that_can_never_be_pickled_is_tried_as_often_as_may_be(tally: Tally) -> None:
+    def f(item: int) -> Any:
+        tally.note("f", item)
+        return faulty.give_lock(item) if item == 4 else ten(item)
+
+    stream = pmap(f, range(9), kind="process", workers=2, retries=2)
+    outputs = []
+    with pytest.raises(NotPicklable, match="item 4: 4: its output, of type lock, cannot be pickled"):
+        outputs.extend(stream)
+    assert outputs == [0, 10, 20, 30]
+    assert tally.count("f", 4) == 3
