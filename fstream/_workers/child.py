@@ -58,7 +58,9 @@ CLOSE: Final = "close"  # forget the stage
 # ... and from it.
 READY: Final = "ready"  # started
 OPENED: Final = "opened"  # all that follows is of the stage that was opened, not of the one before
-SLOTS: Final = "slots"  # (start, count, failures: {position: tried as often as may be}, closed, seconds), slots
+SLOTS: Final = (
+    "slots"  # (start, count, failures: {position: tried as often as may be}, closed, seconds), slots
+)
 BACK: Final = "back"  # (start, count): items that were not started
 UNLOADABLE: Final = "unloadable"  # (start, error): the items cannot be unpickled
 BROKEN: Final = "broken"  # (where, error): loading the stage or on_start raised

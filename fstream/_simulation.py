@@ -1,0 +1,205 @@
+"""One thread that does what many would: actors, of which a schedule says who goes on.
+
+An *actor* is a generator: a worker, a feeder, or whoever takes outputs. Between two of its yields it runs undisturbed.
+At each step the first actor of a list goes on that can; the list begins with the consumer and ends with the feeder, so
+that by itself an item is through before the next one is pulled. Time is the last of all.
+
+A *stall* of the schedule puts the actor whose turn it is behind all others, time included: as if the system had left
+that thread alone for long, until nobody else can go on. Few stalls reach what takes many choices in a
+free interleaving ("delay-bounded scheduling", Emmi, Qadeer and Rakamaric, 2011), and what a failure needs of them
+says what matters.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Generator
+from contextvars import Context, copy_context
+from dataclasses import dataclass
+from itertools import count
+from typing import Any, Final, Literal, TypeAlias
+
+__all__ = ["Actor", "Fault", "Schedule", "SimulatedError", "Simulation", "Steps"]
+
+#: What an actor yields: None where others may go on, or what tells whether it can itself.
+Steps: TypeAlias = Generator[Callable[[], Any] | None, None, Any]
+
+Fault: TypeAlias = Literal["dies", "times out", "raises"]
+
+#: How long f takes, in the simulation's seconds: enough to travel alone, or so little that spans grow.
+SLOW: Final = 0.01
+CHEAP: Final = 1e-6
+
+#: After how many steps of others a stalled actor goes on at last, so that those who only wait for it get to an end.
+LONGEST_STALL: Final = 1000
+
+#: The rank of time: it stands still while anyone can go on.
+LAST: Final = 1 << 30
+
+#: How many lines of its trace a simulation shows at the beginning and at the end.
+SHOWN: Final = 40
+
+
+class SimulatedError(Exception):
+    """What f raises where a schedule says so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Who goes on when, in a `simulated` block, and what goes wrong.
+
+    >>> Schedule()
+    Schedule(stalls=(), faults=(), cheap=False, transient=False)
+
+    *stalls*: each says for how many steps all goes in order until the next one to go on stalls. Only steps at which
+    somebody else could go on count. A worker that stalls in f finishes last; a feeder that stalls falls behind, and
+    the others run ahead of a consumer that does.
+
+    *faults*: each says how many calls of f go well until one meets with that fault: ``"dies"``, ``"times out"`` or
+    ``"raises"``. A fault that cannot be (only processes die, only a stage with a time-out has one) raises instead.
+
+    *cheap*: whether f takes so little time that items travel in growing spans.
+
+    *transient*: whether faults spare an item that has no try left, so that a stage's *retries* overcome them all.
+    """
+
+    stalls: tuple[int, ...] = ()
+    faults: tuple[tuple[int, Fault], ...] = ()
+    cheap: bool = False
+    transient: bool = False
+
+
+class Actor:
+    """One who takes part: *steps* are run in *context*, the lower its *rank* the sooner."""
+
+    def __init__(self, name: str, rank: int, steps: Steps, context: Context | None = None) -> None:
+        self.name = name
+        self.rank = rank
+        self.steps = steps
+        self.context = context or copy_context()
+        #: What it waits for.
+        self.can_go_on: Callable[[], Any] | None = None
+        #: It is at work: its f takes from a stream of its own.
+        self.running = self.over = False
+        #: At which step it was stalled; 0 while it is not.
+        self.stalled = 0
+        self.result: Any = None
+
+    def go_on(self) -> None:
+        self.running, self.stalled = True, 0
+        try:
+            self.can_go_on = self.context.run(next, self.steps)
+        except StopIteration as stop:
+            self.over, self.result = True, stop.value
+        except BaseException:
+            self.over = True
+            raise
+        finally:
+            self.running = False
+
+
+def _enabled(actor: Actor) -> bool:
+    return not actor.running and (actor.can_go_on is None or bool(actor.can_go_on()))
+
+
+class Simulation:
+    """Actors, their time, and a trace of what happened."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+        #: Seconds, of which none passes by itself.
+        self.now = 1.0
+        #: How long f takes.
+        self.pace = CHEAP if schedule.cheap else SLOW
+        self.actors: list[Actor] = [Actor("time", LAST, self._pass_time())]
+        self.trace: list[str] = []
+        #: The runs that were opened in it.
+        self.runs: list[Any] = []
+        self._timers: list[tuple[float, int, Callable[[], object]]] = []
+        self._numbers = count()
+        self._steps = 0
+        self._stalls = iter(schedule.stalls)
+        self._to_stall = next(self._stalls, None)
+        self._faults = iter(schedule.faults)
+        self._next_fault = next(self._faults, None)
+
+    def clock(self) -> float:
+        return self.now
+
+    def log(self, what: str) -> None:
+        self.trace.append(what)
+
+    def add(self, actor: Actor) -> None:
+        self.actors.append(actor)
+
+    def call_later(self, seconds: float, f: Callable[[], object]) -> None:
+        """Call *f* when nobody can go on before."""
+        heapq.heappush(self._timers, (self.now + seconds, next(self._numbers), f))
+
+    def fault(self, spared: bool) -> Fault | None:
+        """What the call of f meets with that is about to be made, if the item is not *spared*."""
+        if self._next_fault is None:
+            return None
+        left, fault = self._next_fault
+        if left:
+            self._next_fault = left - 1, fault
+            return None
+        if spared and self.schedule.transient:
+            return None
+        self._next_fault = next(self._faults, None)
+        return fault
+
+    # ------------------------------------------------------------------------------------------------- running
+
+    def finish(self, actor: Actor) -> Any:
+        """Let all go on until *actor* is through; give what it returned."""
+        self.add(actor)
+        try:
+            while not actor.over:
+                self.step()
+        finally:
+            if actor in self.actors:
+                self.actors.remove(actor)
+        return actor.result
+
+    def finish_all(self, unfinished: Callable[[], Any]) -> None:
+        while unfinished():
+            self.step()
+
+    def step(self) -> None:
+        """Let one actor go on."""
+        self._steps += 1
+        for actor in self.actors:
+            if actor.stalled and self._steps - actor.stalled > LONGEST_STALL:
+                actor.stalled = 0
+        enabled = sorted(filter(_enabled, self.actors), key=lambda actor: (actor.stalled, actor.rank))
+        if len(enabled) > 1 and not enabled[0].stalled:
+            if self._to_stall == 0:
+                stalled = enabled.pop(0)
+                stalled.stalled = self._steps
+                self.log(f"    {stalled.name} stalls")
+                self._to_stall = next(self._stalls, None)
+            elif self._to_stall is not None:
+                self._to_stall -= 1
+        if not enabled:
+            raise AssertionError(f"nobody can go on\n{self.story()}")
+        actor = enabled[0]
+        try:
+            actor.go_on()
+        finally:
+            if actor.over and actor in self.actors:
+                self.actors.remove(actor)
+
+    def _pass_time(self) -> Steps:
+        while True:
+            yield lambda: self._timers
+            self.now, _, f = heapq.heappop(self._timers)
+            f()
+
+    def story(self) -> str:
+        """What happened, step by step."""
+        lines = self.trace
+        if len(lines) > 2 * SHOWN:
+            left_out = f"  ... {len(lines) - 2 * SHOWN} more ..."
+            lines = [*lines[:SHOWN], left_out, *lines[-SHOWN:]]
+        return "\n".join([repr(self.schedule), *lines])
