@@ -49,7 +49,7 @@ class Schedule:
     """Who goes on when, in a `simulated` block, and what goes wrong.
 
     >>> Schedule()
-    Schedule(stalls=(), faults=(), cheap=False, transient=False)
+    Schedule(stalls=(), faults=(), ahead=False, cheap=False, transient=False)
 
     *stalls*: each says for how many steps all goes in order until the next one to go on stalls. Only steps at which
     somebody else could go on count. A worker that stalls in f finishes last; a feeder that stalls falls behind, and
@@ -58,6 +58,8 @@ class Schedule:
     *faults*: each says how many calls of f go well until one meets with that fault: ``"dies"``, ``"times out"`` or
     ``"raises"``. A fault that cannot be (only processes die, only a stage with a time-out has one) raises instead.
 
+    *ahead*: whether the feeder pulls as far as it may before the workers go on, and not only what they wait for.
+
     *cheap*: whether f takes so little time that items travel in growing spans.
 
     *transient*: whether faults spare an item that has no try left, so that a stage's *retries* overcome them all.
@@ -65,6 +67,7 @@ class Schedule:
 
     stalls: tuple[int, ...] = ()
     faults: tuple[tuple[int, Fault], ...] = ()
+    ahead: bool = False
     cheap: bool = False
     transient: bool = False
 
@@ -72,13 +75,21 @@ class Schedule:
 class Actor:
     """One who takes part: *steps* are run in *context*, the lower its *rank* the sooner."""
 
-    def __init__(self, name: str, rank: int, steps: Steps, context: Context | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        rank: int,
+        steps: Steps,
+        *,
+        context: Context | None = None,
+        can_go_on: Callable[[], Any] | None = None,
+    ) -> None:
         self.name = name
         self.rank = rank
         self.steps = steps
         self.context = context or copy_context()
         #: What it waits for.
-        self.can_go_on: Callable[[], Any] | None = None
+        self.can_go_on = can_go_on
         #: It is at work: its f takes from a stream of its own.
         self.running = self.over = False
         #: At which step it was stalled; 0 while it is not.
@@ -111,7 +122,7 @@ class Simulation:
         self.now = 1.0
         #: How long f takes.
         self.pace = CHEAP if schedule.cheap else SLOW
-        self.actors: list[Actor] = [Actor("time", LAST, self._pass_time())]
+        self.actors: list[Actor] = []
         self.trace: list[str] = []
         #: The runs that were opened in it.
         self.runs: list[Any] = []
@@ -122,6 +133,7 @@ class Simulation:
         self._to_stall = next(self._stalls, None)
         self._faults = iter(schedule.faults)
         self._next_fault = next(self._faults, None)
+        self.add(Actor("time", LAST, self._pass_time(), can_go_on=self._timers.__len__))
 
     def clock(self) -> float:
         return self.now
@@ -192,9 +204,9 @@ class Simulation:
 
     def _pass_time(self) -> Steps:
         while True:
-            yield lambda: self._timers
             self.now, _, f = heapq.heappop(self._timers)
             f()
+            yield self._timers.__len__
 
     def story(self) -> str:
         """What happened, step by step."""

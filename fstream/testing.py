@@ -87,9 +87,15 @@ def schedules(*, faults: bool = False) -> SearchStrategy[Schedule]:
     from hypothesis import strategies as st
 
     kinds: list[Fault] = ["raises", "dies", "times out"]
-    stalls = st.lists(st.integers(0, 20), max_size=20).map(tuple)
+    stalls = st.lists(st.integers(0, 8), max_size=20).map(tuple)
     drawn = st.lists(st.tuples(st.integers(0, 10), st.sampled_from(kinds)), max_size=5).map(tuple)
-    return st.builds(Schedule, stalls=stalls, faults=drawn if faults else st.just(()), cheap=st.booleans())
+    return st.builds(
+        Schedule,
+        stalls=stalls,
+        faults=drawn if faults else st.just(()),
+        ahead=st.booleans(),
+        cheap=st.booleans(),
+    )
 
 
 def assert_lawful(
@@ -119,7 +125,7 @@ def assert_lawful(
 
     quietly = settings(deadline=None, suppress_health_check=list(HealthCheck))
 
-    @quietly
+    @settings(quietly, max_examples=2 * quietly.max_examples)
     @given(source=sources, schedule=schedules())
     def check_in_any_order(source: list[Any], schedule: Schedule) -> None:
         _check(transformer, reference, source, schedule)

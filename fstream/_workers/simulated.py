@@ -49,7 +49,7 @@ class SimulatedRun(Run):
         self.simulation = simulation
         self.clock = simulation.clock
         self.ranks = count(-1, -1)
-        self.asyncio = Loop(simulation)  # type: ignore[abstract]  # at run time it is not
+        self.event_loop = Loop(simulation)  # type: ignore[abstract]  # at run time it is not
         self.pulled = count()
         super().__init__(*arguments)
         #: Outputs may come in any order.
@@ -135,7 +135,7 @@ class Member:
         self.context = run.context.copy()
         #: What it waits for on the run's loop.
         self.task: asyncio.Task[Any] | None = None
-        self.actor = Actor(name, rank, self.main(), self.context)
+        self.actor = Actor(name, rank, self.main(), context=self.context)
 
     def start(self) -> None:
         self.run.enter(self)
@@ -152,7 +152,7 @@ class Member:
 
     def awaited(self, coroutine: Coroutine[Any, Any, Any]) -> Steps:
         """Wait for what a task on the run's loop makes of *coroutine*."""
-        self.task = self.run.asyncio.create_task(coroutine, context=self.context)
+        self.task = self.run.event_loop.create_task(coroutine, context=self.context)
         yield self.task.done
         task, self.task = self.task, None
         return task.result()
@@ -166,7 +166,7 @@ class Feeder(Member):
     """Iterates one source, and closes it."""
 
     def __init__(self, run: SimulatedRun, source: Iterable[Any] | AsyncIterable[Any]) -> None:
-        super().__init__(run, "the feeder", 0)
+        super().__init__(run, "the feeder", CONSUMER + 1 if run.simulation.schedule.ahead else 0)
         self.source: Any = source
         self.queue = Queue(run, Credits(run.feed))
 
@@ -341,7 +341,8 @@ class Worker(Member):
 
     def work(self, span: Span) -> Steps:
         crew = self.crew
-        begun = self.simulation.now
+        begun, last = self.simulation.now, span.start + len(span.items) - 1
+        self.log(f"takes item {span.start}" + (f" to {last}" if last > span.start else ""))
         self.span, self.slots = span, span.slots if self.stage.kind != "process" else []
         self.call.place = Place(span.start, self.slots)
         self.in_f = True
@@ -368,8 +369,6 @@ class Worker(Member):
 
     def fill(self, span: Span) -> Steps:
         window, stage = self.crew.window, self.stage
-        last = span.start + len(span.items) - 1
-        self.log(f"takes item {span.start}" + (f" to {last}" if last > span.start else ""))
         for item in span.todo:
             yield None
             if self.is_gone():
@@ -513,11 +512,10 @@ class Loop(asyncio.AbstractEventLoop):
     def __init__(self, simulation: Simulation) -> None:
         self.simulation = simulation
         self.ready: deque[asyncio.Handle] = deque()
-        simulation.add(Actor("the event loop", CONSUMER - 1, self.turns()))
+        simulation.add(Actor("the event loop", CONSUMER - 1, self.turns(), can_go_on=self.ready.__len__))
 
     def turns(self) -> Steps:
         while True:
-            yield lambda: self.ready
             handle = self.ready.popleft()
             running = asyncio._get_running_loop()
             asyncio._set_running_loop(self)
@@ -525,6 +523,7 @@ class Loop(asyncio.AbstractEventLoop):
                 handle._run()
             finally:
                 asyncio._set_running_loop(running)
+            yield self.ready.__len__
 
     def call_soon(
         self, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: Context | None = None
