@@ -28,6 +28,7 @@ from contextvars import Context, ContextVar, copy_context
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from fstream._fusion import fuse
 from fstream._queues import Credits, Outlet, TakerQueue, ThreadQueue
 from fstream._spans import Closed, Feed, Room, Slices, Upstream, Window, sliceable
 from fstream._stage import Stage
@@ -129,6 +130,7 @@ class Run:
         self._loop = loop
         self._host: Host | None = None
 
+        stages = fuse(stages)
         workers = [stage.workers or default_workers(stage.kind) for stage in stages]
         first = Room(stages[0].maxsize, 2 * workers[0]) if stages else Room(None, 2 * len(sources))
         upstream: Upstream

@@ -6,7 +6,7 @@ import difflib
 import math
 from collections.abc import AsyncIterable, Callable, Iterable
 from dataclasses import dataclass
-from inspect import isasyncgenfunction, iscoroutinefunction
+from inspect import isasyncgenfunction, iscoroutinefunction, signature
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -35,6 +35,7 @@ __all__ = [
     "WorkerInfo",
     "check_source",
     "curry",
+    "declared",
 ]
 
 Kind: TypeAlias = Literal["sync", "thread", "process", "task"]
@@ -107,6 +108,8 @@ class Stage:
     on_done: Callable[..., Any] | None = None
     name: str = ""
     max_items_per_worker: int | None = None
+    #: The stages that this one stands for, if there are several.
+    parts: tuple[Stage, ...] = ()
 
 
 # --------------------------------------------------------------------------------------------------- options
@@ -121,6 +124,15 @@ def name_of(f: object) -> str:
     while not hasattr(f, "__name__") and hasattr(f, "func"):  # functools.partial
         f = f.func
     return str(getattr(f, "__name__", None) or type(f).__name__)
+
+
+def declared(f: Callable[..., Any]) -> frozenset[str]:
+    """The names of the parameters that *f* can be given by name."""
+    try:
+        parameters = signature(f).parameters.values()
+    except (TypeError, ValueError):  # some built-ins have none
+        return frozenset()
+    return frozenset(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
 
 
 def is_async(f: object) -> bool:

@@ -70,7 +70,8 @@ def pmap(f: Any = MISSING, source: Any = MISSING, /, **options: Any) -> Any:
     function), or ``"sync"`` for no worker at all, f running where the outputs are taken.
 
     *workers* is how many items are worked on at once: by default ``min(32, cpus + 4)`` threads, as many processes as
-    this process may use CPUs, 100 tasks.
+    this process may use CPUs, 100 tasks. Neighbouring process stages that leave it, *maxsize*, *timeout*, *retries* and
+    *on_error* at their defaults share their workers.
 
     *maxsize* is how many items the stage may hold: pulled, but not yet given out. ``None`` (the default) lets it size
     itself: twice *workers* at first, more only while both workers and taker wait for it. ``0`` is no bound.

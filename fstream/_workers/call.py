@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 import reprlib
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from fstream._kernels import SKIP
+from fstream._kernels import DROP, SKIP
 from fstream._spans import Failure
-from fstream._stage import Stage, StageStatus, WorkerInfo
+from fstream._stage import Stage, StageStatus, WorkerInfo, declared
 
-__all__ = ["Call", "Place", "annotate", "describe", "handled", "is_failure"]
+__all__ = ["Call", "FusedCall", "Place", "annotate", "call_of", "describe", "handled", "is_failure"]
 
 
 class Place(Protocol):
@@ -23,25 +22,19 @@ class Place(Protocol):
 
 def describe(stage: Stage, index: int, item: Any) -> str:
     """Name an item of a stage in a message."""
+    return f"stage {stage.name!r} ({stage.kind}), item {index}: {shown(item)}"
+
+
+def shown(item: Any) -> str:
     try:
-        shown = reprlib.repr(item)
+        return reprlib.repr(item)
     except Exception as error:
-        shown = f"<{type(item).__name__} whose repr raises {type(error).__name__}>"
-    return f"stage {stage.name!r} ({stage.kind}), item {index}: {shown}"
+        return f"<{type(item).__name__} whose repr raises {type(error).__name__}>"
 
 
 def annotate(error: BaseException, note: str) -> None:
     notes = [*getattr(error, "__notes__", ()), note]
     BaseException.__setattr__(error, "__notes__", notes)  # not add_note, which a frozen exception refuses
-
-
-def _declared(f: Callable[..., Any]) -> frozenset[str]:
-    """The names of the parameters that *f* can be given by name."""
-    try:
-        parameters = inspect.signature(f).parameters.values()
-    except (TypeError, ValueError):  # some built-ins have none
-        return frozenset()
-    return frozenset(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
 
 
 class Call:
@@ -56,6 +49,9 @@ class Call:
         #: The span that is worked on, for `element_index`.
         self.place: Place | None = None
         self.step: Callable[[Any], Any] = self.bind(None)
+
+    def set_place(self, place: Place) -> None:
+        self.place = place
 
     def begin(self) -> None:
         """Run ``on_start``, before the first item."""
@@ -85,7 +81,7 @@ class Call:
         self.resources = resources
         f = self.stage.f
         args, named = self._arguments(f)
-        if "element_index" in _declared(f):
+        if "element_index" in declared(f):
 
             def bound(item: Any) -> Any:
                 place = self.place
@@ -105,7 +101,7 @@ class Call:
         return self.stage.kernel.step(bound)
 
     def _known(self, f: Callable[..., Any]) -> dict[str, Any]:
-        return {"worker_info": self.info} if "worker_info" in _declared(f) else {}
+        return {"worker_info": self.info} if "worker_info" in declared(f) else {}
 
     def _arguments(self, f: Callable[..., Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The resources as *f* takes them: one or a tuple by position, a dict by the names that f declares."""
@@ -113,8 +109,8 @@ class Call:
         if resources is None:
             return (), named
         if isinstance(resources, dict):
-            declared = _declared(f)
-            return (), {name: value for name, value in resources.items() if name in declared} | named
+            names = declared(f)
+            return (), {name: value for name, value in resources.items() if name in names} | named
         return (resources if type(resources) is tuple else (resources,)), named
 
     def rescue(self, error: BaseException, item: Any, index: int, tries: int) -> Any:
@@ -136,6 +132,67 @@ class Call:
         stop = RuntimeError(f"{self.stage.name} raised {type(error).__name__}")
         stop.__cause__ = error
         return stop
+
+
+class FusedCall:
+    """The calls of the stages that one stands for: f after f."""
+
+    def __init__(self, stage: Stage, index: int) -> None:
+        self.stage = stage
+        self.calls = [Call(part, index) for part in stage.parts]
+        #: Which of them is at work, and its item.
+        self.at = self.calls[0]
+        self.item: Any = None
+
+    @property
+    def started(self) -> bool:
+        return self.calls[0].started
+
+    def set_place(self, place: Place) -> None:
+        for call in self.calls:
+            call.set_place(place)
+
+    def begin(self) -> None:
+        for call in self.calls:
+            self.at = call
+            call.begin()
+
+    def end(self, status: StageStatus) -> None:
+        errors = []
+        for call in self.calls:
+            try:
+                call.end(status)
+            except BaseException as error:
+                errors.append(call.named(error))
+        if errors:
+            raise errors[0]
+
+    def step(self, item: Any) -> Any:
+        for call in self.calls:
+            self.at, self.item = call, item
+            item = call.step(item)
+            if item is DROP:
+                return self.stage.kernel.nothing
+        return item
+
+    def rescue(self, error: BaseException, item: Any, index: int, tries: int) -> Failure:
+        """Say at which stage it failed: only here that is known."""
+        stage, error = self.at.stage, self.named(error)
+        before = self.stage.parts[: self.calls.index(self.at)]
+        if any(part.kernel.drops for part in before):
+            which = f"stage {stage.name!r} ({stage.kind}), {shown(self.item)}, made of item {index}: {shown(item)}"
+        else:
+            which = describe(stage, index, self.item)
+        annotate(error, f"in {which}")
+        return Failure(index, item, error)
+
+    def named(self, error: BaseException) -> BaseException:
+        return self.at.named(error)
+
+
+def call_of(stage: Stage, index: int) -> Call | FusedCall:
+    """Make what the worker *index* of *stage* does with an item."""
+    return FusedCall(stage, index) if stage.parts else Call(stage, index)
 
 
 def is_failure(slot: Any) -> bool:

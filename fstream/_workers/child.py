@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from fstream._spans import Failure
 from fstream._stage import StageStatus
-from fstream._workers.call import Call, describe, is_failure
+from fstream._workers.call import Call, FusedCall, call_of, describe, is_failure
 from fstream._workers.wire import Packed, Wire, dumps, encode_error, loads
 from fstream.errors import NotPicklable
 
@@ -91,7 +91,7 @@ class Child:
         self.inbox: SimpleQueue[tuple[tuple[Any, ...], Packed] | None] = SimpleQueue()
         #: Held while anything is sent, and while it is found out what to send.
         self.sending = threading.Lock()
-        self.call: Call | None = None
+        self.call: Call | FusedCall | None = None
         self.opened = False
         self.in_f = self.stopping = False
         # The span in hand; `element_index` is start + len(slots).
@@ -184,8 +184,8 @@ class Child:
         self.cell[0] = OPENING
         try:
             adopt(environment)
-            self.call = Call(loads(body), index)
-            self.call.place = self
+            self.call = call_of(loads(body), index)
+            self.call.set_place(self)
         except BaseException as error:
             self.call = None
             self.say(BROKEN, "load", encode_error(error))
@@ -235,7 +235,7 @@ class Child:
         finally:
             self.in_f = False
 
-    def fill(self, call: Call, tries: int) -> None:
+    def fill(self, call: Call | FusedCall, tries: int) -> None:
         cell, step, append = self.cell, call.step, self.slots.append
         timed = call.stage.timeout is not None
         index = self.start

@@ -236,6 +236,7 @@ class Workers(Crew):
         shape = Stage(
             stage.kernel, stage.f, stage.kind, timeout=stage.timeout, retries=stage.retries, on_start=stage.on_start,
             on_error="raise" if stage.on_error == "raise" else "skip", on_done=stage.on_done, name=stage.name,
+            parts=stage.parts,
         )  # fmt: skip
         try:
             self.packed = dumps(shape)
@@ -340,7 +341,8 @@ class Workers(Crew):
     def put(self, span: Span, slot: Any) -> bool:
         """Append a slot, or what becomes of a failure; False if that ends the span."""
         if is_failure(slot):
-            annotate(slot.error, f"in {describe(self.stage, slot.index, slot.item)}")
+            if not self.stage.parts or isinstance(slot.error, NotPicklable):  # else it says so itself
+                annotate(slot.error, f"in {describe(self.stage, slot.index, slot.item)}")
             slot = handled(self.stage, slot)
             if is_failure(slot):
                 self.fail(slot)

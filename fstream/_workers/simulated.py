@@ -24,7 +24,7 @@ from fstream._run import Run
 from fstream._simulation import Actor, Fault, SimulatedError, Simulation, Steps
 from fstream._spans import Closed, Failure, Span, Window
 from fstream._stage import Stage
-from fstream._workers.call import Call, annotate, describe, handled, is_failure
+from fstream._workers.call import Call, FusedCall, annotate, call_of, describe, handled, is_failure
 from fstream._workers.crew import Crew
 from fstream._workers.sync import aclose
 from fstream._workers.task import AsyncCall
@@ -296,7 +296,7 @@ class Worker(Member):
         #: It has no ``on_done``: it died in f.
         self.dead = False
         self.in_f = False
-        self.call: Call
+        self.call: Call | FusedCall
         if stage.kind == "task":
             self.call = AsyncCall(stage, index)
         elif stage.kind == "thread":
@@ -321,7 +321,7 @@ class Worker(Member):
         """A process has a stage of its own; handlers stay in the parent."""
         plain = replace(self.stage, on_error="raise")
         try:
-            self.call = Call(loads(dumps(plain)), self.index)
+            self.call = call_of(loads(dumps(plain)), self.index)
         except Exception as error:
             problem = NotPicklable(
                 f"stage {self.stage.name!r} (process): its function cannot be pickled: {error}"
@@ -344,7 +344,7 @@ class Worker(Member):
         begun, last = self.simulation.now, span.start + len(span.items) - 1
         self.log(f"takes item {span.start}" + (f" to {last}" if last > span.start else ""))
         self.span, self.slots = span, span.slots if self.stage.kind != "process" else []
-        self.call.place = Place(span.start, self.slots)
+        self.call.set_place(Place(span.start, self.slots))
         self.in_f = True
         try:
             if not self.call.started:
@@ -416,6 +416,7 @@ class Worker(Member):
     def slot_of(self, item: Any, index: int, tries: int, fault: Fault | None) -> Steps:
         """Run f, and what is done about its failure; give the slot, or the failure that stays."""
         call = self.call
+        slot: Any
         if isinstance(call, AsyncCall):
             return (yield from self.awaited(self.slot_on_loop(call, item, index, tries, fault)))
         try:
@@ -428,7 +429,8 @@ class Worker(Member):
         except BaseException as error:
             slot = call.rescue(error, item, index, tries)
         if is_failure(slot):
-            annotate(slot.error, f"in {describe(self.stage, index, item)}")
+            if not self.stage.parts:  # else it says so itself
+                annotate(slot.error, f"in {describe(self.stage, index, item)}")
             slot = handled(self.stage, slot)
         return slot
 

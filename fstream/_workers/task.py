@@ -203,7 +203,8 @@ class Worker:
 
     async def work(self, span: Span) -> None:
         self.in_f = True
-        self.span = self.call.place = span
+        self.span = span
+        self.call.set_place(span)
         try:
             if not self.call.started:
                 self.crew.begun += 1

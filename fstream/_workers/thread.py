@@ -104,7 +104,8 @@ class Worker:
     def work(self, span: Span) -> None:
         self.busy = True
         begun = perf_counter()
-        self.span = self.call.place = span
+        self.span = span
+        self.call.set_place(span)
         try:
             if not self.call.started:
                 with self.run.lock:

@@ -1,0 +1,75 @@
+"""Neighbouring process stages that may as well be one: rewrites descriptions, runs nothing.
+
+Two stages with a pool of their own each would send every item through the parent between them, and have twice as many
+processes as there are CPUs. One pool that runs f after f does neither.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import reduce
+
+from fstream._kernels import FILTER, MAP, Kernel
+from fstream._stage import Stage, declared
+
+__all__ = ["fuse"]
+
+
+def fuse(stages: list[Stage]) -> list[Stage]:
+    """Join each run of stages that can be one.
+
+    >>> from fstream import pfilter, pmap
+    >>> t = pmap(abs, kind="process") | pfilter(bool, kind="process") | pmap(float, kind="process", workers=2)
+    >>> [stage.name for stage in fuse([step.stage for step in t.steps])]
+    ['abs | bool', 'float']
+    """
+    return reduce(_append, stages, [])
+
+
+def _append(stages: list[Stage], stage: Stage) -> list[Stage]:
+    if stages and _fits(stages[-1], stage):
+        return [*stages[:-1], _join(stages[-1], stage)]
+    return [*stages, stage]
+
+
+def _fits(before: Stage, after: Stage) -> bool:
+    """Tell whether nobody could see the difference: in workers, bounds, order, or what becomes of a failure."""
+    parts = before.parts or (before,)
+    return (
+        _plain(before)
+        and _plain(after)
+        and before.ordered == after.ordered
+        # More than one output of an item: a failure later on would have to come between them.
+        and all(part.kernel in (MAP, FILTER) for part in parts)
+        # After a filter nobody in a worker knows the position of an item.
+        and (all(part.kernel is MAP for part in parts) or "element_index" not in declared(after.f))
+    )
+
+
+def _plain(stage: Stage) -> bool:
+    return (
+        stage.kind == "process"
+        and stage.workers is None
+        and stage.maxsize is None
+        and stage.timeout is None
+        and stage.retries == 0
+        and stage.on_error == "raise"
+        and stage.max_items_per_worker is None
+    )
+
+
+def _join(before: Stage, after: Stage) -> Stage:
+    kernel = Kernel(
+        f"{before.kernel.verb} | {after.kernel.verb}",
+        None,
+        spread=after.kernel.spread,
+        drops=before.kernel.drops or after.kernel.drops,
+    )
+    return replace(
+        before,
+        kernel=kernel,
+        name=f"{before.name} | {after.name}",
+        # Whether there is any: each part runs its own.
+        on_done=before.on_done or after.on_done,
+        parts=((before.parts or (before,)) + (after,)),
+    )
