@@ -10,12 +10,15 @@ Layout
 combinators     the verbs: signatures and documentation
 stream          `Stream`, what a pipeline gives: for a ``for`` loop and an ``async for``
 errors          the exceptions of fstream's own
+testing         pipelines under interleavings that hypothesis draws
 _stage          options, stages, transformers: they describe, and never run
+_fusion         process stages that can run as one
 _kernels        what an operation means for one item
 _run            opens a row of stages and closes it: the picture of an item's way is there
 _spans          the decisions: what to take, how much, what is next, whether there is room
 _queues         where takers wait
-_workers        what runs f: sync, thread, task, process
+_workers        what runs f: sync, thread, task, process; or simulated
+_simulation     one thread that does what many would, for `fstream.testing`
 """
 
 from fstream._kernels import SKIP
