@@ -396,7 +396,7 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
         ("an error's own cause is lost", "encode_error(cause, depth + 1) if cause is not None and deeper else None,", "None,"),
     ],
     "_workers/sync.py": [
-        ("the source is not closed on sync", "            if isinstance(items, Generator):\n                items.close()\n\n", ""),
+        ("the source is not closed on sync", "            if isinstance(items, Generator):\n                items.close()\n\n", "            pass\n\n"),
         ("on_done does not run on sync", "            self.call.end(StageStatus(0))\n", "            pass\n"),
         ("failures have no note on sync", "            annotate(slot.error, f\"in {describe(self.stage, self.start, item)}\")\n", ""),
     ],
@@ -438,7 +438,7 @@ class Mutant:
         if (found := source.count(self.old)) != 1:
             raise LookupError(f"{self.file} has this piece {found} times, not once:\n{self.old}")
         source = source.replace(self.old, self.new)
-        compile(source, self.file, "exec")
+        compile(source, f"{self.file} ({self.name})", "exec")
         return source
 
     def tests(self) -> list[str]:

@@ -12,7 +12,31 @@ from typing import Any
 import pytest
 
 from fstream import NotPicklable, WorkerDied, merge, peach, pfilter, pflat_map, pmap
+from fstream.testing import Schedule, simulated
 from tests.functions import identity, square, suited
+
+
+@pytest.mark.parametrize("stalls", [(number,) for number in range(20)])
+@pytest.mark.parametrize("kind", ["thread", "task"])
+def test_after_a_failure_nothing_is_started_upstream(kind: str, stalls: tuple[int, ...]):
+    """Whoever stalls: an earlier item, say, which the error waits for."""
+    events: list[str] = []
+
+    def upstream(item: int) -> int:
+        events.append("starts")
+        return item
+
+    def downstream(item: int) -> int:
+        if item == 1:
+            events.append("fails")
+            raise ValueError
+        return item
+
+    first = pmap(upstream, kind="thread", workers=1, maxsize=0)
+    then = pmap(downstream, kind=kind, workers=3)
+    with simulated(Schedule(stalls=stalls)), pytest.raises(ValueError):
+        list(range(30) | first | then)
+    assert len(events) - events.index("fails") <= 2  # the one that its worker has in hand is started yet
 
 
 class Refusal(Exception):
