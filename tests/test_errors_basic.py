@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -14,6 +15,7 @@ import pytest
 from fstream import NotPicklable, WorkerDied, merge, peach, pfilter, pflat_map, pmap
 from fstream.testing import Schedule, simulated
 from tests.functions import identity, square, suited
+from tests.gates import Gate, Log, holding
 
 
 @pytest.mark.parametrize("stalls", [(number,) for number in range(20)])
@@ -330,3 +332,101 @@ def test_a_worker_that_dies():
     assert (caught.value.exitcode, caught.value.item) == (3, 17)
     assert "17" in str(caught.value)
     check_that_the_next_pipeline_works()
+
+
+# Items deep in a stream, which travel with many others
+
+
+def test_an_error_deep_in_a_stream_names_its_item(kind: str):
+    outputs: list[int] = []
+    with pytest.raises(ZeroDivisionError) as raised:
+        collect(pmap(suited(lambda x: x // (x != 700), kind), range(1_000), kind=kind, workers=2), outputs)
+    assert outputs == list(range(700))
+    assert "item 700: 700" in notes(raised.value)
+
+
+def test_an_error_behind_what_was_sent_ahead_is_that_of_its_item(kind: str):
+    """The item takes so long that what is finished of its span goes out before, and the others are taken back."""
+
+    def slowly_refuse(item: int) -> int:
+        if item == 700:
+            time.sleep(0.1)
+            raise ValueError
+        return item
+
+    stream = pmap(
+        suited(slowly_refuse, kind), range(1_000), kind=kind, workers=1, on_error=lambda _error, item: item
+    )
+    assert list(stream) == list(range(1_000))
+
+
+def test_what_succeeds_when_tried_again_has_its_place(kind: str):
+    tried: set[int] = set()
+
+    def refuse_once(item: int) -> int:
+        if item % 10 == 3 and item not in tried:
+            tried.add(item)
+            raise ValueError
+        return item
+
+    stream = pmap(suited(refuse_once, kind), range(1_000), kind=kind, workers=2, retries=1)
+    assert list(stream) == list(range(1_000))
+
+
+def test_an_item_is_tried_as_often_as_it_may(kind: str, log: Log):
+    def refuse_always(item: int) -> None:
+        log.write(item)
+        raise ValueError
+
+    with pytest.raises(ValueError):
+        list(pmap(suited(refuse_always, kind), [7], kind=kind, retries=2))
+    assert log.entries() == [7] * 3
+
+
+def test_time_that_a_worker_waits_is_not_that_of_an_item(kind: str):
+    def source() -> Iterator[int]:
+        yield 1
+        time.sleep(1.2)
+        yield 2
+
+    assert list(pmap(suited(identity, kind), source(), kind=kind, workers=1, timeout=0.5)) == [1, 2]
+
+
+def test_the_time_out_is_of_an_item_though_many_travel_together(kind: str):
+    def take_time(item: int) -> int:
+        if item > 500:
+            time.sleep(0.02)
+        return item
+
+    stream = pmap(suited(take_time, kind), range(540), kind=kind, workers=1, timeout=0.5)
+    assert list(stream) == list(range(540))
+
+
+# Workers that are stopped, as an item is over its time
+
+
+def test_a_worker_whose_item_is_over_its_time_is_replaced(concurrent_kind: str, gate: Gate):
+    f = holding(concurrent_kind, {0: gate})
+    stream = pmap(f, range(5), kind=concurrent_kind, workers=1, timeout=0.5, on_error="skip")
+    assert list(stream) == [1, 2, 3, 4]
+    gate.open()
+
+
+def test_a_thread_that_was_given_up_takes_no_more_items():
+    """It comes back while its replacement is at work, which is as many workers as there may be."""
+    given_up, at_work, most = threading.Event(), [], []
+
+    def f(item: int) -> int:
+        if item == 0:
+            given_up.wait()
+            return item
+        at_work.append(item)
+        most.append(len(at_work))
+        given_up.set()
+        time.sleep(0.2)  # work during which the other one could take an item
+        at_work.remove(item)
+        return item
+
+    stream = pmap(f, range(4), kind="thread", workers=1, timeout=0.8, on_error="skip")
+    assert list(stream) == [1, 2, 3]
+    assert most == [1, 1, 1]
