@@ -430,3 +430,38 @@ def test_a_thread_that_was_given_up_takes_no_more_items():
     stream = pmap(f, range(4), kind="thread", workers=1, timeout=0.8, on_error="skip")
     assert list(stream) == [1, 2, 3]
     assert most == [1, 1, 1]
+
+
+def test_an_item_over_its_time_is_a_timeout(concurrent_kind: str, gate: Gate):
+    f = holding(concurrent_kind, {3: gate})
+    stream = pmap(f, range(5), kind=concurrent_kind, workers=1, timeout=0.5)
+    assert [next(stream) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(TimeoutError, match=r"item 3: 3, ran over its 0\.5 seconds"):
+        next(stream)
+    gate.open()
+
+
+@pytest.mark.parametrize("is_ordered", [True, False])
+def test_a_death_deep_in_a_stream_costs_one_item(is_ordered: bool):
+    def die_at(item: int) -> int:
+        if item == 700:
+            os._exit(3)
+        return item
+
+    errors: list[WorkerDied] = []
+    options: dict[str, Any] = {"workers": 1, "ordered": is_ordered, "on_error": lambda e, _: errors.append(e)}
+    outputs = list(pmap(die_at, range(1_000), kind="process", **options))
+    assert sorted(output for output in outputs if output is not None) == [*range(700), *range(701, 1_000)]
+    assert [(error.item, error.exitcode) for error in errors] == [(700, 3)]
+
+
+class Deadly:
+    """What ends the process that pickles it."""
+
+    def __reduce__(self) -> Any:
+        os._exit(3)
+
+
+def test_an_output_that_kills_its_worker_costs_one_item():
+    stream = pmap(lambda x: Deadly() if x == 70 else x, range(100), kind="process", workers=1, on_error="skip")
+    assert list(stream) == [*range(70), *range(71, 100)]
