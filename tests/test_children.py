@@ -1,4 +1,4 @@
-"""A worker process's end of its socket, driven in this process: what it sends of a span, and what it gives back."""
+"""Both ends of a worker process's socket, driven in this process: what is sent of a span, and what is given back."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 from fstream._kernels import MAP
+from fstream._run import Run
 from fstream._stage import Stage
 from fstream._workers import child
 from fstream._workers.call import Call, is_failure
 from fstream._workers.child import Child
+from fstream._workers.process import Worker
 from fstream._workers.wire import Wire, dumps, loads
 
 
@@ -76,7 +78,9 @@ def test_the_slots_of_each_span_go_out_once(parent: Parent):
     ]
 
 
-def test_what_is_asked_for_in_the_middle_of_a_span_goes_out_and_what_is_not_started_comes_back(parent: Parent):
+def test_what_is_asked_for_in_the_middle_of_a_span_goes_out_and_what_is_not_started_comes_back(
+    parent: Parent,
+):
     def f(item: int) -> int:
         if item == -3:
             parent.child.recall()  # as its reader thread does
@@ -125,6 +129,24 @@ def test_the_cell_says_which_item_is_in_f(parent: Parent):
     parent.work(7, [0, 0, 0])
     assert parent.heard() == [(child.SLOTS, 7, [7, 8, 9], {}, True)]
     assert parent.cell[0] == child.IDLE
+
+
+def test_late_answers_to_the_stage_before_are_no_answers_to_this_one():
+    """A warm worker may have been asked to give something back, and then be given to another run."""
+    run = Run([range(3)], [Stage(MAP, abs, "process", 1, name="abs")])
+    crew: Any = run.crews[0]
+    span = run.windows[0].take(0.0)
+    worker: Any = Worker(None, 0)  # type: ignore[arg-type]
+    worker.flight = [span]
+    for header in ((child.BACK, 0, None), (child.SLOTS, 0, 1, {}, True, 0.0), (child.FINISHED, None)):
+        crew.answer(worker, header, dumps([9]))
+        assert worker.flight == [span]
+    crew.answer(worker, (child.OPENED,), [])
+    crew.answer(worker, (child.SLOTS, 0, 1, {}, True, 0.0), dumps([0]))
+    assert worker.flight == []
+    assert run.windows[0].draw(9).outputs == [0]
+    crew.selector.close()
+    crew.queue.close()
 
 
 def test_the_cell_says_since_when(parent: Parent):

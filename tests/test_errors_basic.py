@@ -463,5 +463,7 @@ class Deadly:
 
 
 def test_an_output_that_kills_its_worker_costs_one_item():
-    stream = pmap(lambda x: Deadly() if x == 70 else x, range(100), kind="process", workers=1, on_error="skip")
+    stream = pmap(
+        lambda x: Deadly() if x == 70 else x, range(100), kind="process", workers=1, on_error="skip"
+    )
     assert list(stream) == [*range(70), *range(71, 100)]
