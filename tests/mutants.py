@@ -440,8 +440,8 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
         ("a failure has the place of its span", "index = span.start + len(span.slots)", "index = span.start"),
         (
             "what succeeded when tried again has no slot",
-            "                if is_failure(slot):\n                    return\n            if self.crew",
-            "                if is_failure(slot):\n                    return\n                continue\n            if self.crew",
+            "slot = self.failed(error, item, span)\n                if is_failure(slot):\n                    return\n",
+            "if is_failure(self.failed(error, item, span)):\n                    return\n                continue\n",
         ),
         (
             "a thread that waits for work is over its time",
@@ -504,8 +504,8 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
         ),
         (
             "the span after that of a dead worker is lost",
-            "            self.window.take_back(span, len(span.items) - len(span.slots))\n            self.window.done(span)",
-            "            self.window.done(span)",
+            "self.window.take_back(span, len(span.items) - len(span.slots))",
+            "pass",
         ),
         (
             "a death is blamed on the next item",
@@ -710,9 +710,13 @@ def copy_to(folder: str) -> None:
             shutil.copy2(ROOT / name, folder)
 
 
+#: What is to be killed if we are.
+RUNNING: set[subprocess.Popen[str]] = set()
+
+
 def pytest(folder: str, *arguments: str) -> subprocess.Popen[str]:
     """Start pytest in a copy, in a session of its own, so that what hangs can be killed with all its children."""
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", f"--timeout={EACH}", *arguments],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": folder},
@@ -723,9 +727,12 @@ def pytest(folder: str, *arguments: str) -> subprocess.Popen[str]:
         errors="replace",
         start_new_session=True,
     )
+    RUNNING.add(process)
+    return process
 
 
 def kill(process: subprocess.Popen[str]) -> None:
+    RUNNING.discard(process)
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
@@ -762,7 +769,8 @@ def outcome(mutant: Mutant) -> Outcome:
             limit.cancel()
             kill(process)
             process.wait()
-    return Outcome(killer, time.monotonic() - begun)
+    seconds = time.monotonic() - begun
+    return Outcome(killer if seconds < WHOLE else None, seconds)
 
 
 def check_unmutated(jobs: int) -> bool:
@@ -801,11 +809,17 @@ def main() -> int:
         return 2
     survivors = []
     with ThreadPoolExecutor(arguments.jobs) as threads:
-        for mutant, result in zip(chosen, threads.map(outcome, chosen), strict=True):
-            killer = result.killer or "SURVIVED"
-            print(f"{mutant.name:66} {mutant.file:20} {result.seconds:5.0f} s  {killer}", flush=True)
-            if result.killer is None:
-                survivors.append(mutant.name)
+        try:
+            for mutant, result in zip(chosen, threads.map(outcome, chosen), strict=True):
+                killer = result.killer or "SURVIVED"
+                print(f"{mutant.name:70} {mutant.file:19} {result.seconds:4.0f} s  {killer}", flush=True)
+                if result.killer is None:
+                    survivors.append(mutant.name)
+        except BaseException:  # Ctrl-C: the sessions of the tests have not heard of it
+            threads.shutdown(wait=False, cancel_futures=True)
+            for process in list(RUNNING):
+                kill(process)
+            raise
     print(f"{len(chosen) - len(survivors)} of {len(chosen)} mutants were killed.")
     return 1 if survivors else 0
 
