@@ -122,6 +122,14 @@ def test_a_context_that_consumes_all(kind: str):
         assert list(stream) == [0, 1, 4, 9, 16]
 
 
+def test_outputs_that_one_thread_has_not_taken_are_the_next_ones_of_another():
+    stream = pmap(abs, range(50), kind="thread")
+    lists = stream._outputs  # what `chain` asks for more, in both of two threads that see the same end
+    first = next(lists)
+    assert next(lists) is first
+    assert [*first, *stream] == list(range(50))
+
+
 def test_a_stream_that_another_one_takes_from_cannot_be_taken(concurrent_kind: str):
     source = pmap(suited(identity, concurrent_kind), range(50), kind=concurrent_kind)
     with pmap(suited(identity, concurrent_kind), source, kind=concurrent_kind) as stream:
