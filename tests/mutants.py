@@ -55,7 +55,6 @@ SELECTION = (
     "tests/faults/test_fault_cases.py::test_everything_is_released_when_the_consumer_leaves",
     "tests/faults/test_fault_cases.py::test_the_cause_chain_keeps_the_error_of_f_first",
     "tests/faults/test_fault_cases.py::test_more_than_a_pipe_holds_in_both_directions_at_once",
-    "tests/faults/test_fault_cases.py::test_one_stream_consumed_by_two_threads",
     "tests/faults/test_fault_cases.py::test_a_worker_is_replaced_after_so_many_items[5-ordered]",
 )
 
@@ -69,18 +68,13 @@ NEAREST = {
         "tests/test_bounds",
         "tests/test_res",
     ),
-    "stream.py": (
-        "tests/test_stream",
-        "tests/test_combinators",
-        "tests/test_async_callables",
-        "tests/faults",
-    ),
+    "stream.py": ("tests/test_stream", "tests/test_combinators", "tests/test_async_callables"),
     "combinators.py": ("tests/test_combinators",),
     "_workers/call.py": ("tests/test_calls", "tests/test_errors"),
     "_workers/crew.py": ("tests/test_workers", "tests/test_resources", "tests/test_errors"),
     "_workers/loop.py": ("tests/test_queues", "tests/test_async", "tests/test_live"),
     "_workers/task.py": ("tests/test_errors", "tests/test_async", "tests/test_live"),
-    "_workers/sync.py": ("tests/test_ends", "tests/test_resources"),
+    "_workers/sync.py": ("tests/test_ends", "tests/test_errors", "tests/test_resources"),
     "_workers/thread.py": ("tests/test_errors",),
     "_workers/process.py": ("tests/test_children", "tests/test_workers", "tests/test_errors", "tests/faults"),
     "_workers/child.py": ("tests/test_children",),
