@@ -41,7 +41,7 @@ soak: $(VENV)/.with-test  ## run random pipelines with random faults for some mi
 	$(PY) tests/soak.py $(ARGS)
 
 mutants: $(VENV)/.with-test  ## seed bugs into the engine, one at a time, and see that the tests find every one
-	$(PY) tests/mutants.py --jobs $(JOBS) $(ARGS)
+	$(PY) tests/mutants.py $(ARGS)
 
 cover: $(VENV)/.with-dev  ## run the tests and show which lines they miss
 	$(PY) -m coverage erase

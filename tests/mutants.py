@@ -83,7 +83,7 @@ NEAREST = {
 }
 
 #: Seconds after which a test counts as hung, and after which it is given up that one fails.
-EACH, WHOLE = 15, 600
+EACH, WHOLE = 12, 600
 
 #: By file: what the bug is, the piece of source, and what stands in its place.
 SEEDS: dict[str, list[tuple[str, str, str]]] = {
@@ -782,7 +782,7 @@ def main() -> int:
     parser.add_argument(
         "--only", nargs="+", metavar="WORD", help="mutants whose name or file has such a word"
     )
-    parser.add_argument("--jobs", type=int, default=3, help="how many at once (default 3)")
+    parser.add_argument("--jobs", type=int, default=4, help="how many at once (default 4): many wait")
     parser.add_argument("--list", action="store_true", help="only list them")
     parser.add_argument("--unchecked", action="store_true", help="do not run the tests without a bug first")
     arguments = parser.parse_args()
