@@ -788,8 +788,15 @@ def main() -> int:
     arguments = parser.parse_args()
     words = arguments.only or [""]
     chosen = [mutant for mutant in MUTANTS if any(word in f"{mutant.name} {mutant.file}" for word in words)]
+    outdated = 0
     for mutant in MUTANTS:
-        mutant.source()
+        try:
+            mutant.source()
+        except (LookupError, SyntaxError) as error:
+            outdated += 1
+            print(f"{mutant.name}: {error}")
+    if outdated:
+        return 2
     if arguments.list:
         for mutant in chosen:
             print(f"{mutant.name:70} {mutant.file}")
