@@ -20,7 +20,7 @@ VERSION := $(shell $(PY) $(version) || $(PYTHON) $(version))
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check bench soak cover fmt lint types clean
+.PHONY: help demo test check bench soak mutants cover fmt lint types clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/make \1\t\2/p' Makefile | expand -t 14
@@ -39,6 +39,9 @@ bench: $(VENV)/.with-bench  ## measure fstream beside its peers
 
 soak: $(VENV)/.with-test  ## run random pipelines with random faults for some minutes
 	$(PY) tests/soak.py $(ARGS)
+
+mutants: $(VENV)/.with-test  ## seed bugs into the engine, one at a time, and see that the tests find every one
+	$(PY) tests/mutants.py $(ARGS)
 
 cover: $(VENV)/.with-dev  ## run the tests and show which lines they miss
 	$(PY) -m coverage erase

@@ -143,6 +143,13 @@ def test_ordered_waits_for_the_item_that_is_next(concurrent_kind: str, gate: Gat
         assert list(stream) == list(range(20))
 
 
+def test_ordered_reaches_stages_before_one_that_is_ordered(concurrent_kind: str, gate: Gate, log: Log):
+    hold = holding(concurrent_kind, {0: gate}, log)
+    late = range(20) | pmap(hold, kind=concurrent_kind, workers=2, ordered=False) | pmap(abs) | ordered
+    with opened_when(gate, lambda: log.wait_for(("end", 1))):
+        assert list(late) == list(range(20))
+
+
 def test_stages_after_ordered_may_be_unordered_again(kind: str):
     unordered = pmap(suited(square, kind), kind=kind, workers=2, ordered=False)
     assert sorted(range(100) | unordered | ordered | unordered) == [number**4 for number in range(100)]

@@ -64,6 +64,10 @@ def test_plain_iterables_go_into_a_transformer_with_a_bar(source: Iterable[int])
     assert list(source | pmap(square, kind="sync")) == [1, 4]
 
 
+def test_an_option_that_is_given_again_takes_the_place_of_the_first():
+    assert pmap(kind="sync", workers=2)(square, kind="thread") == pmap(square, kind="thread", workers=2)
+
+
 def test_later_options_do_not_change_the_options_given_first():
     partly = pmap(kind="thread", workers=3)
     assert partly(square) == partly(square) == make_transformer()

@@ -6,6 +6,7 @@ That nothing is left running is what the leak check around every test sees.
 from __future__ import annotations
 
 import gc
+import inspect
 import os
 import subprocess
 import sys
@@ -117,6 +118,13 @@ def test_an_error_far_downstream_closes_the_source(kind: str):
     with pytest.raises(ZeroDivisionError):
         list(three_stages(kind, source) | fails)
     check_closed_where_iterated(source)
+
+
+def test_a_generator_that_others_hold_is_closed(kind: str):
+    source = (number for number in count())
+    with pmap(suited(identity, kind), source, kind=kind, workers=2) as stream:
+        assert next(stream) == 0
+    assert inspect.getgeneratorstate(source) == inspect.GEN_CLOSED
 
 
 def test_taking_a_few_closes_the_source(kind: str):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -12,7 +13,32 @@ from typing import Any
 import pytest
 
 from fstream import NotPicklable, WorkerDied, merge, peach, pfilter, pflat_map, pmap
+from fstream.testing import Schedule, simulated
 from tests.functions import identity, square, suited
+from tests.gates import Gate, Log, holding
+
+
+@pytest.mark.parametrize("stalls", [(number,) for number in range(20)])
+@pytest.mark.parametrize("kind", ["thread", "task"])
+def test_after_a_failure_nothing_is_started_upstream(kind: str, stalls: tuple[int, ...]):
+    """Whoever stalls: an earlier item, say, which the error waits for."""
+    events: list[str] = []
+
+    def upstream(item: int) -> int:
+        events.append("starts")
+        return item
+
+    def downstream(item: int) -> int:
+        if item == 1:
+            events.append("fails")
+            raise ValueError
+        return item
+
+    first = pmap(upstream, kind="thread", workers=1, maxsize=0)
+    then = pmap(downstream, kind=kind, workers=3)
+    with simulated(Schedule(stalls=stalls)), pytest.raises(ValueError):
+        list(range(30) | first | then)
+    assert len(events) - events.index("fails") <= 2  # the one that its worker has in hand is started yet
 
 
 class Refusal(Exception):
@@ -306,3 +332,138 @@ def test_a_worker_that_dies():
     assert (caught.value.exitcode, caught.value.item) == (3, 17)
     assert "17" in str(caught.value)
     check_that_the_next_pipeline_works()
+
+
+# Items deep in a stream, which travel with many others
+
+
+def test_an_error_deep_in_a_stream_names_its_item(kind: str):
+    outputs: list[int] = []
+    with pytest.raises(ZeroDivisionError) as raised:
+        collect(pmap(lambda x: x // (x != 700), range(1_000), kind=kind, workers=2), outputs)
+    assert outputs == list(range(700))
+    assert "item 700: 700" in notes(raised.value)
+
+
+def test_an_error_behind_what_was_sent_ahead_is_that_of_its_item(kind: str):
+    """The item takes so long that what is finished of its span goes out before, and the others are taken back."""
+
+    def slowly_refuse(item: int) -> int:
+        if item == 700:
+            time.sleep(0.1)
+            raise ValueError
+        return item
+
+    stream = pmap(
+        suited(slowly_refuse, kind), range(1_000), kind=kind, workers=1, on_error=lambda _error, item: item
+    )
+    assert list(stream) == list(range(1_000))
+
+
+def test_what_succeeds_when_tried_again_has_its_place(kind: str):
+    tried: set[int] = set()
+
+    def refuse_once(item: int) -> int:
+        if item % 10 == 3 and item not in tried:
+            tried.add(item)
+            raise ValueError
+        return item
+
+    stream = pmap(suited(refuse_once, kind), range(1_000), kind=kind, workers=2, retries=1)
+    assert list(stream) == list(range(1_000))
+
+
+def test_an_item_is_tried_as_often_as_it_may(kind: str, log: Log):
+    def refuse_always(item: int) -> None:
+        log.write(item)
+        raise ValueError
+
+    with pytest.raises(ValueError):
+        list(pmap(suited(refuse_always, kind), [7], kind=kind, retries=2))
+    assert log.entries() == [7] * 3
+
+
+def test_time_that_a_worker_waits_is_not_that_of_an_item(kind: str):
+    def source() -> Iterator[int]:
+        yield 1
+        time.sleep(1.2)
+        yield 2
+
+    assert list(pmap(suited(identity, kind), source(), kind=kind, workers=1, timeout=0.8)) == [1, 2]
+
+
+def test_the_time_out_is_of_an_item_though_many_travel_together(kind: str):
+    def take_time(item: int) -> int:
+        if item > 500:
+            time.sleep(0.02)
+        return item
+
+    stream = pmap(suited(take_time, kind), range(560), kind=kind, workers=1, timeout=0.8)
+    assert list(stream) == list(range(560))
+
+
+# Workers that are stopped, as an item is over its time
+
+
+def test_a_worker_whose_item_is_over_its_time_is_replaced(concurrent_kind: str, gate: Gate):
+    f = holding(concurrent_kind, {0: gate})
+    stream = pmap(f, range(5), kind=concurrent_kind, workers=1, timeout=0.8, on_error="skip")
+    assert list(stream) == [1, 2, 3, 4]
+    gate.open()
+
+
+def test_a_thread_that_was_given_up_takes_no_more_items():
+    """It comes back while its replacement is at work, which is as many workers as there may be."""
+    given_up, at_work, most = threading.Event(), [], []
+
+    def f(item: int) -> int:
+        if item == 0:
+            given_up.wait()
+            return item
+        at_work.append(item)
+        most.append(len(at_work))
+        given_up.set()
+        time.sleep(0.2)  # work during which the other one could take an item
+        at_work.remove(item)
+        return item
+
+    stream = pmap(f, range(4), kind="thread", workers=1, timeout=0.8, on_error="skip")
+    assert list(stream) == [1, 2, 3]
+    assert most == [1, 1, 1]
+
+
+def test_an_item_over_its_time_is_a_timeout(concurrent_kind: str, gate: Gate):
+    f = holding(concurrent_kind, {3: gate})
+    stream = pmap(f, range(5), kind=concurrent_kind, workers=1, timeout=0.8)
+    assert [next(stream) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(TimeoutError, match=r"item 3: 3, ran over its 0\.8 seconds"):
+        next(stream)
+    gate.open()
+
+
+@pytest.mark.parametrize("is_ordered", [True, False])
+def test_a_death_deep_in_a_stream_costs_one_item(is_ordered: bool):
+    def die_at(item: int) -> int:
+        if item == 700:
+            os._exit(3)
+        return item
+
+    errors: list[WorkerDied] = []
+    options: dict[str, Any] = {"workers": 1, "ordered": is_ordered, "on_error": lambda e, _: errors.append(e)}
+    outputs = list(pmap(die_at, range(1_000), kind="process", **options))
+    assert sorted(output for output in outputs if output is not None) == [*range(700), *range(701, 1_000)]
+    assert [(error.item, error.exitcode) for error in errors] == [(700, 3)]
+
+
+class Deadly:
+    """What ends the process that pickles it."""
+
+    def __reduce__(self) -> Any:
+        os._exit(3)
+
+
+def test_an_output_that_kills_its_worker_costs_one_item():
+    stream = pmap(
+        lambda x: Deadly() if x == 70 else x, range(100), kind="process", workers=1, on_error="skip"
+    )
+    assert list(stream) == [*range(70), *range(71, 100)]

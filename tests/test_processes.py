@@ -254,6 +254,24 @@ def test_the_start_method_is_not_set_for_the_user(script: Script):
     assert printed(script(source)) == "None"
 
 
+def test_warm_workers_of_another_start_method_are_not_reused(script: Script):
+    source = """
+        import colorsys, multiprocessing
+        from fstream import pmap
+
+        def sees_change(_):
+            return hasattr(colorsys, "changed_here")
+
+        if __name__ == "__main__":
+            colorsys.changed_here = True
+            print(*pmap(sees_change, [0], kind="process", workers=1))
+            multiprocessing.set_start_method("fork")
+            print(*pmap(sees_change, [0], kind="process", workers=1))
+    """
+    result = script(source)
+    assert (result.returncode, result.stdout) == (0, "False\nTrue\n"), result.stderr
+
+
 # Workers
 
 

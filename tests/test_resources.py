@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -214,6 +215,15 @@ def test_on_done_runs_at_an_early_close(kind: str, log: Log, gate: Gate):
     assert [next(stream) for _ in range(20)] == list(range(20))
     stream.close()
     log.wait_until(every_start_has_its_done, "on_done in every worker")
+
+
+def test_the_end_comes_after_on_done(kind: str, log: Log):
+    def on_done(_status: StageStatus) -> None:
+        time.sleep(0.6)  # as it may take; longer than any grace that a worker has at an early end
+        log.write("done")
+
+    assert list(pmap(suited(abs, kind), [1, 2], kind=kind, workers=1, on_done=on_done)) == [1, 2]
+    assert log.entries() == ["done"]
 
 
 def test_an_empty_source_has_no_start_without_its_done(kind: str, log: Log):

@@ -122,6 +122,32 @@ def test_a_context_that_consumes_all(kind: str):
         assert list(stream) == [0, 1, 4, 9, 16]
 
 
+def test_outputs_that_one_thread_has_not_taken_are_the_next_ones_of_another():
+    stream = pmap(abs, range(50), kind="thread")
+    lists = stream._outputs  # what `chain` asks for more, in both of two threads that see the same end
+    first = next(lists)
+    assert next(lists) is first
+    assert [*first, *stream] == list(range(50))
+
+
+def test_a_stream_that_another_one_takes_from_cannot_be_taken(concurrent_kind: str):
+    source = pmap(suited(identity, concurrent_kind), range(50), kind=concurrent_kind)
+    with pmap(suited(identity, concurrent_kind), source, kind=concurrent_kind) as stream:
+        assert next(stream) == 0
+        with pytest.raises(RuntimeError, match="source of another one"):
+            next(source)
+        assert list(stream) == list(range(1, 50))
+        assert list(source) == []
+
+
+def test_closing_a_stream_closes_the_one_that_takes_from_it(concurrent_kind: str):
+    source = pmap(suited(identity, concurrent_kind), count(), kind=concurrent_kind)
+    stream = pmap(suited(identity, concurrent_kind), source, kind=concurrent_kind)
+    assert next(stream) == 0
+    source.close()
+    assert list(stream) == []
+
+
 def test_yield_from(kind: str):
     def twice() -> Iterator[int]:
         yield from squares(kind)

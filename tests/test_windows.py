@@ -1,22 +1,44 @@
-"""What decides, driven step by step, without a thread: `Window`, `Feed` and `Slices`."""
+"""What decides, driven step by step, without a thread: `Window`, `Feed` and `Slices`, and the buffers before them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from fstream._kernels import MAP
+import pytest
+
+from fstream._kernels import DROP, FILTER, FLAT_MAP, MAP, Kernel
+from fstream._queues import PATIENCE, Credits, Outlet, Work
 from fstream._spans import Closed, Failure, Feed, Room, Slices, Span, Upstream, Window
 
 
-def window_over(upstream: Upstream, *, workers: int = 2, ordered: bool = True) -> Window:
-    outputs: Callable[[list[Any]], list[Any]] = lambda slots: MAP.outputs(slots, skips=False)  # noqa: E731
-    room = Room(None, 2 * workers)
-    return Window(upstream, room, workers=workers, ordered=ordered, outputs=outputs, shares=workers)
+def window_over(
+    upstream: Upstream,
+    *,
+    workers: int = 2,
+    ordered: bool = True,
+    maxsize: int | None = None,
+    kernel: Kernel = MAP,
+    room: Room | None = None,
+) -> Window:
+    return Window(
+        upstream,
+        room or Room(maxsize, 2 * workers),
+        workers=workers,
+        ordered=ordered,
+        outputs=lambda slots: kernel.outputs(slots, skips=False),
+        shares=workers,
+    )
 
 
-def taken(window: Window) -> Span:
-    span = window.take(0.0)
+def window_of(items: str, **options: Any) -> Window:
+    """A window without a bound, over items so cheap that a span takes all that it may have."""
+    window = window_over(Slices(items), workers=1, maxsize=0, **options)
+    window.cost, window.last_size = 0.0, len(items)
+    return window
+
+
+def taken(window: Window, most: int | None = None) -> Span:
+    span = window.take(0.0, most)
     assert span is not None
     return span
 
@@ -26,15 +48,40 @@ def finish(window: Window, span: Span) -> None:
     window.done(span, 0.0)
 
 
+def begin(span: Span, count: int = 1) -> None:
+    """Finish *count* items of *span*, and start the next one."""
+    for _ in range(count):
+        span.slots.append(next(span.todo))
+    next(span.todo)
+
+
+def work_off(window: Window) -> None:
+    while window.takable():
+        finish(window, taken(window))
+
+
+def drawn(window: Window) -> list[Any]:
+    window.harvest()
+    outputs = window.draw(999)
+    window.release(outputs.credits)
+    return outputs.outputs
+
+
+def held_by(span: Span) -> tuple[int, list[Any]]:
+    return span.start, span.items
+
+
 def test_what_is_finished_after_an_unordered_stage_failed_does_not_open_its_end_again():
     window = window_over(Slices("abc"), ordered=False)
     finish(window, taken(window))
     slow, bad = taken(window), taken(window)
+    begin(slow, 0)
     error = ValueError()
     window.fail(Failure(bad.start, "c", error))
     assert window.draw(9).outputs == ["a"]
     assert window.end == Closed(error)
-    finish(window, slow)
+    slow.slots.append("b")
+    window.done(slow)
     assert not window.available()
     assert window.end == Closed(error)
 
@@ -79,3 +126,521 @@ def test_a_list_that_grows_after_its_end_was_seen_has_ended():
     source.append(3)
     assert slices.end is not None
     assert not slices.available()
+
+
+# Spans
+
+
+def test_what_a_worker_has_not_started_is_taken_back_as_a_span_of_its_own():
+    span = Span(3, list("abcd"), tries=1)
+    next(span.todo)
+    rest = span.rest()
+    assert rest is not None
+    assert (held_by(rest), rest.tries, held_by(span)) == ((4, ["b", "c", "d"]), 0, (3, ["a"]))
+    assert list(rest.todo) == ["b", "c", "d"]
+    assert list(span.todo) == []
+
+
+def test_a_span_is_split_without_loss():
+    span = Span(3, list("abcd"))
+    tail = span.split(1)
+    assert (held_by(span), held_by(tail)) == ((3, ["a"]), (4, ["b", "c", "d"]))
+    assert (list(span.todo), list(tail.todo)) == (["a"], ["b", "c", "d"])
+
+
+# Room
+
+
+def test_room_is_what_the_limit_leaves():
+    room = Room(3, 9)
+    assert room.free == 3
+    room.held = 3
+    assert room.free == 0
+
+
+def test_only_a_limit_that_nobody_set_grows():
+    strict, own = Room(3, 9), Room(None, 4)
+    assert not strict.grow(99)
+    assert strict.limit == 3
+    assert own.grow(99)
+    assert own.limit == 8
+    assert own.grow(9)
+    assert not own.grow(9)
+    assert own.limit == 9
+
+
+def test_maxsize_0_is_no_limit():
+    assert Room(0, 4).free > 9_999
+
+
+# Sources
+
+
+def test_feeders_share_the_room():
+    room = Room(4, 0)
+    feed = Feed(room, feeders=2)
+    assert feed.credits() == 2
+    assert room.held == 2
+    assert feed.credits() == 1  # half of what is left
+
+
+def test_a_source_that_ends_gives_back_the_room_that_it_did_not_use():
+    room = Room(1, 0)
+    feed = Feed(room, feeders=2)
+    feed.ended(feed.credits(), None)
+    assert room.free == 1
+    assert feed.credits() == 1
+
+
+def test_a_feed_ends_with_its_last_source_when_all_is_drawn():
+    feed = Feed(Room(None, 4), feeders=2)
+    feed.ended(0, None)
+    assert feed.end is None
+    feed.pending.append("a")
+    feed.ended(0, None)
+    assert feed.end is None
+    assert feed.draw(9).outputs == ["a"]
+    assert feed.end is not None
+
+
+def test_an_error_of_the_source_comes_after_what_it_gave():
+    feed, error = Feed(Room(None, 4), feeders=1), ValueError()
+    feed.pending.append("a")
+    feed.ended(0, error)
+    assert feed.end is None
+    assert feed.draw(9).outputs == ["a"]
+    assert feed.end == Closed(error)
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_the_room_of_what_was_pulled_is_given_back_once(alone: bool):
+    room = Room(4, 0)
+    feed = Feed(room, feeders=1)
+    feed.alone = alone  # else the window that draws gives it back
+    feed.pending.extend("abcd"[: feed.credits()])
+    feed.release(feed.draw(2).credits)
+    assert room.held == (2 if alone else 4)
+
+
+# Bounds
+
+
+def test_an_item_is_held_until_its_output_was_released():
+    window = window_over(Slices("abcd"), maxsize=2)
+    for span in (taken(window), taken(window)):
+        assert len(span.items) == 1
+        finish(window, span)
+    assert window.take(0.0) is None
+    drawn = window.draw(1)
+    assert window.take(0.0) is None
+    window.release(drawn.credits)
+    assert window.room.held == 1
+    assert held_by(taken(window)) == (2, ["c"])
+    assert window.take(0.0) is None
+
+
+def test_a_span_counts_as_many_items_as_it_has():
+    window = window_of("abcd")
+    taken(window, 3)
+    assert window.room.held == 3
+    taken(window)
+    assert window.room.held == 4
+
+
+def test_a_stage_gives_the_one_upstream_its_room_back():
+    above = window_of("abc")
+    below = window_over(above, workers=3)
+    work_off(above)
+    assert above.room.held == 3
+    taken(below)
+    assert (above.room.held, below.room.held) == (2, 1)
+
+
+def test_what_a_feeder_pulled_is_held_by_the_stage_that_draws_it():
+    room = Room(4, 0)
+    feed = Feed(room, feeders=1)
+    window = window_over(feed, room=room)
+    feed.pending.extend("abcd"[: feed.credits()])
+    work_off(window)
+    assert room.held == 4
+    assert drawn(window) == ["a", "b", "c", "d"]
+    assert room.held == 0
+
+
+def test_the_room_of_each_output_is_given_back_once():
+    window = window_of("abcd")
+    finish(window, taken(window))
+    credits = [window.draw(most).credits for most in (1, 2, 9)]
+    assert credits == [1, 2, 1]
+
+
+def test_the_room_of_an_item_is_given_back_with_the_last_of_its_outputs():
+    window = window_of("ab", kernel=FLAT_MAP)
+    span = taken(window)
+    span.slots += [[1, 2, 3], [4, 5, 6]]
+    window.done(span)
+    parts = [window.draw(2) for _ in range(3)]
+    assert [output for part in parts for output in part.outputs] == [1, 2, 3, 4, 5, 6]
+    held = 2
+    for part, left in zip(parts, (4, 2, 0), strict=True):
+        held -= part.credits
+        assert held >= (left > 0)
+    assert held == 0
+
+
+def test_items_without_outputs_are_not_held():
+    window = window_of("ab", kernel=FILTER)
+    span = taken(window)
+    span.slots += [DROP, DROP]
+    window.done(span)
+    assert not window.available()
+    assert window.room.held == 0
+
+
+# Order
+
+
+def test_outputs_leave_an_unfinished_span_once():
+    window = window_of("abcd")
+    span = taken(window)
+    begin(span, 2)
+    assert drawn(window) == ["a", "b"]
+    assert drawn(window) == []
+    span.slots.append("c")
+    finish(window, span)
+    assert drawn(window) == ["c", "d"]
+    assert window.end is not None
+
+
+def test_a_span_that_is_finished_early_waits_for_its_turn():
+    window = window_of("abc")
+    first, second = taken(window, 1), taken(window)
+    finish(window, second)
+    assert drawn(window) == []
+    finish(window, first)
+    assert drawn(window) == ["a", "b", "c"]
+
+
+def test_an_item_that_is_tried_again_keeps_its_place():
+    window = window_of("abc")
+    first, second = taken(window, 1), taken(window, 1)
+    next(first.todo)
+    window.lose(first, retries=1)
+    third = taken(window, 1)
+    assert held_by(third) == (0, ["a"])
+    finish(window, second)
+    assert drawn(window) == []
+    finish(window, third)
+    work_off(window)
+    assert drawn(window) == ["a", "b", "c"]
+
+
+def test_spans_without_outputs_do_not_hold_up_those_after_them():
+    window = window_of("abc", kernel=FILTER)
+    spans = [taken(window, 1) for _ in range(3)]
+    for span, slot in reversed(list(zip(spans, (DROP, DROP, "c"), strict=True))):
+        span.slots.append(slot)
+        window.done(span)
+    assert window.available()
+    assert drawn(window) == ["c"]
+
+
+# What is given back
+
+
+def test_what_waits_behind_a_slow_item_is_taken_back_after_a_moment():
+    window = window_of("abcd")
+    span = taken(window)
+    begin(span)
+    assert not window.reclaim(PATIENCE / 2, PATIENCE)
+    assert window.reclaim(PATIENCE, PATIENCE)
+    assert held_by(taken(window)) == (2, ["c", "d"])
+    assert not window.reclaim(PATIENCE, 2 * PATIENCE)
+
+
+def test_a_span_that_came_back_may_be_given_out_in_parts():
+    window = window_of("abcd")
+    window.take_back(taken(window), 3)
+    spans = [taken(window, 1) for _ in range(3)]
+    assert [held_by(span) for span in spans] == [(1, ["b"]), (2, ["c"]), (3, ["d"])]
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_a_worker_gives_back_its_last_items(count: int):
+    window = window_of("abcd")
+    span = taken(window)
+    window.take_back(span, count)
+    if count < 4:
+        finish(window, span)
+    work_off(window)
+    assert drawn(window) == ["a", "b", "c", "d"]
+    assert window.end is not None
+
+
+def test_suspects_are_run_one_by_one():
+    window = window_of("abcd")
+    span = taken(window)
+    span.slots.append("a")
+    window.scatter(span)
+    spans = [taken(window) for _ in range(3)]
+    assert [held_by(span) for span in spans] == [(1, ["b"]), (2, ["c"]), (3, ["d"])]
+    assert window.take(0.0) is None
+
+
+def test_the_item_that_lost_its_worker_is_tried_as_often_as_it_may():
+    window = window_of("ab")
+    span = taken(window)
+    begin(span)
+    for _ in range(2):
+        assert window.lose(span, retries=2) is None
+        span = taken(window)
+        assert held_by(span) == (1, ["b"])
+        next(span.todo)
+    lost = window.lose(span, retries=2)
+    assert lost is not None
+    failure, victim = lost
+    assert (failure.index, failure.item, held_by(victim)) == (1, "b", (1, ["b"]))
+    assert window.take(0.0) is None
+    victim.slots.append("instead")
+    window.done(victim)
+    assert drawn(window) == ["a", "instead"]
+    assert window.end is not None
+
+
+def test_what_a_lost_worker_had_is_run_again_once():
+    """It was at the third of four items, and the slots of the second were lost with it."""
+    window = window_of("abcd", ordered=False)
+    span = taken(window)
+    span.todo = iter(())
+    span.slots.append("a")
+    window.lose(span, retries=1, at=2)
+    again = []
+    while window.takable():
+        again.append(taken(window, 1))
+    assert sorted(map(held_by, again)) == [(1, ["b"]), (2, ["c"]), (3, ["d"])]
+    assert {span.start: span.tries for span in again} == {1: 0, 2: 1, 3: 0}
+    for span in again:
+        finish(window, span)
+    assert sorted(drawn(window)) == ["a", "b", "c", "d"]
+
+
+def test_what_a_thread_that_was_abandoned_has_not_started_is_run_once():
+    window = window_of("abcd")
+    span = taken(window)
+    begin(span)
+    window.lose(span, retries=1)
+    work_off(window)
+    assert drawn(window) == ["a", "b", "c", "d"]
+    assert window.end is not None
+
+
+# Ends
+
+
+def test_workers_stay_while_a_span_may_come_back():
+    window = window_of("ab")
+    work = Work(window, lambda: 0.0)
+    span = taken(window)
+    assert not work.ready()
+    begin(span)
+    window.give_back(span)  # there is none, but the one that it has may be lost
+    assert not work.ready()
+    window.lose(span, retries=1)
+    assert work.ready()
+    assert not window.exhausted
+    finish(window, work.take())
+    assert work.ready()
+    assert work.take() == Closed()
+    assert drawn(window) == ["a", "b"]
+    assert window.end is not None
+
+
+def test_workers_stay_at_a_failure_while_an_earlier_span_may_come_back():
+    window = window_of("abc")
+    first, second, third = (taken(window, 1) for _ in range(3))
+    finish(window, third)
+    window.fail(Failure(1, "b", ValueError()))
+    window.done(second)
+    assert not window.exhausted
+    next(first.todo)
+    window.lose(first, retries=1)
+    assert not window.exhausted
+    assert held_by(taken(window)) == (0, ["a"])
+
+
+def test_what_is_to_be_run_again_before_a_failure_is():
+    window = window_of("abcd")
+    first, second, third = (taken(window, 1) for _ in range(3))
+    for span in (first, third):
+        next(span.todo)
+        window.lose(span, retries=1)
+    error = ValueError()
+    window.fail(Failure(1, "b", error))
+    window.done(second)
+    assert held_by(taken(window)) == (0, ["a"])
+    assert window.take(0.0) is None
+
+
+def test_a_failure_stops_what_comes_after_it_and_nothing_before():
+    window = window_of("abcdef")
+    first, second, third = taken(window, 2), taken(window, 2), taken(window)
+    for span in (first, second, third):
+        begin(span, 0)
+    window.fail(Failure(2, "c", ValueError()))
+    assert [list(span.todo) for span in (first, third)] == [["b"], []]
+
+
+def test_nothing_is_started_once_a_stage_is_stopped():
+    window = window_of("abcd")
+    first, second = taken(window, 2), taken(window, 1)
+    next(first.todo)
+    next(second.todo)
+    window.lose(second, retries=1)
+    window.stop()
+    assert list(first.todo) == []
+    assert window.take(0.0) is None
+    assert window.exhausted
+
+
+def test_the_end_comes_after_the_last_outputs():
+    window = window_of("ab")
+    work_off(window)
+    assert window.available()
+    assert window.end is None
+    assert drawn(window) == ["a", "b"]
+    assert window.end is not None
+
+
+def test_a_stage_has_not_ended_while_its_last_items_are_at_work():
+    window = window_of("ab")
+    first, second = taken(window, 1), taken(window)
+    finish(window, second)
+    assert window.end is None
+    finish(window, first)
+    assert drawn(window) == ["a", "b"]
+    assert window.end is not None
+
+
+def test_a_failure_comes_after_the_outputs_of_the_items_before():
+    window = window_of("ab")
+    first, second = taken(window, 1), taken(window)
+    error = ValueError()
+    window.fail(Failure(1, "b", error))
+    window.done(second)
+    assert window.end is None
+    finish(window, first)
+    assert window.end is None
+    assert drawn(window) == ["a"]
+    assert window.end == Closed(error)
+
+
+# The buffers before them
+
+
+class Time:
+    """A clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 1.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def outlet_over(window: Window, time: Time) -> Outlet:
+    outlet = Outlet(window, window.room, time)
+    outlet.settle_up()
+    return outlet
+
+
+def test_the_consumer_s_room_is_given_back_when_it_comes_for_more():
+    window = window_over(Slices("abcdef"), maxsize=4)
+    outlet = outlet_over(window, Time())
+    assert not outlet.ready()
+    work_off(window)
+    for outputs in (["a", "b"], ["c", "d"]):
+        assert outlet.ready()
+        assert outlet.take() == outputs
+        assert window.room.held == 4
+        outlet.settle_up()
+        outlet.settle_up()
+        assert window.room.held == 2
+        work_off(window)
+    assert outlet.take() == ["e", "f"]
+    outlet.settle_up()
+    assert window.room.held == 0
+    assert outlet.ready()
+    assert outlet.take() == Closed()
+
+
+@pytest.mark.parametrize(("away", "waited", "grown"), [(0.0, 0.0, True), (1.0, 1.0, False), (1.0, 9.0, True)])
+def test_a_window_grows_for_a_consumer_that_waits_longer_than_it_is_away(
+    away: float, waited: float, grown: bool
+):
+    time, window = Time(), window_over(Slices(range(99)), workers=2)
+    outlet = outlet_over(window, time)
+    work_off(window)
+    outlet.take()
+    time.now += away
+    outlet.settle_up()
+    outlet.take()
+    outlet.settle_up()
+    while window.takable():
+        taken(window)
+    window.busy = 0  # idle for want of room
+    outlet.left, outlet.came = time.now - away, time.now
+    time.now += waited
+    assert outlet.starve(False) == grown
+    assert (window.room.limit > 4) == grown
+
+
+def test_a_stage_upstream_grows_only_if_that_is_wanted_downstream():
+    above = window_over(Slices(range(99)), workers=1)
+    below = window_over(above, workers=2)
+    while above.takable():
+        taken(above)
+    above.busy = 0  # idle for want of room
+    work = Work(below, Time())
+    assert not work.starve(False)
+    assert above.room.limit == 2
+    assert work.starve(True)
+    assert above.room.limit == 4
+
+
+def test_takers_that_wait_long_ask_for_what_is_finished_and_for_what_has_not_started():
+    time = Time()
+    above = window_of("abcd")
+    below = window_over(above)
+    span = above.take(time())
+    assert span is not None
+    begin(span)
+    work, outlet, beside = Work(below, time), outlet_over(above, time), Work(above, time)
+    for buffer in (work, outlet, beside):
+        assert buffer.impatient()
+    work.insist()
+    assert above.hungry
+    above.hungry = False
+    outlet.insist()
+    assert above.hungry
+    time.now += PATIENCE * 1.5
+    beside.insist()
+    assert held_by(taken(above)) == (2, ["c", "d"])
+    assert not Work(window_of("ab"), time).impatient()
+
+
+def test_a_feeder_that_waits_for_room_is_told_of_the_end():
+    room = Room(1, 0)
+    feed = Feed(room, feeders=1)
+    credits = Credits(feed)
+    assert credits.ready()
+    assert credits.take() == 1
+    assert not credits.ready()
+    feed.stopped = True
+    assert credits.ready()
+    assert credits.take() == Closed()
+
+
+def test_workers_are_told_of_the_end():
+    window = window_of("")
+    assert Work(window, Time()).ready()
+    assert Work(window, Time()).take() == Closed()

@@ -1,0 +1,825 @@
+"""Seed bugs into fstream, one at a time, and see that the tests find every one.
+
+    python tests/mutants.py                       # all of them; the last lines say which survived
+    python tests/mutants.py --only span process   # those with one of these words in their name or file
+    python tests/mutants.py --list
+
+A mutant is fstream with one piece of its source replaced, by what a programmer might have written. It is run in a
+folder of its own, on the tests that are nearest to what was changed first, until one fails or hangs. Each piece must be
+there exactly once: where the code has changed, the list here has to follow. What changes nothing that a user can rely
+on (speed, say) is no mutant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Timer
+
+ROOT = Path(__file__).parent.parent
+
+COPIED = ("fstream", "tests", "property_tests", "pyproject.toml")
+
+#: All tests that mutants are run on, those first that are fast and find much.
+SELECTION = (
+    "tests/test_windows.py",
+    "tests/test_calls.py",
+    "tests/test_queues.py",
+    "tests/test_children.py",
+    "tests/test_order.py",
+    "tests/test_currying.py",
+    "tests/test_options.py",
+    "fstream/testing.py",
+    "tests/test_workers.py",
+    "tests/test_errors_basic.py",
+    "tests/test_resources.py",
+    "tests/test_stream.py",
+    "tests/test_combinators.py",
+    "tests/test_live.py",
+    "tests/test_async_callables.py",
+    "tests/test_async_errors.py",
+    "tests/test_async_sources.py",
+    "tests/test_bounds.py::test_a_chain_holds_what_its_stages_may_hold",
+    "tests/test_ends.py::test_a_generator_that_others_hold_is_closed",
+    "tests/test_processes.py",
+    "tests/faults/test_fault_cases.py::test_everything_is_released_when_the_consumer_leaves",
+    "tests/faults/test_fault_cases.py::test_the_cause_chain_keeps_the_error_of_f_first",
+    "tests/faults/test_fault_cases.py::test_more_than_a_pipe_holds_in_both_directions_at_once",
+    "tests/faults/test_fault_cases.py::test_a_worker_is_replaced_after_so_many_items[5-ordered]",
+)
+
+#: Which of them come first, for the mutants of a file, by the beginning of their names.
+NEAREST = {
+    "_queues.py": ("tests/test_windows", "tests/test_queues", "tests/test_live"),
+    "_run.py": (
+        "tests/test_order",
+        "tests/test_errors",
+        "tests/test_ends",
+        "tests/test_bounds",
+        "tests/test_res",
+    ),
+    "stream.py": ("tests/test_stream", "tests/test_combinators", "tests/test_async_callables"),
+    "combinators.py": ("tests/test_combinators",),
+    "_workers/call.py": ("tests/test_calls", "tests/test_errors"),
+    "_workers/crew.py": ("tests/test_workers", "tests/test_resources", "tests/test_errors"),
+    "_workers/loop.py": ("tests/test_queues", "tests/test_async", "tests/test_live"),
+    "_workers/task.py": ("tests/test_errors", "tests/test_async", "tests/test_live"),
+    "_workers/sync.py": ("tests/test_ends", "tests/test_errors", "tests/test_resources"),
+    "_workers/thread.py": ("tests/test_errors",),
+    "_workers/process.py": ("tests/test_children", "tests/test_workers", "tests/test_errors", "tests/faults"),
+    "_workers/child.py": ("tests/test_children",),
+    "_workers/link.py": ("tests/test_processes",),
+    "_workers/wire.py": ("tests/test_errors", "tests/faults", "tests/test_processes"),
+}
+
+#: Seconds after which a test counts as hung, and after which it is given up that one fails.
+EACH, WHOLE = 12, 600
+
+#: By file: what the bug is, the piece of source, and what stands in its place.
+SEEDS: dict[str, list[tuple[str, str, str]]] = {
+    "_spans.py": [
+        (
+            "what is taken back is numbered one too high",
+            "Span(self.start + kept, items,",
+            "Span(self.start + kept + 1, items,",
+        ),
+        ("what was taken back stays in its span, too", "        del self.items[kept:]\n", ""),
+        (
+            "a span that is given out in parts skips an item",
+            "Span(self.start + count, self.items[count:])",
+            "Span(self.start + count, self.items[count + 1 :])",
+        ),
+        ("the window holds one item too many", "self.limit - self.held,", "self.limit - self.held + 1,"),
+        (
+            "a strict bound grows",
+            "if self.maxsize is not None or self.limit >= most",
+            "if self.limit >= most",
+        ),
+        ("maxsize=0 is taken for none given", 'float("inf") if maxsize == 0 else maxsize', "maxsize"),
+        ("items that are pulled are not counted", "        self.room.held += count\n", ""),
+        (
+            "one of several feeders has all the room",
+            "max(1, self.room.free // self.feeders)",
+            "max(1, self.room.free)",
+        ),
+        ("a source that ends keeps the room it did not use", "        self.room.held -= unused\n", ""),
+        (
+            "one source that fails does not end the others",
+            "            self.feeders = 0\n",
+            "",
+        ),
+        ("the room of what was pulled is given back twice", "most if self.alone else 0", "most"),
+        (
+            "the end of a source comes before what it gave last",
+            "if self.feeders <= 0 and not self.pending else",
+            "if self.feeders <= 0 else",
+        ),
+        (
+            "the first of several sources to end ends all",
+            "if self.feeders <= 0 and",
+            "if self.feeders <= 1 and",
+        ),
+        ("a list that ended may go on", "return 0 if self.over else max(0,", "return max(0,"),
+        (
+            "a stage takes one more than it has room for",
+            "self.upstream.prepaid or self.room.free > 0",
+            "self.upstream.prepaid or self.room.free >= 0",
+        ),
+        (
+            "the rest of a returned span is forgotten",
+            "self.returned.append(span.split(size))",
+            "span.split(size)",
+        ),
+        ("a span counts as one item", "self.room.held += len(drawn.outputs)", "self.room.held += 1"),
+        ("the stage upstream never gets its room back", "        self.upstream.release(drawn.credits)\n", ""),
+        (
+            "what waits behind a slow item stays there for seconds",
+            "now - span.begun >= patience",
+            "now - span.begun >= 1000 * patience",
+        ),
+        (
+            "a worker gives back one item too few",
+            "len(span.items) - count\n",
+            "len(span.items) - count + 1\n",
+        ),
+        (
+            "the first suspect is not tried",
+            "for number in range(position, len",
+            "for number in range(position + 1, len",
+        ),
+        ("an item whose worker died has one try too few", "if tries <= retries:", "if tries < retries:"),
+        ("deaths are not counted as tries", "if at == 0 else 0) + 1\n", "if at == 0 else 0)\n"),
+        (
+            "the item that killed its worker runs twice",
+            "self.take_back(span, len(span.items) - at - 1)",
+            "self.take_back(span, len(span.items) - at)",
+        ),
+        (
+            "slots that were lost with their worker are not made again",
+            "if at > position:",
+            "if at < position:",
+        ),
+        (
+            "a later failure takes the place of an earlier one",
+            "self.failure.index <= failure.index",
+            "self.failure.index >= failure.index",
+        ),
+        (
+            "what is finished when a stage fails is lost",
+            "        self.harvest()\n        self.failure = f",
+            "        self.failure = f",
+        ),
+        (
+            "a failure stops the items before it",
+            "not self.ordered or span.start > failure.index",
+            "not self.ordered or span.start < failure.index",
+        ),
+        (
+            "what is to be tried again before a failure is dropped",
+            "[s for s in self.returned if self.ordered and s.start < failure.index]",
+            "[]",
+        ),
+        (
+            "a span is worked off though the stage was stopped",
+            "                span.rest()\n        self.returned.clear()",
+            "                pass\n        self.returned.clear()",
+        ),
+        (
+            "workers go home though a span is to be run again",
+            "        if self.returned:\n            return False\n",
+            "",
+        ),
+        (
+            "workers go home at a failure though an earlier span may come back",
+            "return not any(span.start < self.failure.index for span in self.spans.values() if not span.closed)",
+            "return True",
+        ),
+        (
+            "workers go home though the last span may come back",
+            "self.upstream.end is not None and all(span.closed for span in self.spans.values())",
+            "self.upstream.end is not None",
+        ),
+        (
+            "what is finished after a failure opens the end again",
+            "            if self.failure is not None:  # what comes now is too late\n                return\n",
+            "",
+        ),
+        (
+            "the order is that in which spans were handed out",
+            "first := spans.get(self.head)",
+            "first := next(iter(spans.values()), None)",
+        ),
+        ("only one finished span is looked at", "while (first := spans", "if (first := spans"),
+        (
+            "what left a span early leaves it again",
+            "count == len(span.items) and not span.given else",
+            "count == len(span.items) else",
+        ),
+        (
+            "items without outputs are held for ever",
+            "                self.room.held -= credits\n",
+            "                pass\n",
+        ),
+        (
+            "finished slots wait for the end of their span",
+            "if count > span.given:",
+            "if span.closed and count > span.given:",
+        ),
+        ("the room of an output is given back twice", "                    entry[2] -= len(part)\n", ""),
+        (
+            "each of an item's outputs gives the item's room back",
+            "if owed >= left:",
+            "if owed:",
+        ),
+        (
+            "the end comes before the last outputs",
+            "        if self.ready_count or self.entries:\n            return None\n",
+            "",
+        ),
+        (
+            "an error comes before the outputs of earlier items",
+            "            if self.ordered and self.head < self.failure.index:\n                return None\n",
+            "",
+        ),
+    ],
+    "_queues.py": [
+        (
+            "workers are not told of the end",
+            "self.window.takable() or self.window.exhausted",
+            "self.window.takable()",
+        ),
+        (
+            "a slow consumer lets all stages but the last grow",
+            "if wanted and not self.window.upstream.available()",
+            "if not self.window.upstream.available()",
+        ),
+        (
+            "a stage never asks for what is finished upstream",
+            "            self.window.upstream.hungry = True\n",
+            "            pass\n",
+        ),
+        (
+            "nobody takes over what waits behind a slow item",
+            "        self.window.reclaim(self.clock(), PATIENCE)\n",
+            "",
+        ),
+        (
+            "the consumer's room is given back twice",
+            "        self.owed = 0\n        self.came",
+            "        self.came",
+        ),
+        ("the consumer's room is never given back", "        self.upstream.release(self.owed)\n", ""),
+        ("a slow consumer lets the last stage grow", "        if wanted:\n", "        if True:\n"),
+        (
+            "the consumer never asks for what is finished",
+            "            self.upstream.hungry = True\n        self.starve(True)",
+            "            pass\n        self.starve(True)",
+        ),
+        (
+            "a feeder that waits for room is not told of the end",
+            "self.feed.stopped or self.feed.room",
+            "self.feed.room",
+        ),
+        (
+            "who was woken in vain is not woken again",
+            "        self.signalled = False\n        return int(self.buffer.ready())",
+            "        return int(self.buffer.ready())",
+        ),
+        (
+            "who takes does not wake the next",
+            "        self.settle()\n        self.takers += 1\n",
+            "        self.takers += 1\n",
+        ),
+        ("threads that wait long never insist", "        if not woken:\n", "        if woken:\n"),
+    ],
+    "_run.py": [
+        ("settle forgets the first stage", "in reversed(self.crews))", "in reversed(self.crews[1:]))"),
+        ("a failure leaves what is upstream at work", "in self.crews[:position]:", "in self.crews[:0]:"),
+        (
+            "close stops the last stage only",
+            "            for window in self.windows:\n",
+            "            for window in self.windows[-1:]:\n",
+        ),
+        (
+            "close leaves the workers in f",
+            "for part in (*self.feeders, *self.crews):",
+            "for part in self.feeders:",
+        ),
+        (
+            "close wakes nobody",
+            "                part.stop()\n            self.settle()\n",
+            "                part.stop()\n",
+        ),
+        (
+            "close does not stop",
+            "        self.stop()\n        self.wait(self.GRACE)\n",
+            "        self.wait(self.GRACE)\n",
+        ),
+        ("close does not wait", "        self.wait(self.GRACE)\n", ""),
+        (
+            "the end does not wait for on_done",
+            "                self.wait(None)  # for on_done\n",
+            "                pass\n",
+        ),
+        (
+            "the end waits for a thread that was abandoned",
+            "all(m.abandoned or m in kept for m in self.members), timeout",
+            "all(m in kept for m in self.members), timeout",
+        ),
+        ("who leaves wakes nobody", "            call()\n        self.settle()\n", "            call()\n"),
+        ("who leaves does not tell those who wait for it", "        self.left.notify_all()\n", ""),
+        (
+            "the feeder tells of what it pulled when it has no room left",
+            "if taker is None or (taker.takers and not taker.signalled):",
+            "if False:",
+        ),
+        (
+            "an error of the source is taken for its end",
+            "feed.ended(credits, error)",
+            "feed.ended(credits, None)",
+        ),
+        (
+            "the source is not closed",
+            "                items.close()\n            items = None\n",
+            "                pass\n            items = None\n",
+        ),
+        ("maxsize holds for the first stage only", "Room(stage.maxsize, 2 * count)", "Room(None, 2 * count)"),
+        ("unordered stages are ordered", "ordered=stage.ordered,", "ordered=True,"),
+        (
+            "an error of f is raised without closing the run",
+            "        self.close(complain=taken.error is None)\n",
+            "",
+        ),
+    ],
+    "_kernels.py": [
+        ("a filter keeps f's result", "return item if result else DROP", "return result if result else DROP"),
+        ("a flat map runs generators downstream", "return list(result)", "return result"),
+        (
+            "a flat map spreads the first item of a span only",
+            "from_iterable(slots))",
+            "from_iterable(slots[:1]))",
+        ),
+        ("what was skipped comes out as a mark", "if skips or self.drops:", "if self.drops:"),
+        ("a skipped item of a flat map is no empty one", "return () if self.spread else DROP", "return DROP"),
+        (
+            "a filter does not await f",
+            "                result = await result\n",
+            "                result.close()\n",
+        ),
+    ],
+    "_workers/call.py": [
+        ("one retry too few", "if tries > self.stage.retries or", "if tries >= self.stage.retries or"),
+        ("one retry too many", "if tries > self.stage.retries or", "if tries > self.stage.retries + 1 or"),
+        (
+            "an exit is tried again",
+            " or not isinstance(error, Exception):\n                return F",
+            ":\n                return F",
+        ),
+        (
+            "an exit is skipped",
+            'if stage.on_error == "raise" or not isinstance(error, Exception):',
+            'if stage.on_error == "raise":',
+        ),
+        (
+            "a StopIteration of f ends the stream",
+            "isinstance(error, StopIteration | StopAsyncIteration)",
+            "isinstance(error, StopAsyncIteration)",
+        ),
+        ("errors have no note", '    BaseException.__setattr__(error, "__notes__", notes)', "    pass"),
+        ("our note takes the place of others", '[*getattr(error, "__notes__", ()), note]', "[note]"),
+        (
+            "on_done runs where nothing started",
+            "if self.started and self.stage.on_done is",
+            "if self.stage.on_done is",
+        ),
+        ("element_index starts anew in each span", "place.start + len(place.slots)", "len(place.slots)"),
+        (
+            "a handler's SKIP is an output",
+            "return stage.kernel.nothing if result is SKIP else stage",
+            "return stage",
+        ),
+    ],
+    "_workers/crew.py": [
+        (
+            "an item that was lost for good is passed over",
+            "        if is_failure(slot):\n            self.fail(slot)\n        else:\n",
+            "        if not is_failure(slot):\n",
+        ),
+        ("who ends counts itself among the others", "            self.begun -= 1\n", ""),
+        ("one worker too many", "self._places < self.window.workers", "self._places <= self.window.workers"),
+        (
+            "only one worker ever starts",
+            "return not self.queue.takers and",
+            "return self.queue.takers > 1 and",
+        ),
+        (
+            "an error of on_done is swallowed",
+            "            self.run.complaints.append(error)\n",
+            "            pass\n",
+        ),
+    ],
+    "_workers/thread.py": [
+        ("a failure has the place of its span", "index = span.start + len(span.slots)", "index = span.start"),
+        (
+            "what succeeded when tried again has no slot",
+            "slot = self.failed(error, item, span)\n                if is_failure(slot):\n                    return\n",
+            "if is_failure(self.failed(error, item, span)):\n                    return\n                continue\n",
+        ),
+        (
+            "a thread that waits for work is over its time",
+            "                    self.begun = None\n                    append(slot)",
+            "                    append(slot)",
+        ),
+        ("an abandoned thread is not replaced", "self.crew.add(worker.index)", "pass"),
+        ("an abandoned thread still fills its span", "worker.abandoned = True", "pass"),
+        (
+            "an abandoned thread goes on to other spans",
+            "                if self.abandoned:\n                    break\n",
+            "",
+        ),
+        ("threads do not run on_done", "                crew.finish(self.call)\n", "                pass\n"),
+    ],
+    "_workers/task.py": [
+        ("tasks have one retry too few", "tries > self.stage.retries", "tries >= self.stage.retries"),
+        (
+            "tasks that are closed are not cancelled",
+            "if worker.in_f and worker.task is not None:",
+            "if not worker.in_f and worker.task is not None:",
+        ),
+        (
+            "a task over its time is not cancelled",
+            "            cancel(worker.task)\n            self.lost",
+            "            self.lost",
+        ),
+        (
+            "a failure on tasks has the place of its span",
+            "index, tries = span.start + len(span.slots),",
+            "index, tries = span.start,",
+        ),
+        ("tasks do not tell of what they finish", "if window.hungry and slot is not DROP:", "if False:"),
+    ],
+    "_workers/loop.py": [
+        (
+            "a task's deadline runs once",
+            "            self.timer = None\n            self.watched = False\n            if self.takers",
+            "            self.timer = None\n            if self.takers",
+        ),
+        (
+            "a task that was woken in vain is not woken again",
+            "            self.signalled = False\n            return not self.buffer.ready()",
+            "            return not self.buffer.ready()",
+        ),
+        ("an async source is not closed", "            await aclose(items)\n", "            pass\n"),
+        ("an async source is cancelled while it closes", "        self.closing = True\n", ""),
+        (
+            "aclose does not stop",
+            "        members = list(run.members)\n    run.stop()\n",
+            "        members = list(run.members)\n",
+        ),
+    ],
+    "_workers/process.py": [
+        (
+            "a second process is never started",
+            "        if self.may_hire():\n            self.hire()",
+            "        if not self.workers:\n            self.hire()",
+        ),
+        (
+            "the span after that of a dead worker is lost",
+            "self.window.take_back(span, len(span.items) - len(span.slots))",
+            "pass",
+        ),
+        (
+            "a death is blamed on the next item",
+            "at = len(span.slots), doing - span.start",
+            "at = len(span.slots), doing - span.start + 1",
+        ),
+        (
+            "a dead worker's last item is tried for ever",
+            "elif len(span.items) - first == 1:",
+            "elif len(span.items) - first == 0:",
+        ),
+        (
+            "a span that came back is still in flight",
+            "            worker.flight.remove(span)\n            count = len(span.items)",
+            "            count = len(span.items)",
+        ),
+        ("close waits for processes in f", "return self.window.stopped or (", "return ("),
+        ("a used-up process is not replaced", "        worker.items += len(span.items)\n", ""),
+        ("a dead worker's place stays empty", "        self.free_indexes.append(worker.index)\n", ""),
+        (
+            "a failure is named after another item of its span",
+            "span.items[position], error",
+            "span.items[number], error",
+        ),
+        (
+            "a late answer is taken for one of this run",
+            "elif what != child.READY and not worker.heeded:",
+            "elif False:",
+        ),
+        ("time-outs of processes are deaths", "worker.link.kill(), self.too_late)", "worker.link.kill())"),
+        (
+            "workers are stopped without on_done",
+            "if worker.begun and worker in self.workers and not worker.finishing:",
+            "if False:",
+        ),
+        ("no pump asks for what is finished", "            self.recall(late)\n", "            pass\n"),
+    ],
+    "_workers/child.py": [
+        (
+            "the time-out of a process is of a span",
+            "            if timed:\n",
+            "            if timed and index == self.start:\n",
+        ),
+        (
+            "what a span has sent counts for the next",
+            "start, items, [], 0, {}",
+            "start, items, [], self.sent, {}",
+        ),
+        (
+            "what a process is asked for is lost",
+            "                back.append((self.start, len(rest)))\n",
+            "                pass\n",
+        ),
+        (
+            "a process forgets the spans that it has not begun",
+            "                    back.append((message[0][1], None))\n",
+            "                    pass\n",
+        ),
+        (
+            "failures are counted from the wrong end of a message",
+            "{position - self.sent: tried",
+            "{position: tried",
+        ),
+        ("the cell is one item behind", "            index += 1\n", ""),
+        (
+            "an error in a process is an output",
+            "            self.failed[index - self.start] = True\n",
+            "            pass\n",
+        ),
+    ],
+    "_workers/link.py": [
+        ("workers of another start method are reused", "if link.method == method), None)", "), None)"),
+    ],
+    "_workers/wire.py": [
+        (
+            "a message is sent from its start again",
+            "                out[0] = out[0][sent:]\n",
+            "                pass\n",
+        ),
+        ("a large message is cut", "        while self._missing:\n", "        if self._missing:\n"),
+        ("buffers are looked for where none is", "            position += -position % ALIGN\n", ""),
+        (
+            "the worker's traceback is lost",
+            '            _set(first, "__cause__", WorkerTraceback(text))\n',
+            "            pass\n",
+        ),
+        (
+            "an error's own cause is lost",
+            "encode_error(cause, depth + 1) if cause is not None and deeper else None,",
+            "None,",
+        ),
+    ],
+    "_workers/sync.py": [
+        (
+            "the source is not closed on sync",
+            "            if isinstance(items, Generator):\n                items.close()\n\n",
+            "            pass\n\n",
+        ),
+        ("on_done does not run on sync", "            self.call.end(StageStatus(0))\n", "            pass\n"),
+        (
+            "failures have no note on sync",
+            '            annotate(slot.error, f"in {describe(self.stage, self.start, item)}")\n',
+            "",
+        ),
+    ],
+    "_stage.py": [
+        (
+            "steps of other options are equal",
+            "return (self.kernel, self.f, self.options)",
+            "return (self.kernel, self.f)",
+        ),
+        (
+            "two transformers are joined the wrong way round",
+            "self.steps + after.steps",
+            "after.steps + self.steps",
+        ),
+        ("the least value of an option is refused", "    if value < least:\n", "    if value <= least:\n"),
+        ("later options do not override", "{**self.options, **options})", "{**options, **self.options})"),
+    ],
+    "stream.py": [
+        ("a stream that is dropped runs on", "            self.run.stop()\n", "            pass\n"),
+        ("close does not close the run", "            run.close()\n", "            pass\n"),
+        ("aclose does not close the run", "            await loop.close(run)\n", "            pass\n"),
+        (
+            "two threads lose outputs to each other",
+            "            if length_hint(self.current) > 0:\n                return self.current\n",
+            "",
+        ),
+        (
+            "ordered orders the last stage only",
+            "self.stage.ordered and source is self.source",
+            "self.stage.ordered",
+        ),
+        (
+            "a stream can be taken twice",
+            "                if self._taker is not None:\n                    self.taken()\n",
+            "                if self._taker is not None:\n",
+        ),
+        ("close of the source of a row closes nothing", "            taker.close()\n", "            pass\n"),
+        (
+            "the source is pulled before the first next",
+            "        self._async_outputs = None\n        return self",
+            "        self._async_outputs = None\n        outputs.start()\n        return self",
+        ),
+    ],
+    "combinators.py": [
+        (
+            "ordered does nothing",
+            "return stream.in_order() if isinstance(stream, Stream) else",
+            "return stream if isinstance(stream, Stream) else",
+        ),
+        (
+            "merge leaves its last source out",
+            "return Stream(tuple(sources), None)",
+            "return Stream(tuple(sources)[: -1 or None], None)",
+        ),
+    ],
+}
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """fstream with one bug."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+
+    def source(self) -> str:
+        """The file with the bug in it."""
+        source = (ROOT / "fstream" / self.file).read_text()
+        if (found := source.count(self.old)) != 1:
+            raise LookupError(f"{self.file} has this piece {found} times, not once:\n{self.old}")
+        source = source.replace(self.old, self.new)
+        compile(source, f"{self.file} ({self.name})", "exec")
+        return source
+
+    def tests(self) -> list[str]:
+        nearest = [test for near in NEAREST.get(self.file, ()) for test in SELECTION if test.startswith(near)]
+        return list(dict.fromkeys([*nearest, *SELECTION]))
+
+
+MUTANTS = [Mutant(name, file, old, new) for file, seeds in SEEDS.items() for name, old, new in seeds]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a mutant: the test that found it, None if it survived."""
+
+    killer: str | None
+    seconds: float
+
+
+def copy_to(folder: str) -> None:
+    """Copy what the tests need."""
+    for name in COPIED:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, Path(folder, name))
+        else:
+            shutil.copy2(ROOT / name, folder)
+
+
+#: What is to be killed if we are.
+RUNNING: set[subprocess.Popen[str]] = set()
+
+
+def pytest(folder: str, *arguments: str) -> subprocess.Popen[str]:
+    """Start pytest in a copy, in a session of its own, so that what hangs can be killed with all its children."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", f"--timeout={EACH}", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": folder},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    RUNNING.add(process)
+    return process
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    RUNNING.discard(process)
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+#: A line of ``pytest -v``: the test, and what became of it. One that crashes or hangs has no verdict.
+VERDICT = re.compile(r"(?P<test>\S+::.*?) (?P<verdict>PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS|$)")
+
+
+def outcome(mutant: Mutant) -> Outcome:
+    """Run a mutant until a test fails, hangs or crashes."""
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="mutant", ignore_cleanup_errors=True) as folder:
+        copy_to(folder)
+        Path(folder, "fstream", mutant.file).write_text(mutant.source())
+        process = pytest(folder, "-v", "--tb=no", "--color=no", "--hypothesis-seed=0", *mutant.tests())
+        limit = Timer(WHOLE, kill, [process])
+        limit.start()
+        killer, last = None, time.monotonic()
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if found := VERDICT.match(line):
+                    test, verdict, now = found["test"], found["verdict"], time.monotonic()
+                    if verdict in ("FAILED", "ERROR", ""):
+                        killer = test if now - last < EACH else f"{test} (hung)"
+                        break
+                    last = now
+            else:
+                if process.wait() not in (0, -signal.SIGKILL):
+                    killer = f"pytest, which ended with status {process.returncode}"
+        finally:
+            limit.cancel()
+            kill(process)
+            process.wait()
+    seconds = time.monotonic() - begun
+    return Outcome(killer if seconds < WHOLE else None, seconds)
+
+
+def check_unmutated(jobs: int) -> bool:
+    """Tell whether the tests pass without any bug of ours."""
+    with tempfile.TemporaryDirectory(prefix="mutant") as folder:
+        copy_to(folder)
+        process = pytest(folder, "-q", "-n", str(jobs), "--dist", "worksteal", *SELECTION)
+        try:
+            output, _ = process.communicate()
+        finally:
+            kill(process)
+    if process.returncode:
+        print(output[-4000:])
+    return process.returncode == 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Seed bugs, and see that the tests find them.")
+    parser.add_argument(
+        "--only", nargs="+", metavar="WORD", help="mutants whose name or file has such a word"
+    )
+    parser.add_argument("--jobs", type=int, default=4, help="how many at once (default 4): many wait")
+    parser.add_argument("--list", action="store_true", help="only list them")
+    parser.add_argument("--unchecked", action="store_true", help="do not run the tests without a bug first")
+    arguments = parser.parse_args()
+    words = arguments.only or [""]
+    chosen = [mutant for mutant in MUTANTS if any(word in f"{mutant.name} {mutant.file}" for word in words)]
+    outdated = 0
+    for mutant in MUTANTS:
+        try:
+            mutant.source()
+        except (LookupError, SyntaxError) as error:
+            outdated += 1
+            print(f"{mutant.name}: {error}")
+    if outdated:
+        return 2
+    if arguments.list:
+        for mutant in chosen:
+            print(f"{mutant.name:70} {mutant.file}")
+        return 0
+    if not arguments.unchecked and not check_unmutated(arguments.jobs):
+        print("The tests fail without any bug of ours.")
+        return 2
+    survivors = []
+    with ThreadPoolExecutor(arguments.jobs) as threads:
+        try:
+            for mutant, result in zip(chosen, threads.map(outcome, chosen), strict=True):
+                killer = result.killer or "SURVIVED"
+                print(f"{mutant.name:70} {mutant.file:19} {result.seconds:4.0f} s  {killer}", flush=True)
+                if result.killer is None:
+                    survivors.append(mutant.name)
+        except BaseException:  # Ctrl-C: the sessions of the tests have not heard of it
+            threads.shutdown(wait=False, cancel_futures=True)
+            for process in list(RUNNING):
+                kill(process)
+            raise
+    print(f"{len(chosen) - len(survivors)} of {len(chosen)} mutants were killed.")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

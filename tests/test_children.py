@@ -1,0 +1,156 @@
+"""Both ends of a worker process's socket, driven in this process: what is sent of a span, and what is given back."""
+
+from __future__ import annotations
+
+import socket
+from array import array
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from fstream._kernels import MAP
+from fstream._run import Run
+from fstream._stage import Stage
+from fstream._workers import child
+from fstream._workers.call import Call, is_failure
+from fstream._workers.child import Child
+from fstream._workers.process import Worker
+from fstream._workers.wire import Wire, dumps, loads
+
+
+class Parent:
+    """The other end, and a child that runs in the test's thread."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        self.cell = array("q", [child.IDLE, 0, 0])
+        self.wire = Wire(ours)
+        self.child = Child(theirs, memoryview(self.cell))
+
+    def give(self, f: Callable[[Any], Any], **options: Any) -> None:
+        self.child.call = Call(Stage(MAP, f, "process", **options), 0)
+        self.child.call.place = self.child
+
+    def work(self, start: int, items: list[Any]) -> None:
+        self.child.work(start, 0, dumps(items))
+
+    def heard(self) -> list[tuple[Any, ...]]:
+        """What it has said: of slots their start, themselves, the positions of failures, and whether that is all."""
+        said = []
+        for header, body in self.wire.receive():
+            if header[0] == child.SLOTS:
+                _, start, _, failed, closed, _ = header
+                slots = ["failed" if is_failure(slot) else slot for slot in loads(body)]
+                said.append((child.SLOTS, start, slots, failed, closed))
+            else:
+                said.append(header)
+        return said
+
+    def close(self) -> None:
+        self.wire.close()
+        self.child.wire.close()
+
+
+@pytest.fixture
+def parent() -> Iterator[Parent]:
+    parent = Parent()
+    yield parent
+    parent.close()
+
+
+def check_together(
+    said: list[tuple[Any, ...]], start: int, slots: list[Any], failed: dict[int, bool]
+) -> None:
+    """Assert what the last messages of a span say, be they one or, as somebody waits, two."""
+    assert said[0] == (child.SLOTS, start, slots, failed, len(said) == 1)
+    assert said[1:] in ([], [(child.SLOTS, start, [], {}, True)])
+
+
+def test_the_slots_of_each_span_go_out_once(parent: Parent):
+    parent.give(abs)
+    parent.work(0, [-1, -2, -3])
+    parent.work(3, [-4])
+    assert parent.heard() == [
+        (child.SLOTS, 0, [1, 2, 3], {}, True),
+        (child.SLOTS, 3, [4], {}, True),
+    ]
+
+
+def test_what_is_asked_for_in_the_middle_of_a_span_goes_out_and_what_is_not_started_comes_back(
+    parent: Parent,
+):
+    def f(item: int) -> int:
+        if item == -3:
+            parent.child.recall()  # as its reader thread does
+        return -item
+
+    parent.give(f)
+    parent.work(5, [-1, -2, -3, -4, -5])
+    ahead, back, *later = parent.heard()
+    assert (ahead, back) == ((child.SLOTS, 5, [1, 2], {}, False), (child.BACK, 5, 2))
+    check_together(later, 5, [3], {})
+
+
+def test_spans_that_are_not_begun_come_back_whole(parent: Parent):
+    parent.give(abs)
+    parent.child.inbox.put(((child.SPAN, 5, 0), dumps([-1])))
+    parent.child.inbox.put(((child.FINISH, 0), []))
+    parent.child.recall()
+    assert parent.heard() == [(child.BACK, 5, None)]
+    assert parent.child.inbox.get() == ((child.FINISH, 0), [])
+
+
+def test_failures_are_counted_from_the_first_slot_of_their_message(parent: Parent):
+    def f(item: int) -> int:
+        if item == 3:
+            parent.child.recall()
+        return 6 // (item - 3)
+
+    parent.give(f, on_error="skip")
+    parent.work(0, [1, 2, 3, 4])
+    ahead, back, *later = parent.heard()
+    assert (ahead, back) == ((child.SLOTS, 0, [-3, -6], {}, False), (child.BACK, 0, 1))
+    check_together(later, 0, ["failed"], {0: True})
+    parent.give(lambda item: 6 // (item - 3), on_error="skip")
+    parent.work(4, [2, 3, 4])
+    assert parent.heard() == [(child.SLOTS, 4, [-6, "failed", 6], {1: True}, True)]
+
+
+def test_a_failure_that_is_raised_ends_its_span(parent: Parent):
+    parent.give(lambda item: 6 // (item - 3))
+    parent.work(4, [2, 3, 4])
+    assert parent.heard() == [(child.SLOTS, 4, [-6, "failed"], {1: True}, True)]
+
+
+def test_the_cell_says_which_item_is_in_f(parent: Parent):
+    parent.give(lambda item: parent.cell[0])
+    parent.work(7, [0, 0, 0])
+    assert parent.heard() == [(child.SLOTS, 7, [7, 8, 9], {}, True)]
+    assert parent.cell[0] == child.IDLE
+
+
+def test_late_answers_to_the_stage_before_are_no_answers_to_this_one():
+    """A warm worker may have been asked to give something back, and then be given to another run."""
+    run = Run([range(3)], [Stage(MAP, abs, "process", 1, name="abs")])
+    crew: Any = run.crews[0]
+    span = run.windows[0].take(0.0)
+    worker: Any = Worker(None, 0)  # type: ignore[arg-type]
+    worker.flight = [span]
+    for header in ((child.BACK, 0, None), (child.SLOTS, 0, 1, {}, True, 0.0), (child.FINISHED, None)):
+        crew.answer(worker, header, dumps([9]))
+        assert worker.flight == [span]
+    crew.answer(worker, (child.OPENED,), [])
+    crew.answer(worker, (child.SLOTS, 0, 1, {}, True, 0.0), dumps([0]))
+    assert worker.flight == []
+    assert run.windows[0].draw(9).outputs == [0]
+    crew.selector.close()
+    crew.queue.close()
+
+
+def test_the_cell_says_since_when(parent: Parent):
+    parent.give(lambda item: parent.cell[1], timeout=1.0)
+    parent.work(0, [0, 0, 0])
+    ((_, _, times, _, _),) = parent.heard()
+    assert 0 < times[0] < times[1] < times[2]

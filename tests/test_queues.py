@@ -1,0 +1,98 @@
+"""The queues of threads and of tasks, before a buffer that the test fills."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+from fstream._queues import ThreadQueue
+from fstream._workers.loop import TaskQueue
+from tests.gates import PATIENCE
+
+
+class Box:
+    """A buffer of what the test puts into it, and the run's part: to wake a taker if there is something."""
+
+    def __init__(self) -> None:
+        self.things: list[Any] = []
+        self.lock = threading.RLock()
+        self.queue: Any = None
+        #: Set when someone settled.
+        self.settled = threading.Event()
+
+    def ready(self) -> bool:
+        return bool(self.things)
+
+    def take(self) -> Any:
+        return self.things.pop()
+
+    def starve(self, wanted: bool) -> bool:
+        return wanted
+
+    def impatient(self) -> bool:
+        return False
+
+    def insist(self) -> None:
+        pass
+
+    def settle(self) -> None:
+        self.settled.set()
+        if self.queue.takers and not self.queue.signalled and self.ready():
+            self.queue.signal()
+
+    def put(self, thing: Any) -> None:
+        self.things.append(thing)
+        self.settle()
+
+
+def test_a_thread_that_was_woken_in_vain_is_woken_again():
+    box, taken = Box(), []
+    queue = box.queue = ThreadQueue(box, box.lock, box.settle)
+    taker = threading.Thread(target=lambda: taken.append(queue.get()), daemon=True)
+    taker.start()
+    assert box.settled.wait(PATIENCE)
+    with box.lock:  # so it waits
+        box.put("a")
+        box.things.clear()  # another one was faster
+        box.settled.clear()
+    assert box.settled.wait(PATIENCE)
+    assert box.lock.acquire(timeout=PATIENCE / 4)
+    box.put("b")
+    box.lock.release()
+    taker.join(PATIENCE / 4)
+    assert taken == ["b"]
+
+
+def test_a_task_that_was_woken_in_vain_is_woken_again():
+    async def main() -> Any:
+        box = Box()
+        queue = box.queue = TaskQueue(box, box.lock, box.settle)
+        taker = asyncio.create_task(queue.get())
+        await asyncio.sleep(0)
+        assert queue.takers == 1
+        box.put("a")
+        box.things.clear()
+        for _ in range(5):  # its turn, whichever that is
+            await asyncio.sleep(0)
+        box.put("b")
+        async with asyncio.timeout(PATIENCE / 4):
+            return await taker
+
+    assert asyncio.run(main()) == "b"
+
+
+def test_who_takes_wakes_the_next():
+    box, taken = Box(), []
+    queue = box.queue = ThreadQueue(box, box.lock, box.settle)
+    takers = [threading.Thread(target=lambda: taken.append(queue.get()), daemon=True) for _ in range(3)]
+    for taker in takers:
+        box.settled.clear()
+        taker.start()
+        assert box.settled.wait(PATIENCE)
+    with box.lock:
+        box.things += "abc"
+        box.settle()  # wakes one
+    for taker in takers:
+        taker.join(PATIENCE / 4)
+    assert sorted(taken) == ["a", "b", "c"]
