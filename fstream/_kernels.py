@@ -75,22 +75,22 @@ class Kernel:
     def slot(self, item: Any, result: Any) -> Any:
         return result if self.finish is None else self.finish(item, result)
 
-    def step(self, f: Callable[..., Any]) -> Callable[..., Any]:
-        """Turn *f* into item -> slot; more arguments go on to *f*."""
+    def step(self, f: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """Turn *f* into item -> slot."""
         finish = self.finish
         if finish is None:
             return f
 
-        def step(item: Any, *args: Any) -> Any:
-            return finish(item, f(item, *args))
+        def step(item: Any) -> Any:
+            return finish(item, f(item))
 
         return step
 
-    def async_step(self, f: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
+    def async_step(self, f: Callable[[Any], Any]) -> Callable[[Any], Awaitable[Any]]:
         """The same, awaiting what is awaitable and running async iterables to their end."""
 
-        async def step(item: Any, *args: Any) -> Any:
-            result = f(item, *args)
+        async def step(item: Any) -> Any:
+            result = f(item)
             if isawaitable(result):
                 result = await result
             if self.spread and hasattr(result, "__aiter__"):

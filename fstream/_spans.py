@@ -13,6 +13,7 @@ that it is drawn until its outputs are, and `Room` counts that.
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -237,8 +238,10 @@ class Feed:
 
 def sliceable(source: object) -> bool:
     """Tell whether slices of *source* give the same items as iterating it, at once and without side effects."""
-    cls = type(source)
-    return cls in (list, tuple, range, str, bytes) or (cls.__module__ == "array" and cls.__name__ == "array")
+    cls: Any = type(source)
+    if cls is range:
+        return not source[sys.maxsize :]  # type: ignore[index]  # one may be longer than `len` can say
+    return cls in (list, tuple, str, bytes) or (cls.__module__ == "array" and cls.__name__ == "array")
 
 
 class Slices:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
+from array import array
+from collections import deque
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -330,6 +332,20 @@ def test_element_index_is_the_position_among_the_inputs(kind: str, is_ordered: b
     items = list("abcdefghij" * 30)
     stream = pmap(suited(f, kind), items, kind=kind, workers=3, ordered=is_ordered)
     assert sorted(stream, key=lambda output: output[1]) == [(item, index) for index, item in enumerate(items)]
+
+
+@pytest.mark.parametrize("make", [list, tuple, bytes, iter, deque, partial(array, "B")])
+def test_element_index_is_known_whatever_the_source(kind: str, make: Callable[[bytes], Iterable[int]]):
+    def f(item: int, element_index: int) -> tuple[int, int]:
+        if item == 13:
+            raise LookupError("no")
+        return item, element_index
+
+    stream = pmap(suited(f, kind), make(bytes(range(10, 15))), kind=kind)
+    assert [next(stream), next(stream), next(stream)] == [(10, 0), (11, 1), (12, 2)]
+    with pytest.raises(LookupError) as caught:
+        next(stream)
+    assert "item 3: 13" in caught.value.__notes__[0]
 
 
 def test_element_index_counts_what_reaches_the_stage(kind: str):

@@ -295,6 +295,11 @@ def test_skip_is_one_object_with_a_name(kind: str):
     assert item is True
 
 
+def test_a_range_may_be_longer_than_len_can_say(kind: str):
+    with squares(kind, range(10**30)) as stream:
+        assert list(islice(stream, 5)) == [0, 1, 4, 9, 16]
+
+
 def test_a_source_is_iterated_once(kind: str):
     class Once:
         times = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from fstream._kernels import DROP, SKIP
@@ -16,8 +16,11 @@ __all__ = ["Call", "FusedCall", "Place", "annotate", "call_of", "describe", "han
 class Place(Protocol):
     """Where a worker is: at the item of index ``start + len(slots)``."""
 
-    start: int
-    slots: list[Any]
+    @property
+    def start(self) -> int: ...
+
+    @property
+    def slots(self) -> Sequence[Any]: ...
 
 
 def describe(stage: Stage, index: int, item: Any) -> str:
