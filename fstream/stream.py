@@ -56,14 +56,15 @@ class Stream(_Chain[T_co], AsyncGenerator[T_co, None]):
     # `itertools.chain` gives __next__ at the speed of C: it iterates the lists that `_Outputs` hands it.
 
     _outputs: _Outputs
-    _async_outputs: AsyncGenerator[T_co, None] | None
+    #: The outputs for an ``async for``, many at a time: an async generator, as an event loop that ends closes those.
+    _parts: AsyncGenerator[Iterable[T_co], None] | None
 
     def __new__(cls, source: Any, stage: Stage | None) -> Self:
         """Make the stream of *stage* over *source*; with no stage, of the merged outputs of a tuple of sources."""
         outputs = _Outputs(source, stage)
         self: Self = super().from_iterable(outputs)  # type: ignore[misc]
         self._outputs = outputs
-        self._async_outputs = None
+        self._parts = None
         return self
 
     def __init__(self, source: Any, stage: Stage | None) -> None:
@@ -131,10 +132,22 @@ class Stream(_Chain[T_co], AsyncGenerator[T_co, None]):
     def __aiter__(self) -> Self:
         return self
 
-    def __anext__(self) -> Coroutine[Any, Any, T_co]:
-        if self._async_outputs is None:
-            self._async_outputs = self._outputs.iterate_async()
-        return self._async_outputs.__anext__()
+    async def __anext__(self) -> T_co:
+        outputs = self._outputs
+        while True:
+            for output in outputs.current:
+                return output  # type: ignore[no-any-return]
+            if not await self._more():
+                raise StopAsyncIteration
+
+    async def _more(self) -> bool:
+        """Wait for more outputs; False at the end."""
+        if self._parts is None:
+            self._parts = self._outputs.iterate_async()
+        part = await anext(self._parts, None)
+        if part is not None:
+            self._outputs.current = iter(part)
+        return part is not None
 
     def asend(self, value: None) -> Coroutine[Any, Any, T_co]:
         """Give the next output; *value* goes nowhere."""
@@ -148,8 +161,8 @@ class Stream(_Chain[T_co], AsyncGenerator[T_co, None]):
     async def aclose(self) -> None:
         """End the pipeline as `close` does, without blocking the event loop."""
         await self._outputs.aclose()
-        if self._async_outputs is not None:
-            await aclose(self._async_outputs)  # a task that waits in its __anext__ ends now, and ends it
+        if self._parts is not None:
+            await aclose(self._parts)  # a task that waits in its __anext__ ends now, and ends it
 
     async def __aenter__(self) -> Self:
         return self
@@ -158,8 +171,12 @@ class Stream(_Chain[T_co], AsyncGenerator[T_co, None]):
         await self.aclose()
 
     async def _list(self) -> list[T_co]:
+        outputs: list[T_co] = []
         try:
-            return [output async for output in self]
+            while True:
+                outputs += self._outputs.current
+                if not await self._more():
+                    return outputs
         finally:
             await self.aclose()
 
@@ -192,7 +209,7 @@ class _Outputs:
         self.run: Run | None = None
         self.queue: ConsumerQueue | None = None
         #: The outputs of kind "sync", where an ``async for`` takes them.
-        self.here: AsyncGenerator[Any, None] | None = None
+        self.here: AsyncGenerator[Iterable[Any], None] | None = None
         #: The loop that an ``async for`` downstream runs on: the one for tasks upstream of it.
         self.loop: EventLoop | None = None
         #: The outputs downstream that have taken this stage into their own row.
@@ -295,8 +312,8 @@ class _Outputs:
                 f"this stream is the source of another one that has started: <{self.taken_by!r}>"
             )
 
-    def iterate_async(self) -> AsyncGenerator[Any, None]:
-        """Give the outputs one by one, on the running loop."""
+    def iterate_async(self) -> AsyncGenerator[Iterable[Any], None]:
+        """Give the outputs, some at a time, on the running loop."""
         from fstream._workers import loop
 
         if self.started:
@@ -311,19 +328,16 @@ class _Outputs:
         self.here = iterate_async(self.stage, source, self)
         return self.here
 
-    async def _give_async(self) -> AsyncGenerator[Any, None]:
+    async def _give_async(self) -> AsyncGenerator[Iterable[Any], None]:
         from fstream._workers import loop
 
-        for output in self.current:
-            yield output
         self.taken()
         if self.run is None or self.over:
             return
         queue = loop.consumer_queue(self.run)
         try:
             while (taken := await loop.take(self.run, queue)) is not None:
-                for output in taken:
-                    yield output
+                yield taken
         finally:
             await self.aclose()
 

@@ -152,8 +152,8 @@ async def aclose(items: Any) -> None:
 
 async def iterate_async(
     stage: Stage, source: Iterable[Any] | AsyncIterable[Any], owner: Owner
-) -> AsyncGenerator[Any, None]:
-    """The same for an ``async for``, on behalf of *owner*."""
+) -> AsyncGenerator[Iterable[Any], None]:
+    """The same for an ``async for``, some at a time, on behalf of *owner*."""
     from asyncio import sleep
 
     number = 0
@@ -165,15 +165,14 @@ async def iterate_async(
             paused = perf_counter()
             async for item in items:
                 number += 1
-                for output in here.outputs(item):
-                    yield output
+                yield here.outputs(item)
                 if perf_counter() - paused > SPAN_SECONDS:  # a source that never waits leaves others a turn
                     await sleep(0)
                     paused = perf_counter()
         else:
             items = iterate(stage, source)
             for output in items:
-                yield output
+                yield (output,)
     except GeneratorExit:
         if not owner.closing and isinstance(items, AsyncIterable):
             items = None  # collected, or at the end of the loop: whoever closes this closes that, too

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from inspect import isawaitable
 from time import monotonic, perf_counter
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
 from fstream._kernels import DROP
@@ -226,7 +227,7 @@ class Worker:
                 self.start_clock()
             try:
                 slot = step(item)
-                if isawaitable(slot):
+                if type(slot) is CoroutineType or isawaitable(slot):
                     slot = await slot
             except BaseException as error:
                 if self.is_stopped(error):
@@ -239,9 +240,10 @@ class Worker:
                         raise slot.error from None
                     self.crew.fail(slot)
                     return
-            self.begun = None
-            if self.abandoned:
-                return
+            if timed:
+                self.begun = None
+                if self.abandoned:
+                    return
             append(slot)
             if window.hungry and slot is not DROP:
                 self.crew.progress()
