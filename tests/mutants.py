@@ -592,8 +592,8 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
     "_workers/sync.py": [
         (
             "the source is not closed on sync",
-            "            if isinstance(items, Generator):\n                items.close()\n\n",
-            "            pass\n\n",
+            "            if isinstance(given, Generator):\n                given.close()\n",
+            "            pass\n",
         ),
         ("on_done does not run on sync", "            self.call.end(StageStatus(0))\n", "            pass\n"),
         (
@@ -617,7 +617,7 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
         ("later options do not override", "{**self.options, **options})", "{**options, **self.options})"),
     ],
     "stream.py": [
-        ("a stream that is dropped runs on", "            self.run.stop()\n", "            pass\n"),
+        ("a stream that is dropped runs on", "            self.run.stop()\n\n\n", "            pass\n\n\n"),
         ("close does not close the run", "            run.close()\n", "            pass\n"),
         ("aclose does not close the run", "            await loop.close(run)\n", "            pass\n"),
         (
@@ -638,8 +638,8 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
         ("close of the source of a row closes nothing", "            taker.close()\n", "            pass\n"),
         (
             "the source is pulled before the first next",
-            "        self._async_outputs = None\n        return self",
-            "        self._async_outputs = None\n        outputs.start()\n        return self",
+            "        self._parts = None\n        return self",
+            "        self._parts = None\n        outputs.start()\n        return self",
         ),
     ],
     "combinators.py": [
