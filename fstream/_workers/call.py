@@ -50,7 +50,7 @@ class Call:
     def __init__(self, stage: Stage, index: int) -> None:
         self.stage = stage
         self.info = WorkerInfo(index)
-        #: ``on_start`` has run, so ``on_done`` has to.
+        #: ``on_start`` has returned, so ``on_done`` has to run.
         self.started = False
         self.resources: Any = None
         #: The span that is worked on, for `element_index`.
@@ -59,9 +59,9 @@ class Call:
 
     def begin(self) -> None:
         """Run ``on_start``, before the first item."""
-        self.started = True
         if self.stage.on_start is not None:
             self.step = self.bind(self._start())
+        self.started = True
 
     def end(self, status: StageStatus) -> None:
         """Run ``on_done``, if the worker has begun."""
