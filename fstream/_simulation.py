@@ -56,7 +56,8 @@ class Schedule:
     the others run ahead of a consumer that does.
 
     *faults*: each says how many calls of f go well until one meets with that fault: ``"dies"``, ``"times out"`` or
-    ``"raises"``. A fault that cannot be (only processes die, only a stage with a time-out has one) raises instead.
+    ``"raises"``. A further try is a further call. A fault that cannot be (only processes die, only a stage with a
+    time-out has one) raises instead.
 
     *ahead*: whether the feeder pulls as far as it may before the workers go on, and not only what they wait for.
 
@@ -126,14 +127,16 @@ class Simulation:
         self.trace: list[str] = []
         #: The runs that were opened in it.
         self.runs: list[Any] = []
-        self._timers: list[tuple[float, int, Callable[[], object]]] = []
+        #: Why nobody can go on, once it came to that. It is raised again and again, as f may catch it.
+        self.hang: AssertionError | None = None
+        self._timers: list[tuple[float, int, Callable[[], object], Callable[[], bool]]] = []
         self._numbers = count()
         self._steps = 0
         self._stalls = iter(schedule.stalls)
         self._to_stall = next(self._stalls, None)
         self._faults = iter(schedule.faults)
         self._next_fault = next(self._faults, None)
-        self.add(Actor("time", LAST, self._pass_time(), can_go_on=self._timers.__len__))
+        self.add(Actor("time", LAST, self._pass_time(), can_go_on=self._next_timer))
 
     def clock(self) -> float:
         return self.now
@@ -144,9 +147,11 @@ class Simulation:
     def add(self, actor: Actor) -> None:
         self.actors.append(actor)
 
-    def call_later(self, seconds: float, f: Callable[[], object]) -> None:
-        """Call *f* when nobody can go on before."""
-        heapq.heappush(self._timers, (self.now + seconds, next(self._numbers), f))
+    def call_later(
+        self, seconds: float, f: Callable[[], object], is_off: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Call *f* when nobody can go on before, unless it *is_off* by then."""
+        heapq.heappush(self._timers, (self.now + seconds, next(self._numbers), f, is_off))
 
     def fault(self, spared: bool) -> Fault | None:
         """What the call of f meets with that is about to be made, if the item is not *spared*."""
@@ -194,7 +199,8 @@ class Simulation:
             elif self._to_stall is not None:
                 self._to_stall -= 1
         if not enabled:
-            raise AssertionError(f"nobody can go on\n{self.story()}")
+            self.hang = self.hang or AssertionError("nobody can go on")
+            raise self.hang
         actor = enabled[0]
         try:
             actor.go_on()
@@ -204,9 +210,15 @@ class Simulation:
 
     def _pass_time(self) -> Steps:
         while True:
-            self.now, _, f = heapq.heappop(self._timers)
+            when, _, f, _ = heapq.heappop(self._timers)
+            self.now = max(self.now, when)  # f takes time, too
             f()
-            yield self._timers.__len__
+            yield self._next_timer
+
+    def _next_timer(self) -> bool:
+        while self._timers and self._timers[0][3]():
+            heapq.heappop(self._timers)
+        return bool(self._timers)
 
     def story(self) -> str:
         """What happened, step by step."""

@@ -9,7 +9,7 @@ should equal. What decides (spans, windows, order, retries) is the very code tha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -35,11 +35,13 @@ def simulated(schedule: Schedule = Schedule()) -> Iterator[Simulation]:  # noqa:
     Every stage with workers, of any kind, is simulated: no thread, process or event loop is started. The same schedule
     gives the same run, so a failure can be debugged. Stages of kind ``"process"`` get copies of f and of the items, as
     in real life; those of kind ``"task"`` run on a loop whose time is the simulation's: `asyncio.sleep` takes none.
+    A *timeout* runs out where the schedule says so, and nowhere else.
 
     It gives the simulation; its ``story()`` tells what happened, and is added to an exception that leaves the block, or
     printed with hypothesis's example. Streams that are still open are closed at the end of the block.
 
-    An `AssertionError` is raised where a real run would hang. Streams are to be iterated by ``for`` here.
+    An `AssertionError` is raised where a real run would hang. Streams are to be iterated by ``for`` here; ``async for``
+    and ``await`` are for the f of a task alone, as no other event loop than the simulation's goes on.
     """
     from fstream._workers.simulated import SimulatedRun
 
@@ -47,6 +49,10 @@ def simulated(schedule: Schedule = Schedule()) -> Iterator[Simulation]:  # noqa:
     token = RUN.set(partial(SimulatedRun, simulation))
     try:
         yield simulation
+        if (
+            simulation.hang is not None
+        ):  # in a stream that f or a source iterates, and that took it for an error
+            raise simulation.hang
     except BaseException as error:
         if not _noted(simulation):
             error.add_note(simulation.story())
@@ -55,8 +61,9 @@ def simulated(schedule: Schedule = Schedule()) -> Iterator[Simulation]:  # noqa:
         _noted(simulation)
     finally:
         RUN.reset(token)
-        for run in simulation.runs:
-            run.close(complain=False)
+        with ExitStack() as at_end:
+            for run in simulation.runs:
+                at_end.callback(run.close, complain=False)
 
 
 def _noted(simulation: Simulation) -> bool:

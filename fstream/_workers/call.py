@@ -46,7 +46,7 @@ class Call:
     def __init__(self, stage: Stage, index: int) -> None:
         self.stage = stage
         self.info = WorkerInfo(index)
-        #: ``on_start`` has run, so ``on_done`` has to.
+        #: ``on_start`` has returned, so ``on_done`` has to run.
         self.started = False
         self.resources: Any = None
         #: The span that is worked on, for `element_index`.
@@ -58,9 +58,9 @@ class Call:
 
     def begin(self) -> None:
         """Run ``on_start``, before the first item."""
-        self.started = True
         if self.stage.on_start is not None:
             self.step = self.bind(self._start())
+        self.started = True
 
     def end(self, status: StageStatus) -> None:
         """Run ``on_done``, if the worker has begun."""
@@ -140,16 +140,16 @@ class Call:
 class FusedCall:
     """The calls of the stages that one stands for: f after f."""
 
-    def __init__(self, stage: Stage, index: int) -> None:
+    def __init__(self, stage: Stage, calls: Sequence[Call]) -> None:
         self.stage = stage
-        self.calls = [Call(part, index) for part in stage.parts]
+        self.calls = calls
         #: Which of them is at work, and its item.
         self.at = self.calls[0]
         self.item: Any = None
 
     @property
     def started(self) -> bool:
-        return self.calls[0].started
+        return self.calls[-1].started
 
     def set_place(self, place: Place) -> None:
         for call in self.calls:
@@ -195,7 +195,9 @@ class FusedCall:
 
 def call_of(stage: Stage, index: int) -> Call | FusedCall:
     """Make what the worker *index* of *stage* does with an item."""
-    return FusedCall(stage, index) if stage.parts else Call(stage, index)
+    return (
+        FusedCall(stage, [Call(part, index) for part in stage.parts]) if stage.parts else Call(stage, index)
+    )
 
 
 def is_failure(slot: Any) -> bool:

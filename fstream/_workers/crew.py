@@ -26,7 +26,7 @@ class Crew:
         self.window = window
         #: The workers that take part; abandoned ones do not.
         self.members: set[Any] = set()
-        #: How many have run ``on_start`` and not yet ended.
+        #: How many have run ``on_start``, or are about to, and not yet ended.
         self.begun = 0
         self._places = 0
 
@@ -53,6 +53,11 @@ class Crew:
         with self.run.lock:
             self.begun -= 1
             return StageStatus(self.begun if self.window.exhausted else max(1, self.begun))
+
+    def not_begun(self) -> None:
+        """A worker has no ``on_done`` to run: its ``on_start`` raised."""
+        with self.run.lock:
+            self.begun -= 1
 
     def finish(self, call: Call) -> None:
         """Run ``on_done`` in a worker that ends."""

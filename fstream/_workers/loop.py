@@ -8,7 +8,6 @@ import threading
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine
 from contextlib import aclosing as closing
 from functools import partial
-from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fstream._queues import PATIENCE, Buffer, Credits
@@ -355,10 +354,10 @@ async def take(run: Run, queue: TaskQueue) -> list[Any] | None:
         run.outlet.settle_up()
         run.settle()
     if (
-        perf_counter() - queue.paused > SPAN_SECONDS
+        run.clock() - queue.paused > SPAN_SECONDS
     ):  # outputs that are always there leave others on the loop a turn
         await asyncio.sleep(0)
-        queue.paused = perf_counter()
+        queue.paused = run.clock()
     taken = await queue.get()
     if type(taken) is not Closed:
         return taken  # type: ignore[no-any-return]

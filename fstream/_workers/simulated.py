@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import reprlib
-from collections import deque
-from collections.abc import AsyncIterable, Callable, Coroutine, Generator, Iterable
-from contextvars import Context
+from collections import Counter, deque
+from collections.abc import AsyncIterable, Callable, Coroutine, Generator, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import Context, ContextVar
 from dataclasses import dataclass, replace
+from functools import cached_property
 from inspect import isawaitable
 from itertools import count
-from typing import TYPE_CHECKING, Any, Final, TypeVarTuple, Unpack
+from typing import TYPE_CHECKING, Any, Final, TypeVarTuple, Unpack, cast
 
 from fstream._kernels import DROP
 from fstream._queues import PATIENCE, Buffer, Credits, Work
@@ -24,11 +26,11 @@ from fstream._run import Run
 from fstream._simulation import Actor, Fault, SimulatedError, Simulation, Steps
 from fstream._spans import Closed, Failure, Span, Window
 from fstream._stage import Stage
-from fstream._workers.call import Call, FusedCall, annotate, call_of, describe, handled, is_failure
+from fstream._workers.call import Call, FusedCall, annotate, describe, handled, is_failure
 from fstream._workers.crew import Crew
 from fstream._workers.sync import aclose
 from fstream._workers.task import AsyncCall
-from fstream._workers.wire import dumps, loads
+from fstream._workers.wire import decode_error, dumps, encode_error, loads
 from fstream.errors import NotPicklable, WorkerDied
 
 if TYPE_CHECKING:
@@ -42,16 +44,43 @@ Ts = TypeVarTuple("Ts")
 CONSUMER: Final = -1000
 
 
+#: The feeder that iterates its source, in the context of that.
+FEEDER: Final[ContextVar[Feeder | None]] = ContextVar("FEEDER", default=None)
+
+
+@contextmanager
+def outside_of_loops() -> Iterator[None]:
+    """Let others go on: they know nothing of the loop that the caller may run on."""
+    running = asyncio._get_running_loop()
+    asyncio._set_running_loop(None)
+    try:
+        yield
+    finally:
+        asyncio._set_running_loop(running)
+
+
 class SimulatedRun(Run):
     """A row of stages whose members are actors."""
 
-    def __init__(self, simulation: Simulation, *arguments: Any) -> None:
+    def __init__(
+        self,
+        simulation: Simulation,
+        sources: list[Any],
+        stages: list[Stage],
+        loop: asyncio.AbstractEventLoop | None = None,
+        context: Context | None = None,
+    ) -> None:
         self.simulation = simulation
         self.clock = simulation.clock
         self.ranks = count(-1, -1)
-        self.event_loop = Loop(simulation)  # type: ignore[abstract]  # at run time it is not
         self.pulled = count()
-        super().__init__(*arguments)
+        if loop is not None and not isinstance(loop, Loop):
+            raise RuntimeError(
+                "a simulated stream is iterated by `for`: an event loop of real life stands still"
+            )
+        self.loop = loop
+        super().__init__(sources, stages, loop, context)
+        self.context.run(FEEDER.set, None)
         #: Outputs may come in any order.
         self.unordered = len(self.feeders) > 1 or not all(window.ordered for window in self.windows)
         simulation.runs.append(self)
@@ -67,9 +96,21 @@ class SimulatedRun(Run):
         self.queues.insert(0, queue)
         return queue
 
+    def start(self) -> None:
+        feeder = FEEDER.get()
+        if feeder is not None:
+            feeder.inner.append(self)
+        super().start()
+
+    @cached_property
+    def event_loop(self) -> Loop:
+        """The loop of its tasks: that of the task which iterates it, or one of its own."""
+        return self.loop or Loop(self.simulation)  # type: ignore[abstract]  # at run time it is not
+
     def wait(self, timeout: float | None) -> bool:
         """Let all members come to their end."""
-        self.simulation.finish_all(lambda: self.members)
+        with outside_of_loops():
+            self.simulation.finish_all(lambda: self.members)
         return True
 
 
@@ -94,7 +135,7 @@ class Queue:
         if self.takers:
             self.buffer.insist()
             for crew in self.run.crews:
-                crew.show_finished()  # type: ignore[attr-defined]
+                cast(Workers, crew).show_finished()
             self.run.settle()
 
     def taking(self) -> Steps:
@@ -117,8 +158,8 @@ class ConsumersQueue(Queue):
     """The queue of whoever iterates the outputs: all others go on while it waits."""
 
     def get(self) -> Any:
-        simulation = self.run.simulation
-        return simulation.finish(Actor("the consumer", CONSUMER, self._taking()))
+        with outside_of_loops():
+            return self.run.simulation.finish(Actor("the consumer", CONSUMER, self._taking()))
 
     def _taking(self) -> Steps:
         yield None  # the others may be ahead
@@ -169,11 +210,14 @@ class Feeder(Member):
         super().__init__(run, "the feeder", CONSUMER + 1 if run.simulation.schedule.ahead else 0)
         self.source: Any = source
         self.queue = Queue(run, Credits(run.feed))
-
+        #: The runs that were started by its source: streams that it iterates, however wrapped.
+        self.inner: list[SimulatedRun] = []
         self.closing = False
 
     def stop(self) -> None:
-        """Wake it from an async source that blocks."""
+        """Wake it from a source that is a stream, or an async one that blocks."""
+        for run in self.inner:
+            run.stop()
         if not self.closing:
             self.cancel()
 
@@ -182,6 +226,7 @@ class Feeder(Member):
         error: BaseException | None = None
         credits = 0
         items: Any = None
+        FEEDER.set(self)
         source, self.source = self.source, None
         is_async = isinstance(source, AsyncIterable) and not isinstance(source, Iterable)
         try:
@@ -230,7 +275,9 @@ class Workers(Crew):
         self.queue = Queue(run, Work(window, run.clock))
         self.rank = next(run.ranks)
         #: How often the item of an index has met with a fault.
-        self.faults: dict[int, int] = {}
+        self.faults: Counter[int] = Counter()
+        #: A worker runs ``on_done``: one at a time, so that the last one to be told so is the last.
+        self.ending = False
 
     def start(self) -> None:
         self.add()
@@ -248,26 +295,37 @@ class Workers(Crew):
 
     def stop(self) -> None:
         """Let those that are in f see that it is over."""
-        for worker in self.members:
+        for worker in self.present():
             worker.stop()
 
     def show_finished(self) -> None:
         """As the reader threads of processes do when they are asked."""
-        for worker in self.members:
+        for worker in self.present():
             worker.send()
+
+    def present(self) -> list[Worker]:
+        """The members, in the same order whenever the same happens."""
+        return sorted(self.members, key=lambda worker: worker.index)
 
     def fault(self, index: int) -> Fault | None:
         """What the item of *index* meets with in f."""
-        spared = self.faults.get(index, 0) >= self.stage.retries
-        fault = self.run.simulation.fault(spared)
+        fault = self.run.simulation.fault(self.faults[index] >= self.stage.retries)
         if fault is None:
             return None
-        self.faults[index] = self.faults.get(index, 0) + 1
+        self.faults[index] += 1
         if (fault == "dies" and self.stage.kind != "process") or (
             fault == "times out" and self.stage.timeout is None
         ):
             return "raises"
         return fault
+
+
+class Lost(BaseException):
+    """Stands for a call of f from which nothing came back; *error* is for the item that has no try left."""
+
+    def __init__(self, fault: Fault | None, error: BaseException | None = None) -> None:
+        self.fault = fault
+        self.error = error
 
 
 @dataclass
@@ -276,6 +334,27 @@ class Place:
 
     start: int
     slots: list[Any]
+
+
+class FaultyCall(Call):
+    """One worker's f, which fails where the schedule says so."""
+
+    def __init__(self, stage: Stage, worker: Worker) -> None:
+        self.worker = worker
+        super().__init__(stage, worker.index)
+
+    def wrap(self, bound: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        step, worker = super().wrap(bound), self.worker
+
+        def faulty(item: Any) -> Any:
+            worker.meet_fault(item)
+            return step(item)
+
+        return faulty
+
+
+class FaultyAsyncCall(FaultyCall, AsyncCall):
+    """The same on an event loop."""
 
 
 class Worker(Member):
@@ -297,43 +376,48 @@ class Worker(Member):
         self.dead = False
         self.in_f = False
         self.call: Call | FusedCall
-        if stage.kind == "task":
-            self.call = AsyncCall(stage, index)
-        elif stage.kind == "thread":
-            self.call = Call(stage, index)
+        self.call = FaultyAsyncCall(stage, self) if stage.kind == "task" else FaultyCall(stage, self)
 
     def main(self) -> Steps:
         crew = self.crew
-        if self.stage.kind == "process" and not self.load():
-            self.leave()
-            return
-        while not self.used_up() and type(span := (yield from crew.queue.taking())) is not Closed:
-            if crew.short_handed():
-                crew.add()
-            yield from self.work(span)
-            if self.gone or self.abandoned:
-                break
-        if self.used_up():
-            crew.replace(self)
-        yield from self.end()
-
-    def load(self) -> bool:
-        """A process has a stage of its own; handlers stay in the parent."""
-        plain = replace(self.stage, on_error="raise")
         try:
-            self.call = call_of(loads(dumps(plain)), self.index)
+            if self.stage.kind == "process":
+                self.load()
+            while not self.used_up() and type(span := (yield from crew.queue.taking())) is not Closed:
+                if crew.short_handed():
+                    crew.add()
+                yield from self.work(span)
+                if self.gone or self.abandoned:
+                    break
+        except (Exception, asyncio.CancelledError) as error:  # its task was cancelled by somebody else
+            crew.break_down(error)
+        replaced = self.gone or self.abandoned
+        yield from self.end()
+        if self.used_up() and not replaced:
+            crew.replace(self)
+        with self.run.lock:
+            self.run.leave(self)
+
+    def load(self) -> None:
+        """A process has a stage of its own; handlers stay in the parent."""
+        try:
+            stage: Stage = loads(dumps(replace(self.stage, on_error="raise")))
         except Exception as error:
-            problem = NotPicklable(
-                f"stage {self.stage.name!r} (process): its function cannot be pickled: {error}"
-            )
-            problem.__cause__ = error
+            problem = self.not_picklable(f"stage {self.stage.name!r} (process): its function", error)
             self.crew.fail(Failure(-1, None, problem))
-            return False
-        return True
+            return
+        parts = stage.parts or (stage,)
+        calls = [FaultyCall(parts[0], self), *(Call(part, self.index) for part in parts[1:])]
+        self.call = FusedCall(stage, calls) if stage.parts else calls[0]
+
+    def not_picklable(self, what: str, error: Exception) -> NotPicklable:
+        problem = NotPicklable(f"{what} cannot be pickled: {error}")
+        problem.__cause__ = error
+        return problem
 
     def is_gone(self) -> bool:
-        """It was stopped in f: cancelled, killed, dead."""
-        return self.gone
+        """It was stopped in f: cancelled, killed, dead, abandoned."""
+        return self.gone or self.abandoned
 
     def used_up(self) -> bool:
         most = self.stage.max_items_per_worker
@@ -350,12 +434,16 @@ class Worker(Member):
             if not self.call.started:
                 crew.begun += 1
                 yield from self.begin()
+        except GeneratorExit:  # the simulation is given up
+            raise
         except BaseException as error:
-            crew.break_down(self.call.named(error), span)
+            crew.not_begun()
+            if not self.is_gone():
+                crew.break_down(self.call.named(error), span)
         else:
             yield from self.fill(span)
         self.in_f = False
-        if not (self.gone or self.abandoned):
+        if not self.is_gone():
             self.send()
             self.span = None
             crew.window.done(span, self.simulation.now - begun)
@@ -368,38 +456,19 @@ class Worker(Member):
             self.call.begin()
 
     def fill(self, span: Span) -> Steps:
-        window, stage = self.crew.window, self.stage
+        window = self.crew.window
         for item in span.todo:
             yield None
             if self.is_gone():
                 return
             index = span.start + len(self.slots)
-            fault = self.crew.fault(index)
-            if fault is None:
-                self.log(f"calls f on item {index}: {reprlib.repr(item)}")
-            else:
-                self.log(f"calls f on item {index}: {reprlib.repr(item)}, which {fault}")
-            if fault == "dies":
-                self.die(span)
-                return
-            if fault == "times out":
-                assert stage.timeout is not None
-                self.simulation.call_later(stage.timeout, lambda: self.run_over(span))
-                while not (self.abandoned or self.gone or self.run.stopped):
-                    yield lambda: self.abandoned or self.gone or self.run.stopped
-                return
-            try:
-                slot = yield from self.slot_of(item, index, 0 if self.slots else span.tries, fault)
-            except asyncio.CancelledError:
-                if self.is_gone():
-                    return
-                raise
+            slot = yield from self.slot_of(item, index, 0 if self.slots else span.tries)
             self.simulation.now += self.simulation.pace
+            yield None  # f takes its time
             if self.is_gone():
                 return
             if is_failure(slot):
-                self.send()
-                self.crew.fail(slot)
+                yield from self.fail(span, slot)
                 return
             self.items += 1
             if self.used_up():
@@ -413,39 +482,92 @@ class Worker(Member):
                 self.send()
                 self.crew.progress()
 
-    def slot_of(self, item: Any, index: int, tries: int, fault: Fault | None) -> Steps:
+    def meet_fault(self, item: Any) -> None:
+        """Fail in the place of f, if the schedule says so."""
+        assert self.span is not None
+        index = self.span.start + len(self.slots)
+        fault = self.crew.fault(index)
+        what = f"calls f on item {index}: {reprlib.repr(item)}"
+        self.log(what if fault is None else f"{what}, which {fault}")
+        if fault == "raises":
+            raise SimulatedError(f"f raises at item {index}, as the schedule says")
+        if fault is not None:
+            raise Lost(fault)
+
+    def slot_of(self, item: Any, index: int, tries: int) -> Steps:
         """Run f, and what is done about its failure; give the slot, or the failure that stays."""
         call = self.call
-        slot: Any
         if isinstance(call, AsyncCall):
-            return (yield from self.awaited(self.slot_on_loop(call, item, index, tries, fault)))
-        try:
-            if fault is not None:
-                raise simulated_error(index)
-            if self.stage.kind != "process":
+            try:
+                return (yield from self.awaited(self.slot_on_loop(call, item, index, tries)))
+            except asyncio.CancelledError:
+                if not self.is_gone():
+                    raise
+                return None
+        slot: Any
+        if self.stage.kind == "process":
+            slot = self.slot_of_process(call, item, index, tries)
+        else:
+            try:
                 return call.step(item)
-            item = loads(dumps(item))
-            return loads(dumps(call.step(item)))
-        except BaseException as error:
-            slot = call.rescue(error, item, index, tries)
-        if is_failure(slot):
+            except BaseException as error:
+                slot = call.rescue(error, item, index, tries)
+        if is_failure(slot) and type(slot.error) is not Lost:
             if not self.stage.parts:  # else it says so itself
                 annotate(slot.error, f"in {describe(self.stage, index, item)}")
             slot = handled(self.stage, slot)
         return slot
 
-    async def slot_on_loop(
-        self, call: AsyncCall, item: Any, index: int, tries: int, fault: Fault | None
-    ) -> Any:
+    def slot_of_process(self, call: Call | FusedCall, item: Any, index: int, tries: int) -> Any:
+        """The same of copies, as what a process gets and gives is pickled."""
+        where = describe(self.stage, index, item)
         try:
-            if fault is not None:
-                raise simulated_error(index)
+            own = loads(dumps(item))
+        except Exception as error:
+            return Failure(index, item, self.not_picklable(f"{where}: item", error))
+        try:
+            slot = call.step(own)
+        except BaseException as error:
+            slot = call.rescue(error, own, index, tries)
+        if is_failure(slot):
+            return Failure(
+                index,
+                item,
+                slot.error if type(slot.error) is Lost else decode_error(encode_error(slot.error)),
+            )
+        try:
+            return loads(dumps(slot))
+        except Exception as error:
+            problem = self.not_picklable(f"{where}: its output, of type {type(slot).__name__},", error)
+            return Failure(index, item, Lost(None, problem) if self.stage.retries else problem)
+
+    async def slot_on_loop(self, call: AsyncCall, item: Any, index: int, tries: int) -> Any:
+        try:
             slot = call.step(item)
             return await slot if isawaitable(slot) else slot
         except BaseException as error:
             if self.is_gone():
                 raise
             return await call.arescue(error, item, index, tries)
+
+    def fail(self, span: Span, failure: Failure) -> Steps:
+        """The span ends with *failure*, or with the worker's end."""
+        lost = failure.error
+        if not isinstance(lost, Lost):
+            self.send()
+            self.crew.fail(failure)
+        elif lost.fault is None:
+            self.send()
+            self.crew.lost(span, lambda _: lost.error, len(self.slots))  # type: ignore[arg-type, return-value]
+        elif lost.fault == "dies":
+            self.lose(span, self.died)
+        else:
+            assert self.stage.timeout is not None
+            self.simulation.call_later(
+                self.stage.timeout, lambda: self.run.context.copy().run(self.run_over, span), self.is_gone
+            )
+            while not (self.is_gone() or self.run.stopped):
+                yield lambda: self.is_gone() or self.run.stopped
 
     def send(self) -> None:
         """Give out the slots of a process."""
@@ -455,21 +577,20 @@ class Worker(Member):
 
     def end(self) -> Steps:
         """Run ``on_done``, unless there is no process left to run it."""
-        crew, call = self.crew, self.call
-        if call.started and not self.dead:
+        crew = self.crew
+        if self.call.started and not self.dead:
+            while crew.ending:
+                yield lambda: not crew.ending
+            crew.ending = True
             try:
-                if isinstance(call, AsyncCall):
-                    yield from self.awaited(call.aend(crew.status()))
+                if isinstance(self.call, AsyncCall):
+                    yield from self.awaited(self.call.aend(crew.status()))
                 else:
-                    call.end(crew.status())
+                    self.call.end(crew.status())
             except BaseException as error:
-                crew.complain(call.named(error))
-        self.leave()
-
-    def leave(self) -> None:
-        self.crew.members.discard(self)
-        with self.run.lock:
-            self.run.leave(self)
+                crew.complain(self.call.named(error))
+            crew.ending = False
+        crew.members.discard(self)
 
     def stop(self) -> None:
         """The stage is stopped: a process in f is killed, a task cancelled; a thread goes on to the end of f."""
@@ -477,31 +598,24 @@ class Worker(Member):
             self.gone = True
             self.cancel()
 
-    def die(self, span: Span) -> None:
-        self.gone = self.dead = True
-        self.crew.begun -= 1
-        self.crew.lost(span, self.died, len(self.slots))
+    def run_over(self, span: Span) -> None:
+        """Its item is over its time."""
+        if self.span is span and not self.run.stopped:
+            self.lose(span, self.crew.too_late)
+
+    def lose(self, span: Span, error_of: Callable[[Failure], BaseException]) -> None:
+        """It is lost in f, to be replaced: a thread is abandoned, a process dead."""
+        self.abandoned = self.stage.kind == "thread"
+        self.gone = not self.abandoned
+        if self.stage.kind == "process":
+            self.dead = True
+            self.crew.not_begun()
+        self.crew.lost(span, error_of, len(self.slots))
         self.crew.replace(self)
 
     def died(self, failure: Failure) -> BaseException:
         where = describe(self.stage, failure.index, failure.item)
         return WorkerDied(f"{where}: its worker died, as the schedule says", None, failure.item)
-
-    def run_over(self, span: Span) -> None:
-        """Its item is over its time."""
-        if self.span is not span or self.run.stopped or self.gone:
-            return
-        self.abandoned = self.stage.kind == "thread"
-        self.gone = not self.abandoned
-        if self.stage.kind == "process":
-            self.dead = True
-            self.crew.begun -= 1
-        self.crew.lost(span, self.crew.too_late, len(self.slots))
-        self.crew.replace(self)
-
-
-def simulated_error(index: int) -> SimulatedError:
-    return SimulatedError(f"f raises at item {index}, as the schedule says")
 
 
 async def _next(items: Any) -> Any:
@@ -519,12 +633,12 @@ class Loop(asyncio.AbstractEventLoop):
     def turns(self) -> Steps:
         while True:
             handle = self.ready.popleft()
-            running = asyncio._get_running_loop()
-            asyncio._set_running_loop(self)
-            try:
-                handle._run()
-            finally:
-                asyncio._set_running_loop(running)
+            if not handle.cancelled():
+                asyncio._set_running_loop(self)  # nested steps are `outside_of_loops`
+                try:
+                    handle._run()
+                finally:
+                    asyncio._set_running_loop(None)
             yield self.ready.__len__
 
     def call_soon(
@@ -553,7 +667,7 @@ class Loop(asyncio.AbstractEventLoop):
         context: Context | None = None,
     ) -> asyncio.TimerHandle:
         handle = asyncio.TimerHandle(when, callback, args, self, context)
-        self.simulation.call_later(when - self.time(), lambda: self.ready.append(handle))
+        self.simulation.call_later(when - self.time(), lambda: self.ready.append(handle), handle.cancelled)
         return handle
 
     def time(self) -> float:
@@ -575,7 +689,7 @@ class Loop(asyncio.AbstractEventLoop):
         return False
 
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        """It stays where it is: a cancelled handle does nothing when its time comes."""
+        """It is off: nobody waits for its time."""
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         if "handle" in context:

@@ -81,10 +81,10 @@ class AsyncCall(Call):
     """One worker's f on an event loop: whatever f, ``on_start`` and ``on_done`` return may be awaitable."""
 
     async def abegin(self) -> None:
-        self.started = True
         if self.stage.on_start is not None:
             resources = self._start()
             self.step = self.bind(await resources if isawaitable(resources) else resources)
+        self.started = True
 
     async def aend(self, status: StageStatus) -> None:
         if self.stage.on_done is not None:
@@ -210,9 +210,10 @@ class Worker:
             if not self.call.started:
                 self.crew.begun += 1
                 await self.call.abegin()
-        except asyncio.CancelledError:
-            raise
         except BaseException as error:
+            self.crew.not_begun()
+            if self.is_stopped(error):
+                raise
             self.crew.break_down(self.call.named(error), span)
         else:
             await self.fill(span)

@@ -112,6 +112,7 @@ class Worker:
                     self.crew.begun += 1
                 self.call.begin()
         except BaseException as error:
+            self.crew.not_begun()
             self.crew.break_down(self.call.named(error), span)
         else:
             self.fill(span)
@@ -188,7 +189,12 @@ class Watch:
         self.wake = threading.Condition(crew.run.lock)
         self.asleep = False
         self.busy = False
-        self.thread = threading.Thread(target=self.main, name=f"fstream-{crew.stage.name}-watch", daemon=True)
+        self.thread = threading.Thread(
+            target=crew.run.context.copy().run,
+            args=(self.main,),
+            name=f"fstream-{crew.stage.name}-watch",
+            daemon=True,
+        )
 
     def join(self, timeout: float) -> None:
         self.thread.join(timeout)
