@@ -524,9 +524,8 @@ class Window:
         """Make outputs of what *span* has finished; True if that was its end."""
         count = len(span.slots)
         if count > span.given:
-            slots = (
-                span.slots if count == len(span.items) and not span.given else span.slots[span.given : count]
-            )
+            # The list itself only if its worker is through with it: it becomes the items of a span downstream.
+            slots = span.slots if span.closed and not span.given else span.slots[span.given : count]
             outputs = self.outputs(slots)
             credits = count - span.given
             span.given = count

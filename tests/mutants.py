@@ -222,8 +222,13 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
         ("only one finished span is looked at", "while (first := spans", "if (first := spans"),
         (
             "what left a span early leaves it again",
-            "count == len(span.items) and not span.given else",
-            "count == len(span.items) else",
+            "span.slots if span.closed and not span.given else",
+            "span.slots if span.closed else",
+        ),
+        (
+            "outputs share their list with a span that is not closed",
+            "span.slots if span.closed and not span.given else",
+            "span.slots if count == len(span.items) and not span.given else",
         ),
         (
             "items without outputs are held for ever",

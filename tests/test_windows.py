@@ -644,3 +644,17 @@ def test_workers_are_told_of_the_end():
     window = window_of("")
     assert Work(window, Time()).ready()
     assert Work(window, Time()).take() == Closed()
+
+
+def test_what_becomes_of_outputs_downstream_does_not_touch_the_span_they_came_from():
+    first = window_over(Slices("a"))
+    second = window_over(first)
+    span = taken(first)
+    span.slots.extend(span.todo)  # all is there, but its worker has not said so yet
+    lost = taken(second)
+    assert second.lose(lost, retries=1) is None
+    first.done(span, 0.0)
+    assert first.end is not None
+    finish(second, taken(second))
+    assert second.draw(9).outputs == ["a"]
+    assert second.end is not None
