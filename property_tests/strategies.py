@@ -145,10 +145,10 @@ def items() -> st.SearchStrategy[Any]:
     return st.one_of(st.none(), st.booleans(), st.integers(-5, 5), st.text("ab", max_size=2), exceptions())
 
 
-def lists_of_items(max_size: int = 30) -> st.SearchStrategy[list[Any]]:
+def lists_of_items(max_size: int = 30, longest: int = 300) -> st.SearchStrategy[list[Any]]:
     return st.one_of(
         st.lists(items(), max_size=max_size),
-        st.integers(0, 300).map(lambda length: list(range(length))),
+        st.integers(0, longest).map(lambda length: list(range(length))),
     )
 
 

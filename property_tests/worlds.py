@@ -43,7 +43,7 @@ def simulation_of(*kinds: str) -> World:
 
 
 SYNC, THREAD, TASK = (World(kind, (kind,), 0.5) for kind in ("sync", "thread", "task"))
-PROCESS = World("process", ("process",), 0.3)
+PROCESS = World("process", ("process",), 0.2)
 MIXED = World("mixed", KINDS, 0.5)
 SIMULATED_THREAD, SIMULATED_PROCESS, SIMULATED_TASK = map(simulation_of, ("thread", "process", "task"))
 SIMULATED = (SIMULATED_THREAD, SIMULATED_PROCESS, SIMULATED_TASK)
