@@ -199,7 +199,7 @@ class Simulation:
             elif self._to_stall is not None:
                 self._to_stall -= 1
         if not enabled:
-            self.hang = self.hang or AssertionError("nobody can go on")
+            self.hang = self.hang or AssertionError("nobody can go on" + self._nested())
             raise self.hang
         actor = enabled[0]
         try:
@@ -207,6 +207,10 @@ class Simulation:
         finally:
             if actor.over and actor in self.actors:
                 self.actors.remove(actor)
+
+    def _nested(self) -> str:
+        names = [actor.name for actor in self.actors if actor.running]
+        return f", while {' and '.join(names)} takes from a stream of its own" if names else ""
 
     def _pass_time(self) -> Steps:
         while True:

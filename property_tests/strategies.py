@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import asyncio
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
@@ -116,6 +117,11 @@ class Chain:
     def keeps_order(self) -> bool:
         return all(step.options.get("ordered", True) for step in self.steps)
 
+    @property
+    def most_held(self) -> int:
+        """How many items its stages may hold, if each has its *maxsize*; on "sync" it is the one in f."""
+        return sum(1 if step.kind == "sync" else step.options["maxsize"] for step in self.steps)
+
     def transformer(self) -> Transformer[Any, Any]:
         return reduce(lambda before, after: before | after, (step.transformer() for step in self.steps))
 
@@ -139,10 +145,10 @@ def items() -> st.SearchStrategy[Any]:
     return st.one_of(st.none(), st.booleans(), st.integers(-5, 5), st.text("ab", max_size=2), exceptions())
 
 
-def lists_of_items(max_size: int = 30) -> st.SearchStrategy[list[Any]]:
+def lists_of_items(max_size: int = 30, longest: int = 300) -> st.SearchStrategy[list[Any]]:
     return st.one_of(
         st.lists(items(), max_size=max_size),
-        st.integers(0, 300).map(lambda length: list(range(length))),
+        st.integers(0, longest).map(lambda length: list(range(length))),
     )
 
 
@@ -164,11 +170,21 @@ def shapes() -> st.SearchStrategy[Callable[[list[Any]], Iterable[Any]]]:
 # Stages and chains
 
 
-def options(kind: str, ordered: st.SearchStrategy[bool]) -> st.SearchStrategy[dict[str, Any]]:
-    most_workers = 2 if kind == "process" else 4
+def options(
+    kind: str,
+    *,
+    ordered: bool | None = None,
+    maxsizes: Sequence[int | None] = (None, 0, 1, 2, 5),
+    **others: Any,
+) -> st.SearchStrategy[dict[str, Any]]:
+    """Options of a stage; *others* are taken as they are."""
     return st.fixed_dictionaries(
-        {"workers": st.integers(1, most_workers), "ordered": ordered},
-        optional={"maxsize": st.sampled_from([None, 0, 1, 2, 5])},
+        {
+            "workers": st.integers(1, 2 if kind == "process" else 4),
+            "ordered": st.booleans() if ordered is None else st.just(ordered),
+            "maxsize": st.sampled_from(maxsizes),
+            **{name: st.just(value) for name, value in others.items()},
+        }
     )
 
 
@@ -177,18 +193,69 @@ def steps(
     draw: st.DrawFn,
     kinds: tuple[str, ...] = KINDS,
     operations: tuple[Operation, ...] = (PMAP, PFILTER, PFLAT_MAP),
-    ordered: st.SearchStrategy[bool] | None = None,
+    **chosen: Any,
 ) -> Step:
+    """A stage; *chosen* are arguments of `options`."""
     operation, kind = draw(st.sampled_from(operations)), draw(st.sampled_from(kinds))
-    chosen = draw(options(kind, st.booleans() if ordered is None else ordered))
+    drawn = draw(options(kind, **chosen))
     f = draw(st.sampled_from(operation.functions))
     if f is described and kind == "task" and operation is PMAP and draw(st.booleans()):
-        return Step(operation, described_async, kind, chosen)
-    return Step(operation, f, kind, chosen)
+        return Step(operation, described_async, kind, drawn)
+    return Step(operation, f, kind, drawn)
 
 
-def chains(
-    kinds: tuple[str, ...] = KINDS, ordered: st.SearchStrategy[bool] | None = None, max_size: int = 4
-) -> st.SearchStrategy[Chain]:
-    """One to *max_size* stages."""
-    return st.lists(steps(kinds, ordered=ordered), min_size=1, max_size=max_size).map(tuple).map(Chain)
+def chains(kinds: tuple[str, ...] = KINDS, *, max_size: int = 4, **chosen: Any) -> st.SearchStrategy[Chain]:
+    """One to *max_size* stages; *chosen* are arguments of `steps`."""
+    return st.lists(steps(kinds, **chosen), min_size=1, max_size=max_size).map(tuple).map(Chain)
+
+
+# Endless chains: whatever row of these takes endless input gives endless output, as each leaves even numbers even.
+
+
+def triple(x: int) -> int:
+    return 3 * x
+
+
+async def triple_async(x: int) -> int:
+    await asyncio.sleep(0)
+    return 3 * x
+
+
+def is_even(x: int) -> bool:
+    return x % 2 == 0
+
+
+def and_next(x: int) -> Iterator[int]:
+    yield x
+    yield x + 1
+
+
+ENDLESS = (
+    Operation(pmap, map, (triple,)),
+    Operation(pfilter, filter, (is_even,)),
+    Operation(pflat_map, toolz.mapcat, (twice, and_next)),
+)
+AWAITING = (Operation(pmap, lambda _, items: map(triple, items), (triple_async,)),)
+
+
+def endless_chains(kinds: tuple[str, ...] = KINDS) -> st.SearchStrategy[Chain]:
+    bounded = (None, 1, 2, 5)
+    any_step = steps(kinds, ENDLESS, maxsizes=bounded)
+    if "task" in kinds:
+        any_step |= steps(("task",), AWAITING, maxsizes=bounded)
+    return st.lists(any_step, min_size=1, max_size=3).map(tuple).map(Chain)
+
+
+# Outputs
+
+
+def printed(outputs: Iterable[Any]) -> list[str]:
+    """Outputs as they print, to compare exceptions by what they say."""
+    return [repr(output) for output in outputs]
+
+
+def check_equal(outputs: Iterable[Any], expected: Iterable[Any], in_order: bool = True) -> None:
+    if in_order:
+        assert printed(outputs) == printed(expected)
+    else:
+        assert sorted(printed(outputs)) == sorted(printed(expected))

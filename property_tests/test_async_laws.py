@@ -5,28 +5,24 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, suppress
 from functools import partial
 from typing import Any
 
-import toolz
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fstream import Stream, pfilter, pflat_map, pmap
+from fstream import Stream, pmap
 from property_tests.strategies import (
     KINDS,
     Chain,
-    Operation,
-    Step,
     chains,
+    check_equal,
+    endless_chains,
     lists_of_items,
     shapes,
-    steps,
-    twice,
 )
-from property_tests.test_laws import check_equal
 from tests.functions import suited
 from tests.leaks import Running, check_no_leaks
 from tests.loops import (
@@ -130,42 +126,7 @@ def test_order_does_not_depend_on_who_waits_how_long(
     assert run_strictly(lambda: drain(stream)) == list(range(len(waits)))
 
 
-# Early ends. Whatever chain of these takes endless input gives endless output: each leaves even numbers even.
-
-
-def triple(x: int) -> int:
-    return 3 * x
-
-
-async def triple_async(x: int) -> int:
-    await asyncio.sleep(0)
-    return 3 * x
-
-
-def is_even(x: int) -> bool:
-    return x % 2 == 0
-
-
-def and_next(x: int) -> Iterator[int]:
-    yield x
-    yield x + 1
-
-
-ENDLESS = (
-    Operation(pmap, map, (triple,)),
-    Operation(pfilter, filter, (is_even,)),
-    Operation(pflat_map, toolz.mapcat, (twice, and_next)),
-)
-AWAITING = (Operation(pmap, lambda _, items: map(triple, items), (triple_async,)),)
-
-
-def is_bounded(step: Step) -> bool:
-    return step.options.get("maxsize") != 0
-
-
-def endless_chains() -> st.SearchStrategy[Chain]:
-    endless_steps = st.one_of(steps(operations=ENDLESS), steps(("task",), AWAITING)).filter(is_bounded)
-    return st.lists(endless_steps, min_size=1, max_size=3).map(tuple).map(Chain)
+# Early ends
 
 
 async def take_for_ever(stream: Stream[Any], count: int, reached: asyncio.Event) -> None:

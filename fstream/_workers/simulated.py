@@ -4,6 +4,10 @@ All that decides is the same as ever: windows, spans, buffers, `Run.settle`, `Cr
 waits and what works. A simulated process has its own copy of f, as a real one, and sends its slots when its span is
 done or the parent asks; it may die. A simulated thread that runs over its time is abandoned and goes on for nobody. A
 simulated task runs on a loop that knows no clock but the simulation's, and no network.
+
+One thread has one stack. So where f or a source iterates a stream of its own, all others go on meanwhile, but whoever
+does the same returns first. What a real run would do at that moment, a simulation does a little later; it only cannot
+let the outer one go on *because* the inner one blocks.
 """
 
 from __future__ import annotations
@@ -244,6 +248,8 @@ class Feeder(Member):
             item = None
         except (StopIteration, StopAsyncIteration):
             pass
+        except GeneratorExit:  # the simulation is given up
+            raise
         except BaseException as raised:
             error = raised
         self.closing = True
