@@ -215,6 +215,8 @@ class _Outputs:
                 return self.current
             try:
                 if self.over:
+                    if self.run is not None:  # it was closed by another thread while this one started it
+                        self.run.stop()
                     raise StopIteration
                 if self._taker is not None:
                     self.taken()
@@ -338,8 +340,8 @@ class _Outputs:
         if (taker := self.taken_by) is not None:
             taker.close()
             return
+        self.over = self.started = True  # first: who is just starting the run looks at it last
         run, current = self.run, self.current
-        self.over = self.started = True
         if isinstance(current, Generator):
             current.close()
         deque(current, 0)
@@ -355,8 +357,8 @@ class _Outputs:
         if (taker := self.taken_by) is not None:
             await taker.aclose()
             return
+        self.over = self.started = True  # first: who is just starting the run looks at it last
         run, current = self.run, self.current
-        self.over = self.started = True
         if isinstance(current, Generator):
             current.close()
         deque(current, 0)
