@@ -67,10 +67,10 @@ class Options:
 
     @property
     def bound(self) -> float:
-        """How many items the stage may hold."""
+        """How many items the stage may hold; by itself as many as it takes a consumer that does not wait for it."""
         if self.kind == "sync":
             return 1
-        return 64 * self.workers if self.maxsize is None else self.maxsize or inf
+        return 256 * self.workers if self.maxsize is None else self.maxsize or inf
 
     def tries(self, item: Item) -> int:
         return min(item.fails, self.retries) + 1
@@ -94,11 +94,15 @@ class Model:
     def __init__(self, options: Options) -> None:
         self.options = options
         self.asked = self.over = False
+        #: The consumer has come when there was nothing for it.
+        self.waited = False
         #: What the source is to yield.
         self.unpulled: deque[Item] = deque()
         #: How it is to end.
         self.ending: Event | None = None
-        self.last_pulled = -1
+        self.pulled: set[int] = set()
+        #: Items that all has come of, if that was anything.
+        self.seen: set[int] = set()
         #: What is still to come of each item, pulled or not, that is not done with; in the source's order.
         self.to_come: dict[int, deque[Event]] = {}
         #: Items whose gate is closed.
@@ -110,23 +114,25 @@ class Model:
 
     def feed(self, item: Item) -> None:
         self.unpulled.append(item)
-        self.to_come[item.number] = self.options.events(item)
+        events = self.options.events(item)
         if item.gate is not None:
             self.blocked.add(item.number)
-        self._tidy()
+        if events or (self.blocked if self.options.in_order else item.gate):
+            self.to_come[item.number] = events
 
     def pull(self) -> Item:
         item = self.unpulled.popleft()
-        self.last_pulled = item.number
+        self.pulled.add(item.number)
         return item
 
     def kill(self) -> None:
         """A worker is killed, and there are no retries."""
-        self.killed |= {number for number in self.to_come if number <= self.last_pulled} | {None}
+        self.killed |= self.pulled - self.seen | {None}
 
     def ask(self) -> None:
         """The consumer comes for an output: it is through with the last one."""
         self.asked, self.in_hand = True, None
+        self.waited |= not self.must()
         self._tidy()
 
     def open(self, number: int) -> None:
@@ -160,13 +166,14 @@ class Model:
                 events.popleft()
                 self.in_hand = number
                 if not events:
+                    self.seen.add(number)
                     self.killed.discard(number)
                 break
         self._tidy()
 
     def held(self) -> int:
         """How many items the stage holds at least: pulled, and not out of the consumer's hands."""
-        return sum(number <= self.last_pulled for number in self.to_come)
+        return len(self.to_come.keys() & self.pulled)
 
     def _tidy(self) -> None:
         """Forget the items that are done with. What waits for its turn behind one in work is not."""
