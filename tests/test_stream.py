@@ -13,7 +13,9 @@ import pytest
 import toolz
 
 from fstream import SKIP, Stream, merge, ordered, pmap
+from fstream._run import Run
 from tests.functions import COMBINATORS, identity, square, suited
+from tests.gates import PATIENCE
 from tests.sources import Source
 
 
@@ -75,6 +77,19 @@ def test_close_before_the_start(kind: str):
     stream.close()
     assert list(stream) == []
     assert source.pulled == 0
+
+
+def test_close_while_another_thread_starts_the_stream(concurrent_kind: str, monkeypatch: pytest.MonkeyPatch):
+    class Closed(Run):
+        def __init__(self, *args: object) -> None:
+            stream.close()  # as if by another thread, at the worst moment
+            super().__init__(*args)
+
+    monkeypatch.setattr("fstream.stream.Run", Closed)
+    source = Source(count())
+    stream = squares(concurrent_kind, source)
+    assert list(stream) == []
+    assert source.pulled == 0 or source.closed.wait(PATIENCE)
 
 
 def test_close_after_the_end(kind: str):
