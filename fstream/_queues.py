@@ -18,10 +18,14 @@ from typing import Any, Final, Protocol, TypeAlias
 
 from fstream._spans import Closed, Feed, Room, Span, Upstream, Window
 
-__all__ = ["PATIENCE", "Buffer", "Credits", "Outlet", "TakerQueue", "ThreadQueue", "Work"]
+__all__ = ["OVERDUE", "PATIENCE", "Buffer", "Credits", "Outlet", "TakerQueue", "ThreadQueue", "Work"]
 
 #: How long a taker leaves a span of several items alone before it asks for what is finished of it, in seconds.
 PATIENCE: Final = 0.004
+
+#: What waits behind an item that takes this long, in seconds, is taken over also by workers that have enough to do:
+#: an endless source would keep them from it for ever.
+OVERDUE: Final = 10 * PATIENCE
 
 #: A consumer that is away for less than this, in seconds, does nothing with the outputs that takes time.
 AT_ONCE: Final = 0.0001
@@ -69,7 +73,9 @@ class Work:
         return self.window.takable() or self.window.exhausted
 
     def take(self) -> Span | Closed:
-        return self.window.take(self.clock()) or Closed()
+        now = self.clock()
+        self.window.reclaim(now, OVERDUE)
+        return self.window.take(now) or Closed()
 
     def starve(self, wanted: bool) -> bool:
         if wanted and not self.window.upstream.available():

@@ -414,7 +414,7 @@ class Window:
         return rest is not None
 
     def reclaim(self, now: float, patience: float) -> bool:
-        """Take back, for workers that have nothing to do, what waits behind an item that takes its time."""
+        """Take back, for other workers, what waits behind an item that takes its time."""
         late = [span for span in self.divisible if now - span.begun >= patience]
         taken = [self.give_back(span) for span in late]  # each of them, not only the first
         return any(taken)

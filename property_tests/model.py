@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import takewhile
 from math import inf
 from typing import Any
 
@@ -62,8 +63,8 @@ class Options:
 
     @property
     def at_once(self) -> int:
-        """How many items may keep others from being worked on, less one."""
-        return 1 if self.in_order else min(self.workers, self.maxsize or self.workers)
+        """How many items may be worked on at least."""
+        return min(self.workers, self.maxsize or self.workers)
 
     @property
     def bound(self) -> float:
@@ -150,13 +151,14 @@ class Model:
         return {self.ending} if self.ending and not self.blocked else set()
 
     def may(self) -> set[Event]:
-        """What else it may bring: the death of a worker, in its item's place."""
+        """What else it may bring: the death of a worker, in its item's place, or what came out of turn."""
+        early = set() if self.options.in_order else {events[0] for events in self._free() if events}
         deaths = self.killed - self.to_come.keys()
         for number, events in self.to_come.items():
             deaths |= self.killed & {number}
             if self.options.in_order and (events or number in self.blocked):
                 break
-        return {("died", number) for number in deaths}
+        return early | {("died", number) for number in deaths}
 
     def give(self, event: Event) -> None:
         """*event* has come: an output, or the end in one of its forms."""
@@ -185,10 +187,16 @@ class Model:
                 del self.to_come[number]
 
     def _reached(self) -> Iterator[deque[Event]]:
-        """What comes of the items that blocked ones keep neither from a worker nor from their turn."""
-        blocked = 0
-        for number, events in self.to_come.items():
-            if number not in self.blocked:
-                yield events
-            elif (blocked := blocked + 1) == self.options.at_once:
-                return
+        """What comes of the items that blocked ones keep neither from a worker nor from their turn.
+
+        An item may wait behind a blocked one in its worker's hands, until another worker is free.
+        """
+        if not self.options.in_order and len(self.blocked) < self.options.at_once:
+            return self._free()
+        return (
+            events for _, events in takewhile(lambda pair: pair[0] not in self.blocked, self.to_come.items())
+        )
+
+    def _free(self) -> Iterator[deque[Event]]:
+        """What comes of the items that are not blocked."""
+        return (events for number, events in self.to_come.items() if number not in self.blocked)

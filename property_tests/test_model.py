@@ -26,6 +26,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 import fstream
 from fstream import Stream, WorkerDied
 from property_tests.model import END, SOURCE_FAILED, Event, Item, Made, Model, Options
+from property_tests.worlds import PROCESS, SYNC, TASK, THREAD, World
 from tests.gates import PATIENCE, Gate, Log
 from tests.leaks import Running, check_no_leaks
 
@@ -399,10 +400,11 @@ class StreamMachine(RuleBasedStateMachine):
             self.folder.cleanup()
 
 
-def case(kind: str) -> Any:
+def case(world: World) -> Any:
+    (kind,) = world.kinds
     machine = type(f"{kind.title()}Machine", (StreamMachine,), {"kind": kind})
-    machine.TestCase.settings = settings(stateful_step_count=40)
+    machine.TestCase.settings = settings(max_examples=world.examples, stateful_step_count=40)
     return machine.TestCase
 
 
-TestSync, TestThread, TestProcess, TestTask = map(case, ["sync", "thread", "process", "task"])
+TestSync, TestThread, TestProcess, TestTask = map(case, [SYNC, THREAD, PROCESS, TASK])

@@ -28,6 +28,10 @@ class World:
     pace: float
     is_simulated: bool = False
 
+    @property
+    def examples(self) -> int:
+        return max(1, int(settings.default.max_examples * self.pace))  # type: ignore[union-attr]
+
     @contextmanager
     def opened(self, schedule: Schedule | None) -> Iterator[Simulation | None]:
         """Run the streams of the block in this world."""
@@ -77,8 +81,7 @@ def law(*worlds: World, faults: bool = False, **drawn: Strategy | Callable[..., 
                 for name, each in drawn.items()
             }
             schedule = schedules(faults=faults) if world.is_simulated else st.none()
-            examples = max(1, int(settings.default.max_examples * world.pace))  # type: ignore[union-attr]
-            return settings(max_examples=examples)(given(schedule=schedule, **strategies)(check))
+            return settings(max_examples=world.examples)(given(schedule=schedule, **strategies)(check))
 
         checks = {world: checked(world) for world in worlds}
 

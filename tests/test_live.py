@@ -5,14 +5,14 @@ from __future__ import annotations
 import queue
 import time
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import count, islice
 
 import pytest
 
 from fstream import pfilter, pflat_map, pmap
 from tests.conftest import CONCURRENT_KINDS
 from tests.functions import identity, is_odd, suited
-from tests.gates import Gate, Log, holding
+from tests.gates import PATIENCE, Gate, Log, holding
 
 MANY = 3_000  # cheap items, so that spans have grown
 
@@ -90,6 +90,20 @@ def test_others_overtake_a_slow_item_where_order_is_not_asked_for(
     assert sorted(islice(stream, MANY - 1)) == [item for item in range(MANY) if item != position]
     gate.open()
     assert list(stream) == [position]
+
+
+@pytest.mark.parametrize("position", [1, 500, 20_000])
+def test_what_waits_behind_a_slow_item_comes_also_if_there_is_no_end_of_other_work(
+    concurrent_kind: str, position: int, gate: Gate
+):
+    f = holding(concurrent_kind, {position: gate})
+    behind = set(range(position + 1, position + 100))
+    with pmap(f, count(), kind=concurrent_kind, ordered=False, workers=2) as stream:
+        deadline = time.monotonic() + PATIENCE
+        while behind and time.monotonic() < deadline:
+            behind.discard(next(stream))
+        gate.open()
+    assert not behind
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -473,7 +473,7 @@ def test_a_bad_schedule_shrinks_to_what_matters():
         schedules(),
         lambda s: outputs_under(s, lambda: pmap(identity, range(4), ordered=False)) != [0, 1, 2, 3],
     )
-    assert set(found.stalls) == {0} and len(found.stalls) <= 2 and not found.cheap
+    assert 1 <= len(found.stalls) <= 2 and not found.cheap
 
 
 def test_the_story_is_told_with_an_exception():

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable
 from time import monotonic, monotonic_ns, perf_counter
 from typing import Any, Final
 
-from fstream._queues import PATIENCE, Work
+from fstream._queues import OVERDUE, PATIENCE, Work
 from fstream._run import Run
 from fstream._spans import Failure, Span, Window
 from fstream._stage import Stage
@@ -189,11 +189,16 @@ class Workers(Crew):
         return self.may_hire() or bool(self.ready_workers())
 
     def ready_workers(self) -> list[Worker]:
-        """Those that can be sent a span: none gets one ahead that a worker will take that is starting."""
+        """Those that can be sent a span.
+
+        None gets one ahead that a worker will take that is starting, nor one to wait behind a slow item.
+        """
         ahead = AHEAD if all(worker.opened for worker in self.workers) else 1
+        early = perf_counter() - PATIENCE
         return [
             w for w in self.workers
-            if w.opened and len(w.flight) < ahead and not self.used_up(w) and not w.finishing
+            if w.opened and len(w.flight) < (ahead if w.heard > early else 1)
+            and not self.used_up(w) and not w.finishing
         ]  # fmt: skip
 
     def may_hire(self) -> bool:
@@ -421,8 +426,9 @@ class Workers(Crew):
             spare = self.spare() and not self.window.takable()
         if late and spare and not any(worker.opened and worker.idle for worker in self.workers):
             self.hire()
-        if spare or self.window.hungry:
-            self.recall(late)
+        if not (spare or self.window.hungry):
+            late = [worker for worker in late if now - worker.heard >= OVERDUE]
+        self.recall(late)
         if self.queue.deadline is not None and now >= self.queue.deadline:
             with self.run.lock:
                 self.queue.deadline = None
