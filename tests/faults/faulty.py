@@ -74,8 +74,9 @@ class Tally:
         """When each such event was, and about what."""
         if not os.path.exists(self.path):
             return []
-        with open(self.path) as lines:
-            rows = [line.rstrip("\n").split("\t") for line in lines]
+        with open(self.path) as file:
+            whole = file.read().split("\n")[:-1]  # what follows the last newline is just being written
+        rows = [line.split("\t") for line in whole]
         return [(float(at), what) for at, name, what in rows if name == event and about in (None, what)]
 
     def count(self, event: str, about: object = None) -> int:

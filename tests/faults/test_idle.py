@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -28,13 +30,36 @@ def assert_idle() -> None:
         return sum(time.clock_gettime(cpu_clock(pid)) for pid in pids) - before
 
     assert eventually(lambda: used_in(0.05) < STATED * 0.05), "what has just begun never comes to rest"
+    before = times_of_threads(pids)
     used = used_in(SECONDS)
-    assert used < STATED * SECONDS, f"used {1000 * used:.1f} ms of CPU in {SECONDS} s"
+    assert used < STATED * SECONDS, (
+        f"used {1000 * used:.1f} ms of CPU in {SECONDS} s: {shares(before, times_of_threads(pids))}"
+    )
 
 
 def cpu_clock(pid: int) -> int:
     """The clock of the CPU time of a process, as clock_getcpuclockid(3) gives it on Linux."""
     return (~pid << 3) | 2
+
+
+def times_of_threads(pids: Iterable[int]) -> dict[tuple[int, int], float]:
+    """The seconds of CPU that each thread of some processes has used, as Linux's scheduler counts them."""
+    found = {}
+    for pid in pids:
+        for path in glob.glob(f"/proc/{pid}/task/*/schedstat"):
+            with suppress(FileNotFoundError, ProcessLookupError), open(path) as file:
+                found[pid, int(path.split("/")[-2])] = int(file.read().split()[0]) / 1e9
+    return found
+
+
+def shares(before: dict[tuple[int, int], float], after: dict[tuple[int, int], float]) -> str:
+    """Which threads used how much between the two."""
+    names = {(os.getpid(), thread.native_id): thread.name for thread in threading.enumerate()}
+    return ", ".join(
+        f"{names.get(thread, f'thread {thread[1]} of process {thread[0]}')} {1000 * used:.1f} ms"
+        for thread, now in after.items()
+        if (used := now - before.get(thread, 0.0)) > 0
+    )
 
 
 def stages(name: str, **options: Any) -> Any:
