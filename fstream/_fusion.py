@@ -41,6 +41,8 @@ def _fits(before: Stage, after: Stage) -> bool:
         and before.ordered == after.ordered
         # More than one output of an item: a failure later on would have to come between them.
         and all(part.kernel in (MAP, FILTER) for part in parts)
+        # Where the second on_start fails, the first stage has an on_done to run.
+        and not (before.on_done and after.on_start)
         # After a filter nobody in a worker knows the position of an item.
         and (all(part.kernel is MAP for part in parts) or "element_index" not in declared(after.f))
     )

@@ -56,10 +56,15 @@ SELECTION = (
     "tests/faults/test_fault_cases.py::test_the_cause_chain_keeps_the_error_of_f_first",
     "tests/faults/test_fault_cases.py::test_more_than_a_pipe_holds_in_both_directions_at_once",
     "tests/faults/test_fault_cases.py::test_a_worker_is_replaced_after_so_many_items[5-ordered]",
+    "tests/test_fusion.py",
+    "tests/test_testing.py",
+    "property_tests/test_laws.py",
+    "property_tests/test_model.py",
 )
 
 #: Which of them come first, for the mutants of a file, by the beginning of their names.
 NEAREST = {
+    "_fusion.py": ("tests/test_fusion",),
     "_queues.py": ("tests/test_windows", "tests/test_queues", "tests/test_live"),
     "_run.py": (
         "tests/test_order",
@@ -257,7 +262,41 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
             "",
         ),
     ],
+    "_fusion.py": [
+        ("neighbours run as one though one is of another kind", 'stage.kind == "process"', "True"),
+        ("neighbours run as one though one has workers of its own", "and stage.workers is None\n", ""),
+        ("neighbours run as one though one has a bound of its own", "and stage.maxsize is None\n", ""),
+        ("neighbours run as one though one has a time-out", "and stage.timeout is None\n", ""),
+        ("neighbours run as one though one has retries", "and stage.retries == 0\n", ""),
+        ("neighbours run as one though one handles errors", 'and stage.on_error == "raise"\n', ""),
+        ("neighbours run as one though one retires workers", "and stage.max_items_per_worker is None\n", ""),
+        ("neighbours run as one though one is ordered", "and before.ordered == after.ordered\n", ""),
+        ("neighbours run as one whatever a flat map gives", "part.kernel in (MAP, FILTER)", "True"),
+        (
+            "neighbours run as one though the second may not start",
+            "not (before.on_done and after.on_start)",
+            "True",
+        ),
+        ("neighbours run as one with wrong positions", '"element_index" not in declared(after.f)', "True"),
+        (
+            "the last of many neighbours is left out",
+            "(before.parts or (before,)) + (after,)",
+            "before.parts or (before, after)",
+        ),
+        (
+            "neighbours run the wrong way round",
+            "(before.parts or (before,)) + (after,)",
+            "(after,) + (before.parts or (before,))",
+        ),
+        ("an on_done of neighbours is forgotten", "before.on_done or after.on_done", "before.on_done"),
+        ("neighbours drop nothing", "before.kernel.drops or after.kernel.drops", "False"),
+    ],
     "_queues.py": [
+        (
+            "who has enough to do leaves what waits behind a slow item",
+            "        self.window.reclaim(now, OVERDUE)\n",
+            "",
+        ),
         (
             "workers are not told of the end",
             "self.window.takable() or self.window.exhausted",
@@ -420,7 +459,11 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
             "        if is_failure(slot):\n            self.fail(slot)\n        else:\n",
             "        if not is_failure(slot):\n",
         ),
-        ("who ends counts itself among the others", "            self.begun -= 1\n", ""),
+        (
+            "who ends counts itself among the others",
+            "            self.begun -= 1\n            return",
+            "            return",
+        ),
         ("one worker too many", "self._places < self.window.workers", "self._places <= self.window.workers"),
         (
             "only one worker ever starts",
@@ -537,7 +580,17 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
             "if worker.begun and worker in self.workers and not worker.finishing:",
             "if False:",
         ),
-        ("no pump asks for what is finished", "            self.recall(late)\n", "            pass\n"),
+        ("no pump asks for what is finished", "        self.recall(late)\n", ""),
+        (
+            "who has enough to do leaves what waits behind a slow item",
+            "now - worker.heard >= OVERDUE]",
+            "now - worker.heard >= 60]",
+        ),
+        (
+            "what a slow item has kept waiting goes behind it again",
+            "ahead if w.heard > early else 1",
+            "ahead",
+        ),
     ],
     "_workers/child.py": [
         (

@@ -42,6 +42,14 @@ TWICE = process(pflat_map, lambda item: [item, item], name="twice")
         (SQUARE | process(pmap, square, on_error="skip"), ["square", "square"]),
         (SQUARE | process(pmap, square, ordered=False), ["square", "square"]),
         (SQUARE | process(pmap, square, max_items_per_worker=9), ["square", "square"]),
+        (
+            process(pmap, square, on_start=dict) | SQUARE | process(pmap, square, on_start=dict),
+            ["square | square | square"],
+        ),
+        (
+            process(pmap, square, on_done=print) | SQUARE | process(pmap, square, on_start=dict),
+            ["square | square", "square"],
+        ),
     ],
 )
 def test_which_stages_run_as_one(transformer: Transformer[Any, Any], expected: list[str]):
@@ -154,6 +162,20 @@ def test_each_stage_has_its_own_resources(tmp_path: Path, taken: int):
             assert next(stream) == [item, "first", "second"]
     for word in ("first", "second"):
         assert tally.count(f"start {word}") == tally.count(f"done {word}") > 0
+
+
+def test_resources_are_given_back_though_those_of_the_next_stage_fail(tmp_path: Path):
+    tally = Tally(str(tmp_path / "tally"))
+    resource = Resource(tally, "first")
+
+    def fail() -> None:
+        raise Boom("in on_start")
+
+    stages = process(pmap, lambda item, word: item, on_start=resource.start, on_done=resource.done)
+    stages |= process(pmap, identity, on_start=fail)
+    _, error = outputs_and_error(stages(range(9)))
+    assert type(error) is Boom
+    assert tally.count("start first") == tally.count("done first") > 0
 
 
 def test_all_on_dones_run_though_one_raises(tmp_path: Path):
