@@ -321,6 +321,8 @@ class Window:
         self.last_size = 1
         #: The last span was smaller than its worker could have taken, for want of room.
         self.cramped = False
+        #: It was so for want of items: upstream had no more.
+        self.lean = False
         #: The open spans of several items that nobody has taken the rest of.
         self.divisible: set[Span] = set()
         #: The taker downstream has waited long, perhaps for slots of an unfinished span: tell it after each item.
@@ -375,7 +377,8 @@ class Window:
             short = available > self.room.free
             available = min(available, self.room.free)
         size = min(most, self._size(available))
-        self.cramped = short and size < min(most, self._size(MAX_CHEAP))
+        less = size < min(most, self._size(MAX_CHEAP))
+        self.cramped, self.lean = less and short, less and not short
         drawn = self.upstream.draw(size)
         self.upstream.release(drawn.credits)
         if not self.upstream.prepaid:
@@ -594,7 +597,14 @@ class Window:
         return bool(self.divisible) and not self.hungry
 
     def grow(self) -> bool:
-        """Let the stage hold more, if its workers lack items for want of room. The taker downstream waits."""
+        """Let the stage hold more, if its workers lack items for want of room. The taker downstream waits.
+
+        If they lack items for want of what is upstream, let that hold more. Whether they wait does not matter: small
+        spans keep the workers of a stage as busy as large ones do.
+        """
+        if self.lean:
+            self.lean = False
+            self.upstream.grow()
         idle = (
             self.busy < self.workers and self.room.free <= 0 and not self.takable() and self.upstream.waiting
         )
