@@ -361,14 +361,17 @@ class ThreadFeeder:
             items = iter(source)  # type: ignore[arg-type]
             del source
             taker = run.queues[run.queues.index(self.queue) - 1] if run.crews else None
-            append = feed.pending.append
+            pending, append = feed.pending, feed.pending.append
             if (credits := self.grant()) > 0:
                 for item in items:
                     append(item)
                     credits -= 1
                     if feed.stopped:
                         break
-                    if taker is None or (taker.takers and not taker.signalled):
+                    # Where more was waiting, whoever can take it has been woken for that.
+                    if len(pending) <= feed.feeders and (
+                        taker is None or (taker.takers and not taker.signalled)
+                    ):
                         with run.lock:
                             run.settle()
                     if not credits and not (credits := self.grant()):

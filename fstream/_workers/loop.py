@@ -307,8 +307,9 @@ class TaskFeeder:
                 async for item in items:
                     append(item)
                     credits -= 1
-                    with run.lock:
-                        run.settle()
+                    if len(feed.pending) <= feed.feeders:  # else whoever can take it has been woken
+                        with run.lock:
+                            run.settle()
                     if feed.stopped or (not credits and not (credits := await self.grant())):
                         break
             item = None
