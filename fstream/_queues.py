@@ -86,8 +86,7 @@ class Work:
         return bool(self.window.divisible) or self.window.upstream.withholds
 
     def insist(self) -> None:
-        if self.window.upstream.withholds:
-            self.window.upstream.hungry = True
+        self.window.upstream.press()
         self.window.reclaim(self.clock(), PATIENCE)
 
 
@@ -135,8 +134,7 @@ class Outlet:
         return self.upstream.withholds
 
     def insist(self) -> None:
-        if self.upstream.withholds:
-            self.upstream.hungry = True
+        self.upstream.press()
         self.starve(True)
 
 

@@ -165,11 +165,12 @@ class Upstream(Protocol):
 
     @property
     def withholds(self) -> bool:
-        """What is finished of a span may be kept until the span is, as nobody is `hungry`."""
+        """What is finished of a span may be kept until the span is, as nobody has pressed."""
         ...
 
-    #: The taker has waited long: tell it after each item.
-    hungry: bool
+    def press(self) -> None:
+        """The taker has waited long: it is to be told after each item."""
+        ...
 
 
 class Feed:
@@ -179,7 +180,6 @@ class Feed:
     withholds = False
 
     def __init__(self, room: Room, feeders: int) -> None:
-        self.hungry = False
         #: The room of the window that draws from here, or the feed's own where the consumer does.
         self.room = room
         #: Feeders append without the lock: an append is atomic, and takers look again before they wait.
@@ -225,6 +225,9 @@ class Feed:
     def grow(self) -> bool:
         return self.alone and self.waiting and not self.pending and self.room.grow(MAX_SPAN)
 
+    def press(self) -> None:
+        pass
+
     @property
     def waiting(self) -> bool:
         return self.blocked > 0
@@ -251,7 +254,6 @@ class Slices:
     withholds = False
 
     def __init__(self, source: Sequence[Any]) -> None:
-        self.hungry = False
         self.source = source
         self.position = 0
         self.over = False
@@ -270,6 +272,9 @@ class Slices:
 
     def grow(self) -> bool:
         return False
+
+    def press(self) -> None:
+        pass
 
     @property
     def waiting(self) -> bool:
@@ -595,6 +600,9 @@ class Window:
     @property
     def withholds(self) -> bool:
         return bool(self.divisible) and not self.hungry
+
+    def press(self) -> None:
+        self.hungry = self.hungry or self.withholds
 
     def grow(self) -> bool:
         """Let the stage hold more, if its workers lack items for want of room. The taker downstream waits.

@@ -118,7 +118,7 @@ class PumpWork(Work):
         return self.window.upstream.withholds and self.crew.capacity()
 
     def insist(self) -> None:
-        self.window.upstream.hungry = True
+        self.window.upstream.press()
 
 
 class Worker:
