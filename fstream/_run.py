@@ -288,7 +288,7 @@ class Run:
                 part.stop()
             self.settle()
 
-    def wait(self, timeout: float | None) -> bool:
+    def wait(self, timeout: float | None) -> None:
         """Wait until all members have left that were not abandoned; for those busy in user code, until *timeout*."""
         host = self._host
         # Tasks of the loop that this thread runs cannot go on while it waits.
@@ -298,7 +298,6 @@ class Run:
             self.left.wait_for(
                 lambda: all(m.busy or m in kept for m in self.members), 0 if timeout is None else self.LONGEST
             )
-            return not self.members
 
     def close(self, complain: bool = True) -> None:
         """End the run: stop what can be stopped, and wait for it, but not for user code."""

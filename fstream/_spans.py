@@ -413,19 +413,17 @@ class Window:
             self.cost = cost if self.cost is None else (self.cost + cost) / 2
         self.harvest()
 
-    def give_back(self, span: Span) -> bool:
+    def give_back(self, span: Span) -> None:
         """Take from the worker of *span* what it has not started."""
         self.divisible.discard(span)
         rest = span.rest()
         if rest is not None:
             self._return(rest)
-        return rest is not None
 
-    def reclaim(self, now: float, patience: float) -> bool:
+    def reclaim(self, now: float, patience: float) -> None:
         """Take back, for other workers, what waits behind an item that takes its time."""
-        late = [span for span in self.divisible if now - span.begun >= patience]
-        taken = [self.give_back(span) for span in late]  # each of them, not only the first
-        return any(taken)
+        for span in [span for span in self.divisible if now - span.begun >= patience]:
+            self.give_back(span)
 
     def take_back(self, span: Span, count: int) -> None:
         """The worker of *span* gives back its last *count* items, which it has not started."""
