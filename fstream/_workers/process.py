@@ -402,8 +402,6 @@ class Workers(Crew):
                 timeout = 0
             else:
                 self.run.settle()
-                if not self.workers and timeout is None and self.queue.buffer.ready():
-                    timeout = 0
         events = self.selector.select(timeout)
         with self.run.lock:
             self.queue.takers = 0
