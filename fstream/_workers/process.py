@@ -273,13 +273,9 @@ class Workers(Crew):
         with self.run.lock:
             if not self.window.takable() or self.window.stopped:
                 return None
-        best = min(self.ready_workers(), key=lambda w: len(w.flight), default=None)
-        if best is not None and best.idle:
-            return best
-        if self.may_hire():
+        if not any(worker.idle for worker in self.ready_workers()) and self.may_hire():
             self.hire()
-            best = min(self.ready_workers(), key=lambda w: len(w.flight), default=None)
-        return best
+        return min(self.ready_workers(), key=lambda w: len(w.flight), default=None)
 
     def hire(self) -> None:
         """Get one more worker, a warm one if there is one."""
