@@ -202,7 +202,6 @@ class ThreadQueue(queue.Queue[Any]):
         return int(self.buffer.ready())
 
     def _get(self) -> Any:
-        self.signalled = False
         taken = self.buffer.take()
         self.takers -= 1  # it has what it came for: it does not starve
         self.settle()
