@@ -30,9 +30,9 @@ class Link:
     def __init__(self, method: str | None) -> None:
         self.method = method
         self.ready = False
+        life = LIFELINE.fd()  # first: where no pipe can be had, there is nothing to close
         ours, theirs = socket.socketpair()
         cell = _shared_file()
-        life = LIFELINE.fd()
         try:
             OURS.add(ours)
             connection = Connection(os.dup(theirs.fileno()))
