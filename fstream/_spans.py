@@ -151,7 +151,9 @@ class Upstream(Protocol):
 
     def release(self, credits: int) -> None: ...
 
-    def grow(self) -> bool: ...
+    def grow(self, most: float = MAX_CHEAP) -> bool:
+        """Let more be held, up to *most*, if that would bring more."""
+        ...
 
     @property
     def end(self) -> Closed | None:
@@ -222,8 +224,8 @@ class Feed:
     def release(self, credits: int) -> None:
         self.room.held -= credits
 
-    def grow(self) -> bool:
-        return self.alone and self.waiting and not self.pending and self.room.grow(MAX_SPAN)
+    def grow(self, most: float = MAX_CHEAP) -> bool:
+        return self.alone and self.waiting and not self.pending and self.room.grow(min(most, MAX_SPAN))
 
     def press(self) -> None:
         pass
@@ -270,7 +272,7 @@ class Slices:
     def release(self, credits: int) -> None:
         pass
 
-    def grow(self) -> bool:
+    def grow(self, most: float = MAX_CHEAP) -> bool:
         return False
 
     def press(self) -> None:
@@ -602,20 +604,22 @@ class Window:
     def press(self) -> None:
         self.hungry = self.hungry or self.withholds
 
-    def grow(self) -> bool:
+    def grow(self, most: float = MAX_CHEAP) -> bool:
         """Let the stage hold more, if its workers lack items for want of room. The taker downstream waits.
 
-        If they lack items for want of what is upstream, let that hold more. Whether they wait does not matter: small
-        spans keep the workers of a stage as busy as large ones do.
+        If they lack items for want of what is upstream, let that hold as much as this does. Whether they wait does not
+        matter: small spans keep the workers of a stage as busy as large ones do.
         """
         if self.lean:
             self.lean = False
-            self.upstream.grow()
+            self.upstream.grow(self.room.limit)
         idle = (
             self.busy < self.workers and self.room.free <= 0 and not self.takable() and self.upstream.waiting
         )
         if self.stopped or not (idle or self.cramped):
             return False
-        self.cramped = False
         slow = max(MAX_SLOW * self.workers, MAX_SECONDS / (self.cost or 1.0))
-        return self.room.grow(min(slow, MAX_CHEAP))
+        if not self.room.grow(min(slow, most)):
+            return False
+        self.cramped = False
+        return True
