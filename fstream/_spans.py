@@ -330,6 +330,10 @@ class Window:
         self.cramped = False
         #: It was so for want of items: upstream had no more.
         self.lean = False
+        #: How many items have gone through, and how many must have before it may hold more again: like TCP's slow
+        #: start, as a machine that stalls is no reason to hold more.
+        self.gone = 0
+        self.growable_at = 0.0
         #: The open spans of several items that nobody has taken the rest of.
         self.divisible: set[Span] = set()
         #: The taker downstream has waited long, perhaps for slots of an unfinished span: tell it after each item.
@@ -541,7 +545,7 @@ class Window:
                 self.entries.append([outputs, 0, credits])
                 self.ready_count += len(outputs)
             else:
-                self.room.held -= credits
+                self.release(credits)
         if span.closed and span.given == len(span.slots):
             del self.spans[span.start]
             return True
@@ -577,6 +581,7 @@ class Window:
 
     def release(self, credits: int) -> None:
         self.room.held -= credits
+        self.gone += credits
 
     @property
     def end(self) -> Closed | None:
@@ -616,10 +621,11 @@ class Window:
         idle = (
             self.busy < self.workers and self.room.free <= 0 and not self.takable() and self.upstream.waiting
         )
-        if self.stopped or not (idle or self.cramped):
+        if self.stopped or self.gone < self.growable_at or not (idle or self.cramped):
             return False
         slow = max(MAX_SLOW * self.workers, MAX_SECONDS / (self.cost or 1.0))
         if not self.room.grow(min(slow, most)):
             return False
+        self.growable_at = self.gone + self.room.limit / 4
         self.cramped = False
         return True

@@ -106,6 +106,16 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
         ),
         ("the window holds one item too many", "self.limit - self.held,", "self.limit - self.held + 1,"),
         (
+            "a window grows though nothing goes through it",
+            "self.gone < self.growable_at",
+            "False",
+        ),
+        (
+            "small spans leave the window upstream as it is",
+            "            self.upstream.grow(self.room.limit)\n",
+            "",
+        ),
+        (
             "a strict bound grows",
             "if self.maxsize is not None or self.limit >= most",
             "if self.limit >= most",
@@ -237,7 +247,7 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
         ),
         (
             "items without outputs are held for ever",
-            "                self.room.held -= credits\n",
+            "                self.release(credits)\n",
             "                pass\n",
         ),
         (
@@ -309,8 +319,8 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
         ),
         (
             "a stage never asks for what is finished upstream",
-            "            self.window.upstream.hungry = True\n",
-            "            pass\n",
+            "        self.window.upstream.press()\n",
+            "",
         ),
         (
             "nobody takes over what waits behind a slow item",
@@ -326,8 +336,8 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
         ("a slow consumer lets the last stage grow", "        if wanted:\n", "        if True:\n"),
         (
             "the consumer never asks for what is finished",
-            "            self.upstream.hungry = True\n        self.starve(True)",
-            "            pass\n        self.starve(True)",
+            "        self.upstream.press()\n",
+            "",
         ),
         (
             "a feeder that waits for room is not told of the end",
@@ -384,8 +394,8 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
         ("who leaves does not tell those who wait for it", "        self.left.notify_all()\n", ""),
         (
             "the feeder tells of what it pulled when it has no room left",
-            "if taker is None or (taker.takers and not taker.signalled):",
-            "if False:",
+            "taker is None or (taker.takers and not taker.signalled)",
+            "False",
         ),
         (
             "an error of the source is taken for its end",
@@ -538,8 +548,8 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
     "_workers/process.py": [
         (
             "a second process is never started",
-            "        if self.may_hire():\n            self.hire()",
-            "        if not self.workers:\n            self.hire()",
+            "for worker in self.ready_workers()) and self.may_hire():",
+            "for worker in self.ready_workers()) and not self.workers:",
         ),
         (
             "the span after that of a dead worker is lost",

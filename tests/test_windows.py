@@ -352,10 +352,10 @@ def test_what_waits_behind_a_slow_item_is_taken_back_after_a_moment():
     window = window_of("abcd")
     span = taken(window)
     begin(span)
-    assert not window.reclaim(PATIENCE / 2, PATIENCE)
-    assert window.reclaim(PATIENCE, PATIENCE)
+    window.reclaim(PATIENCE / 2, PATIENCE)
+    assert window.take(0.0) is None
+    window.reclaim(PATIENCE, PATIENCE)
     assert held_by(taken(window)) == (2, ["c", "d"])
-    assert not window.reclaim(PATIENCE, 2 * PATIENCE)
 
 
 def test_a_span_that_came_back_may_be_given_out_in_parts():
@@ -605,6 +605,37 @@ def test_a_stage_upstream_grows_only_if_that_is_wanted_downstream():
     assert above.room.limit == 2
     assert work.starve(True)
     assert above.room.limit == 4
+
+
+def test_a_window_that_nothing_goes_through_grows_once():
+    window = window_over(Slices(range(99)), workers=2)
+    spans = []
+
+    def starve() -> None:
+        while window.takable():
+            spans.append(taken(window))
+        window.busy = 0  # idle for want of room
+
+    starve()
+    assert window.grow()
+    starve()
+    assert not window.grow()
+    for span in spans[:2]:
+        finish(window, span)
+    window.release(window.draw(99).credits)
+    starve()
+    assert window.grow()
+    assert window.room.limit == 16
+
+
+def test_small_spans_let_the_window_upstream_grow_as_far_as_their_own():
+    above = window_over(Slices(range(99)), workers=1)
+    below = window_over(above, workers=2)
+    work_off(above)
+    below.cost, below.last_size = 0.0, 99
+    finish(below, taken(below))
+    below.grow()
+    assert above.room.limit == 4 == below.room.limit
 
 
 def test_takers_that_wait_long_ask_for_what_is_finished_and_for_what_has_not_started():

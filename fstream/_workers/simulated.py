@@ -111,11 +111,10 @@ class SimulatedRun(Run):
         """The loop of its tasks: that of the task which iterates it, or one of its own."""
         return self.loop or Loop(self.simulation)  # type: ignore[abstract]  # at run time it is not
 
-    def wait(self, timeout: float | None) -> bool:
+    def wait(self, timeout: float | None) -> None:
         """Let all members come to their end."""
         with outside_of_loops():
             self.simulation.finish_all(lambda: self.members)
-        return True
 
 
 class Queue:
