@@ -49,9 +49,8 @@ def simulated(schedule: Schedule = Schedule()) -> Iterator[Simulation]:  # noqa:
     token = RUN.set(partial(SimulatedRun, simulation))
     try:
         yield simulation
-        if (
-            simulation.hang is not None
-        ):  # in a stream that f or a source iterates, and that took it for an error
+        # It may have hung in a stream that f or a source iterates, and that took it for an error.
+        if simulation.hang is not None:
             raise simulation.hang
     except BaseException as error:
         if not _noted(simulation):
