@@ -36,6 +36,9 @@ __all__ = [
 #: How much work one span should be, in seconds: enough to make its cost of hand-over vanish, too little to notice.
 SPAN_SECONDS: Final = 0.002
 
+#: Work of less than this, in seconds, is not shared out: to hand a part of it over would take longer than to do it.
+SHARED_SECONDS: Final = 0.0002
+
 #: A span never grows beyond this many items.
 MAX_SPAN: Final = 4096
 
@@ -402,9 +405,10 @@ class Window:
         """A worker's fair share of what is there, as far as it works that off in a moment."""
         if self.cost is None:
             return 1
-        share = -(-available // self.shares)
+        cost = self.cost + 1e-9
+        share = max(-(-available // self.shares), min(available, int(SHARED_SECONDS / cost)))
         # Twice the last one at most: a handful of cheap items says little of those that follow.
-        return max(1, min(share, int(SPAN_SECONDS / (self.cost + 1e-9)), 2 * self.last_size, MAX_SPAN))
+        return max(1, min(share, int(SPAN_SECONDS / cost), 2 * self.last_size, MAX_SPAN))
 
     def done(self, span: Span, elapsed: float | None = None) -> None:
         """The worker of *span* is through with it; *elapsed* seconds went into it."""

@@ -74,7 +74,7 @@ def held_by(span: Span) -> tuple[int, list[Any]]:
 def test_what_is_finished_after_an_unordered_stage_failed_does_not_open_its_end_again():
     window = window_over(Slices("abc"), ordered=False)
     finish(window, taken(window))
-    slow, bad = taken(window), taken(window)
+    slow, bad = taken(window, 1), taken(window, 1)
     begin(slow, 0)
     error = ValueError()
     window.fail(Failure(bad.start, "c", error))
@@ -174,6 +174,15 @@ def test_maxsize_0_is_no_limit():
 
 
 # Sources
+
+
+@pytest.mark.parametrize(
+    ("cost", "size"), [(1e-9, 40), (1e-5, 20), (2e-5, 20), (9e-5, 20), (5e-4, 3), (1.0, 1)]
+)
+def test_only_work_that_is_worth_it_is_shared(cost: float, size: int):
+    window = window_over(Slices(range(40)), workers=2, maxsize=0)
+    window.cost, window.last_size = cost, 99
+    assert len(taken(window).items) == size
 
 
 def test_feeders_share_the_room():
