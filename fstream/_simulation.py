@@ -30,8 +30,9 @@ Fault: TypeAlias = Literal["dies", "times out", "raises"]
 SLOW: Final = 0.01
 CHEAP: Final = 1e-6
 
-#: After how many steps of others a stalled actor goes on at last, so that those who only wait for it get to an end.
-LONGEST_STALL: Final = 1000
+#: After how many steps of others an actor goes on at last that could, stalled or not: those who only wait for it get to
+#: an end, also if there is no end of work for others.
+LONGEST_WAIT: Final = 1000
 
 #: The rank of time: it stands still while anyone can go on.
 LAST: Final = 1 << 30
@@ -95,10 +96,12 @@ class Actor:
         self.running = self.over = False
         #: At which step it was stalled; 0 while it is not.
         self.stalled = 0
+        #: Since which step it could go on, and others did.
+        self.passed_over_since: int | None = None
         self.result: Any = None
 
     def go_on(self) -> None:
-        self.running, self.stalled = True, 0
+        self.running, self.stalled, self.passed_over_since = True, 0, None
         try:
             self.can_go_on = self.context.run(next, self.steps)
         except StopIteration as stop:
@@ -186,10 +189,7 @@ class Simulation:
     def step(self) -> None:
         """Let one actor go on."""
         self._steps += 1
-        for actor in self.actors:
-            if actor.stalled and self._steps - actor.stalled > LONGEST_STALL:
-                actor.stalled = 0
-        enabled = sorted(filter(_enabled, self.actors), key=lambda actor: (actor.stalled, actor.rank))
+        enabled = sorted(filter(_enabled, self.actors), key=self._turn)
         if len(enabled) > 1 and not enabled[0].stalled:
             if self._to_stall == 0:
                 stalled = enabled.pop(0)
@@ -207,6 +207,11 @@ class Simulation:
         finally:
             if actor.over and actor in self.actors:
                 self.actors.remove(actor)
+
+    def _turn(self, actor: Actor) -> tuple[bool, int, int]:
+        if actor.passed_over_since is None:
+            actor.passed_over_since = self._steps
+        return self._steps - actor.passed_over_since <= LONGEST_WAIT, actor.stalled, actor.rank
 
     def _nested(self) -> str:
         names = [actor.name for actor in self.actors if actor.running]
