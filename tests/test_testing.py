@@ -468,6 +468,18 @@ def test_schedules_shrink_to_the_one_where_nothing_goes_wrong(faults: bool):
     assert find(schedules(faults=faults), lambda _: True) == Schedule()
 
 
+def test_an_endless_source_keeps_no_worker_from_its_end():
+    most = 20_000
+
+    def f(number: int) -> None:
+        assert number < most
+        if number == 1:
+            raise KeyError(number)
+
+    with pytest.raises(KeyError), simulated(Schedule(stalls=(0, 5, 0), ahead=True)):
+        list(pmap(f, itertools.count(), kind="thread", workers=2, ordered=False))
+
+
 def test_a_bad_schedule_shrinks_to_what_matters():
     found = find(
         schedules(),
