@@ -11,6 +11,7 @@ from types import ModuleType
 import pytest
 
 import fstream
+from tests.scripts import printed, run_python
 
 PACKAGE = Path(fstream.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -160,3 +161,22 @@ def test_the_package_itself_defines_nothing():
 
 def test_the_package_is_typed():
     assert (PACKAGE / "py.typed").exists()
+
+
+HEAVY = {"asyncio", "cloudpickle", "concurrent", "loky", "multiprocessing"}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "",
+        "list(fstream.pmap(abs, [1], kind='sync'))",
+        "list(fstream.pmap(abs, [1], kind='thread', workers=2))",
+    ],
+    ids=["import", "sync", "thread"],
+)
+def test_what_is_slow_to_import_is_imported_when_it_is_needed(source: str):
+    program = (
+        f"import sys; before = set(sys.modules); import fstream\n{source}\nprint(*set(sys.modules) - before)"
+    )
+    assert not set(printed(run_python("-c", program)).split()) & HEAVY
