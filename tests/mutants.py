@@ -590,6 +590,7 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
             "if worker.begun and worker in self.workers and not worker.finishing:",
             "if False:",
         ),
+        ("a worker that retires is thrown out", "            worker.link.close()\n", ""),
         ("no pump asks for what is finished", "        self.recall(late)\n", ""),
         (
             "who has enough to do leaves what waits behind a slow item",
@@ -603,6 +604,12 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
         ),
     ],
     "_workers/child.py": [
+        (
+            "a stop is lost between two items",
+            "            if self.stopping:  # the signal came before\n                raise Stopped\n",
+            "",
+        ),
+        ("a stop interrupts on_start", "call.begin()  # never", "self.run(call.begin)  # never"),
         (
             "the time-out of a process is of a span",
             "            if timed:\n",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 from array import array
 from collections.abc import Callable, Iterator
@@ -129,6 +130,44 @@ def test_the_cell_says_which_item_is_in_f(parent: Parent):
     parent.work(7, [0, 0, 0])
     assert parent.heard() == [(child.SLOTS, 7, [7, 8, 9], {}, True)]
     assert parent.cell[0] == child.IDLE
+
+
+@pytest.fixture
+def stop(parent: Parent) -> Iterator[Callable[[], None]]:
+    """Stop the child as its reader thread does."""
+    before = signal.signal(signal.SIGINT, parent.child.interrupt)
+    yield lambda: parent.child.sort(((child.STOP, 0), []))
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_stop_interrupts_f(parent: Parent, stop: Callable[[], None]):
+    worked: list[int] = []
+
+    def f(item: int) -> None:
+        stop()
+        worked.append(item)
+
+    parent.give(f)
+    parent.work(0, [1, 2])
+    assert not worked and not parent.heard()
+
+
+def test_a_stop_does_not_interrupt_on_start_and_no_item_is_begun_after_it(
+    parent: Parent, stop: Callable[[], None]
+):
+    done: list[str] = []
+
+    def on_start() -> str:
+        stop()
+        return "resource"
+
+    parent.give(
+        lambda item, resource: done.append("f"), on_start=on_start, on_done=lambda _, it: done.append(it)
+    )
+    parent.work(0, [1, 2])
+    parent.child.finish(0)
+    assert done == ["resource"]
+    assert parent.heard() == [(child.FINISHED, None)]
 
 
 def test_late_answers_to_the_stage_before_are_no_answers_to_this_one():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from dataclasses import dataclass
@@ -301,6 +302,16 @@ def test_warm_workers_keep_nothing_of_the_run_before():
 
     counting = pmap(counted, kind="process", workers=1, on_start=lambda: [])
     assert list(counting(range(3))) == list(counting(range(3))) == [1, 2, 3]
+
+
+def test_what_f_leaves_for_the_end_of_its_process_is_done(tmp_path: Path):
+    def f(number: int) -> int:
+        atexit.register((tmp_path / str(number)).touch)
+        return number
+
+    numbers = list(range(4))
+    assert list(pmap(f, numbers, kind="process", workers=1, max_items_per_worker=2)) == numbers
+    assert {path.name for path in tmp_path.iterdir()} >= {"0", "1"}  # the other worker is warm
 
 
 def test_a_function_changed_between_runs_runs_as_changed(script: Script):

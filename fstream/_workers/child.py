@@ -198,9 +198,7 @@ class Child:
         if not call.started:
             self.cell[0] = OPENING
             try:
-                self.run(call.begin)
-            except Stopped:
-                return
+                call.begin()  # never interrupted: what it has opened by then could not be given back
             except BaseException as error:
                 self.call = None
                 self.say(BROKEN, "on_start", encode_error(call.named(error)))
@@ -231,6 +229,8 @@ class Child:
         """Run user code, which `Stopped` may interrupt."""
         try:
             self.in_f = True
+            if self.stopping:  # the signal came before
+                raise Stopped
             f()
         finally:
             self.in_f = False

@@ -67,6 +67,15 @@ class Link:
         except OSError:
             return False
 
+    def close(self) -> bool:
+        """Tell it that it has no stage any more; False if it is dead."""
+        self.wire.push((child.CLOSE,))
+        try:
+            self.wire.flush()
+        except OSError:
+            return False
+        return True
+
     def dismiss(self) -> None:
         """Let it end: it does when its socket is closed."""
         self.sock.close()

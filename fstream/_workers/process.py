@@ -40,7 +40,7 @@ __all__ = ["WARM", "Workers"]
 AHEAD: Final = 2
 
 #: How long workers that are stopped in the middle of f have for their ``on_done``, in seconds.
-STOP_SECONDS: Final = 0.5
+STOP_SECONDS: Final = 0.8
 
 #: Deaths of workers in a row, before any has done anything, that are taken for a stage that cannot work.
 MAX_STILLBORN: Final = 3
@@ -650,6 +650,7 @@ class Workers(Crew):
                 self.ask_to_finish(worker, child.FINISH)
                 continue
             self.leave_out(worker)
+            worker.link.close()
             worker.link.dismiss()
             self.retired = [link for link in self.retired if link.process.is_alive()]
             self.retired.append(worker.link)
@@ -675,13 +676,10 @@ class Workers(Crew):
             if worker.finishing or worker.flight or self.used_up(worker):
                 worker.link.kill()
                 continue
-            worker.link.wire.push((child.CLOSE,))
-            try:
-                worker.link.wire.flush()
-            except OSError:
+            if worker.link.close():
+                WARM.put(worker.link)
+            else:
                 worker.link.buried()
-                continue
-            WARM.put(worker.link)
         for link in self.retired:
             link.buried()
 
