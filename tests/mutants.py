@@ -57,7 +57,6 @@ SELECTION = (
     "tests/faults/test_fault_cases.py::test_more_than_a_pipe_holds_in_both_directions_at_once",
     "tests/faults/test_fault_cases.py::test_a_worker_is_replaced_after_so_many_items[5-ordered]",
     "tests/test_fusion.py",
-    "tests/test_testing.py",
     "property_tests/test_laws.py",
     "property_tests/test_model.py",
 )
