@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fstream._kernels import DROP, FILTER, FLAT_MAP, MAP, Kernel
-from fstream._queues import PATIENCE, Credits, Outlet, Work
+from fstream._queues import OVERDUE, PATIENCE, Credits, Outlet, Work
 from fstream._spans import Closed, Failure, Feed, Room, Slices, Span, Upstream, Window
 
 
@@ -666,6 +666,18 @@ def test_takers_that_wait_long_ask_for_what_is_finished_and_for_what_has_not_sta
     beside.insist()
     assert held_by(taken(above)) == (2, ["c", "d"])
     assert not Work(window_of("ab"), time).impatient()
+
+
+def test_who_has_enough_to_do_takes_over_what_has_waited_too_long_first():
+    time = Time()
+    window = window_of("abcdefgh")
+    work = Work(window, time)
+    begin(window.take(time(), 3), 0)
+    window.last_size = 1
+    time.now += OVERDUE / 2
+    assert held_by(work.take()) == (3, ["d", "e"])
+    time.now += OVERDUE / 2
+    assert held_by(work.take()) == (1, ["b", "c"])
 
 
 def test_a_feeder_that_waits_for_room_is_told_of_the_end():
