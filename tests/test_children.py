@@ -6,17 +6,21 @@ import signal
 import socket
 from array import array
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from time import perf_counter
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from fstream._kernels import MAP
+from fstream._queues import OVERDUE
 from fstream._run import Run
 from fstream._stage import Stage
 from fstream._workers import child
 from fstream._workers.call import Call, is_failure
 from fstream._workers.child import Child
-from fstream._workers.process import Worker
+from fstream._workers.process import Worker, Workers
 from fstream._workers.wire import Wire, dumps, loads
 
 
@@ -193,3 +197,44 @@ def test_the_cell_says_since_when(parent: Parent):
     parent.work(0, [0, 0, 0])
     ((_, _, times, _, _),) = parent.heard()
     assert 0 < times[0] < times[1] < times[2]
+
+
+# What the pump does about a worker that has said nothing for a while
+
+
+def pump_of(worker: Any, recalled: list[Any]) -> Any:
+    """What the pump's decisions look at, of a stage that has more for all workers to do."""
+    return SimpleNamespace(
+        workers=[worker],
+        window=SimpleNamespace(takable=lambda: True, hungry=False),
+        run=SimpleNamespace(lock=nullcontext()),
+        queue=SimpleNamespace(deadline=None),
+        stage=SimpleNamespace(timeout=None),
+        loaded=lambda worker: True,
+        spare=lambda: False,
+        used_up=lambda worker: False,
+        recall=recalled.extend,
+    )
+
+
+def heard(seconds: float, spans: int = 1) -> Any:
+    return SimpleNamespace(
+        heard=perf_counter() - seconds, flight=[...] * spans, idle=not spans, opened=True, finishing=False
+    )
+
+
+@pytest.mark.parametrize(("silent", "expected"), [(-1, False), (OVERDUE, True)])
+def test_what_waits_behind_a_slow_item_is_recalled_also_if_there_is_enough_to_do(
+    silent: float, expected: bool
+):
+    worker, recalled = heard(silent), list[Any]()
+    Workers.look_after(pump_of(worker, recalled))
+    assert bool(recalled) == expected
+
+
+@pytest.mark.parametrize(
+    ("silent", "spans", "expected"), [(-1, 1, True), (-1, 2, False), (1, 1, False), (1, 0, True)]
+)
+def test_nothing_is_sent_to_wait_behind_a_slow_item(silent: float, spans: int, expected: bool):
+    worker = heard(silent, spans)
+    assert (worker in Workers.ready_workers(pump_of(worker, []))) == expected
