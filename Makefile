@@ -35,6 +35,7 @@ test: $(VENV)/.with-test  ## run the doctests, the tests and the property tests
 check: lint types test $(filter-out test-$(VERSION),$(VERSIONS:%=test-%))  ## all that CI checks, on each Python that is here
 
 bench: $(VENV)/.with-bench  ## measure fstream beside its peers
+	@$(PY) -m compileall -q fstream
 	$(PY) -m benchmarks $(ARGS)
 
 soak: $(VENV)/.with-test  ## run random pipelines with random faults for some minutes

@@ -30,7 +30,17 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from fstream._fusion import fuse
 from fstream._queues import Credits, Outlet, TakerQueue, ThreadQueue
-from fstream._spans import Closed, Feed, Room, Slices, Upstream, Window, sliceable
+from fstream._spans import (
+    PROCESS_SPAN_SECONDS,
+    SPAN_SECONDS,
+    Closed,
+    Feed,
+    Room,
+    Slices,
+    Upstream,
+    Window,
+    sliceable,
+)
 from fstream._stage import Stage
 from fstream._workers import open_workers
 
@@ -154,6 +164,7 @@ class Run:
                 ordered=stage.ordered,
                 outputs=lambda slots, kernel=kernel, skips=skips: kernel.outputs(slots, skips=skips),  # type: ignore[misc]
                 shares=_SHARES[stage.kind](count),
+                span_seconds=PROCESS_SPAN_SECONDS if stage.kind == "process" else SPAN_SECONDS,
             )
             self.windows.append(window)
             self.crews.append(self._workers(stage, window))

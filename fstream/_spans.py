@@ -21,6 +21,8 @@ from typing import Any, Final, NamedTuple, Protocol
 
 __all__ = [
     "CLOSED",
+    "PROCESS_SPAN_SECONDS",
+    "SPAN_SECONDS",
     "Closed",
     "Drawn",
     "Failure",
@@ -33,11 +35,13 @@ __all__ = [
     "sliceable",
 ]
 
-#: How much work one span should be, in seconds: enough to make its cost of hand-over vanish, too little to notice.
+#: How much work one span should be, in seconds: enough to make its cost of hand-over vanish, too little to notice. That
+#: is some 20 microseconds between threads or tasks, and 300 between processes, in the parent and the worker together.
 SPAN_SECONDS: Final = 0.002
+PROCESS_SPAN_SECONDS: Final = 0.016
 
-#: Work of less than this, in seconds, is not shared out: to hand a part of it over would take longer than to do it.
-SHARED_SECONDS: Final = 0.0002
+#: Work of less than this part of a span is not shared out: to hand some of it over would take as long as to do it.
+NOT_SHARED: Final = 0.1
 
 #: A span never grows beyond this many items.
 MAX_SPAN: Final = 4096
@@ -305,6 +309,7 @@ class Window:
         ordered: bool,
         outputs: Callable[[list[Any]], list[Any]],
         shares: int,
+        span_seconds: float = SPAN_SECONDS,
     ) -> None:
         self.upstream = upstream
         self.room = room
@@ -313,6 +318,8 @@ class Window:
         self.outputs = outputs
         #: Into how many spans what is there should go, so that each worker has its fair share.
         self.shares = shares
+        #: How much work one span should be.
+        self.span_seconds = span_seconds
         #: Index of the next item to draw.
         self.next_index = 0
         #: Ordered: index of the next item whose outputs go downstream.
@@ -406,9 +413,9 @@ class Window:
         if self.cost is None:
             return 1
         cost = self.cost + 1e-9
-        share = max(-(-available // self.shares), min(available, int(SHARED_SECONDS / cost)))
+        share = max(-(-available // self.shares), min(available, int(NOT_SHARED * self.span_seconds / cost)))
         # Twice the last one at most: a handful of cheap items says little of those that follow.
-        return max(1, min(share, int(SPAN_SECONDS / cost), 2 * self.last_size, MAX_SPAN))
+        return max(1, min(share, int(self.span_seconds / cost), 2 * self.last_size, MAX_SPAN))
 
     def done(self, span: Span, elapsed: float | None = None) -> None:
         """The worker of *span* is through with it; *elapsed* seconds went into it."""

@@ -25,7 +25,7 @@ from typing import Any, Final
 
 from fstream._queues import OVERDUE, PATIENCE, Work
 from fstream._run import Run
-from fstream._spans import Failure, Span, Window
+from fstream._spans import PROCESS_SPAN_SECONDS, Failure, Span, Window
 from fstream._stage import Stage
 from fstream._workers import child
 from fstream._workers.call import annotate, describe, handled, is_failure
@@ -38,6 +38,9 @@ __all__ = ["WARM", "Workers"]
 
 #: Spans in flight for each worker.
 AHEAD: Final = 2
+
+#: A worker that has said nothing for this long, in seconds, is at a slow item: it should have been through with a span.
+SILENCE: Final = 2 * PROCESS_SPAN_SECONDS
 
 #: How long workers that are stopped in the middle of f have for their ``on_done``, in seconds.
 STOP_SECONDS: Final = 0.8
@@ -194,7 +197,7 @@ class Workers(Crew):
         None gets one ahead that a worker will take that is starting, nor one to wait behind a slow item.
         """
         ahead = AHEAD if all(worker.opened for worker in self.workers) else 1
-        early = perf_counter() - PATIENCE
+        early = perf_counter() - SILENCE
         return [
             w for w in self.workers
             if w.opened and len(w.flight) < (ahead if w.heard > early else 1)
@@ -368,7 +371,7 @@ class Workers(Crew):
         now = perf_counter()
         self.knows_hungry = self.window.hungry
         if self.knows_hungry or self.spare():
-            waits += [worker.heard + PATIENCE - now for worker in self.workers if self.loaded(worker)]
+            waits += [worker.heard + SILENCE - now for worker in self.workers if self.loaded(worker)]
         if self.stage.timeout is not None:
             waits += [self.time_left(worker) for worker in self.workers if worker.flight]
         if self.queue.deadline is not None:
@@ -415,7 +418,7 @@ class Workers(Crew):
     def look_after(self) -> None:
         """Reclaim what waits behind slow items while others idle; stop what is over its time."""
         now = perf_counter()
-        late = [worker for worker in self.workers if self.loaded(worker) and now - worker.heard >= PATIENCE]
+        late = [worker for worker in self.workers if self.loaded(worker) and now - worker.heard >= SILENCE]
         with self.run.lock:
             spare = self.spare() and not self.window.takable()
         if late and spare and not any(worker.opened and worker.idle for worker in self.workers):
