@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import reduce
 
 from fstream._kernels import FILTER, MAP, Kernel
-from fstream._stage import Stage, declared
+from fstream._stage import Stage
 
 __all__ = ["fuse"]
 
@@ -44,7 +44,7 @@ def _fits(before: Stage, after: Stage) -> bool:
         # Where the second on_start fails, the first stage has an on_done to run.
         and not (before.on_done and after.on_start)
         # After a filter nobody in a worker knows the position of an item.
-        and (all(part.kernel is MAP for part in parts) or "element_index" not in declared(after.f))
+        and (all(part.kernel is MAP for part in parts) or "element_index" not in after.names)
     )
 
 

@@ -73,9 +73,14 @@ class Work:
         return self.window.takable() or self.window.exhausted
 
     def take(self) -> Span | Closed:
-        now = self.clock()
-        self.window.reclaim(now, OVERDUE)
-        return self.window.take(now) or Closed()
+        return self.poll() or Closed()
+
+    def poll(self) -> Span | Closed | None:
+        """The same at any time; None if there is nothing to take."""
+        window, now = self.window, self.clock()
+        if window.divisible:
+            window.reclaim(now, OVERDUE)
+        return window.take(now) or (Closed() if window.exhausted else None)
 
     def starve(self, wanted: bool) -> bool:
         if wanted and not self.window.upstream.available():

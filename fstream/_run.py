@@ -25,6 +25,7 @@ import threading
 import weakref
 from collections.abc import AsyncIterable, Callable, Generator, Iterable
 from contextvars import Context, ContextVar, copy_context
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -156,15 +157,15 @@ class Run:
         for stage, count in zip(stages, workers, strict=True):
             if self.windows:
                 room = Room(stage.maxsize, 2 * count)
-            kernel, skips = stage.kernel, stage.on_error != "raise"
             window = Window(
                 upstream,
                 room,
                 workers=count,
                 ordered=stage.ordered,
-                outputs=lambda slots, kernel=kernel, skips=skips: kernel.outputs(slots, skips=skips),  # type: ignore[misc]
+                outputs=partial(stage.kernel.outputs, skips=stage.on_error != "raise"),
                 shares=_SHARES[stage.kind](count),
                 span_seconds=PROCESS_SPAN_SECONDS if stage.kind == "process" else SPAN_SECONDS,
+                loses=stage.kind == "process" or stage.timeout is not None,
             )
             self.windows.append(window)
             self.crews.append(self._workers(stage, window))

@@ -310,6 +310,7 @@ class Window:
         outputs: Callable[[list[Any]], list[Any]],
         shares: int,
         span_seconds: float = SPAN_SECONDS,
+        loses: bool = True,
     ) -> None:
         self.upstream = upstream
         self.room = room
@@ -320,6 +321,8 @@ class Window:
         self.shares = shares
         #: How much work one span should be.
         self.span_seconds = span_seconds
+        #: A worker may be lost in the middle of a span, and what it had be run again.
+        self.loses = loses
         #: Index of the next item to draw.
         self.next_index = 0
         #: Ordered: index of the next item whose outputs go downstream.
@@ -355,8 +358,11 @@ class Window:
 
     @property
     def backlog(self) -> int:
-        """How many items wait to be taken."""
-        return len(self.returned) + (0 if self.failure else self.upstream.available())
+        """How many items there are to be taken."""
+        if self.failure:
+            return len(self.returned)
+        available = self.upstream.available()
+        return len(self.returned) + (available if self.upstream.prepaid else min(available, self.room.free))
 
     def takable(self) -> bool:
         if self.stopped:
@@ -369,10 +375,12 @@ class Window:
 
     def take(self, now: float, most: int | None = None) -> Span | None:
         """Give a worker its next span, of *most* items; None if there is none now."""
-        if not self.takable():
+        if self.stopped:
             return None
-        most = MAX_SPAN if most is None else most
+        most = self._fair(MAX_SPAN if most is None else most)
         span = self._take_returned(most) if self.returned else self._draw_span(most)
+        if span is None:
+            return None
         span.begun = now
         self.last_size = len(span.items)
         self.spans[span.start] = span
@@ -384,38 +392,44 @@ class Window:
     def _take_returned(self, most: int) -> Span:
         first = min(range(len(self.returned)), key=lambda n: self.returned[n].start)
         span = self.returned.pop(first)
-        size = min(most, self._size(len(span.items)))
+        size = self._share(len(span.items), most)
         if size < len(span.items):
             self.returned.append(span.split(size))
         return span
 
-    def _draw_span(self, most: int) -> Span:
-        upstream = self.upstream
-        available = upstream.available()
-        if upstream.prepaid:
-            short = upstream.waiting and self.room.free <= 0
-        else:
-            short = available > self.room.free
-            available = min(available, self.room.free)
-        size = min(most, self._size(available))
-        less = size < min(most, self._size(MAX_CHEAP))
-        self.cramped, self.lean = less and short, less and not short
-        drawn = self.upstream.draw(size)
-        self.upstream.release(drawn.credits)
-        if not self.upstream.prepaid:
-            self.room.held += len(drawn.outputs)
-        span = Span(self.next_index, drawn.outputs)
-        self.next_index += len(drawn.outputs)
+    def _draw_span(self, most: int) -> Span | None:
+        if self.failure is not None:
+            return None
+        upstream, room = self.upstream, self.room
+        there = available = upstream.available()
+        if not upstream.prepaid:
+            available = min(there, room.free)
+        if available <= 0:
+            return None
+        size = most if most == 1 else self._share(available, most)
+        self.cramped = self.lean = False
+        if size < most:
+            self.cramped = there > available or (upstream.prepaid and upstream.waiting and room.free <= 0)
+            self.lean = not self.cramped
+        outputs, credits = upstream.draw(size)
+        upstream.release(credits)
+        if not upstream.prepaid:
+            room.held += len(outputs)
+        span = Span(self.next_index, outputs)
+        self.next_index += len(outputs)
         return span
 
-    def _size(self, available: int) -> int:
-        """A worker's fair share of what is there, as far as it works that off in a moment."""
-        if self.cost is None:
+    def _fair(self, most: int) -> int:
+        """How many items a worker works off in a moment: *most* at most."""
+        if self.cost is None or self.cost >= self.span_seconds:
             return 1
-        cost = self.cost + 1e-9
-        share = max(-(-available // self.shares), min(available, int(NOT_SHARED * self.span_seconds / cost)))
         # Twice the last one at most: a handful of cheap items says little of those that follow.
-        return max(1, min(share, int(self.span_seconds / cost), 2 * self.last_size, MAX_SPAN))
+        return max(1, min(int(self.span_seconds / (self.cost + 1e-9)), 2 * self.last_size, most))
+
+    def _share(self, available: int, most: int) -> int:
+        """How many of the *available* items one worker gets, so that there are some for the others: *most* at most."""
+        alone = int(NOT_SHARED * self.span_seconds / ((self.cost or 0.0) + 1e-9))
+        return max(1, min(max(-(-available // self.shares), min(available, alone)), most))
 
     def done(self, span: Span, elapsed: float | None = None) -> None:
         """The worker of *span* is through with it; *elapsed* seconds went into it."""
@@ -527,7 +541,9 @@ class Window:
             return False
         if self.failure is not None:
             return not any(span.start < self.failure.index for span in self.spans.values() if not span.closed)
-        return self.upstream.end is not None and all(span.closed for span in self.spans.values())
+        if self.upstream.end is None:
+            return False
+        return not (self.divisible or self.loses) or all(span.closed for span in self.spans.values())
 
     # ------------------------------------------------------------------------------------ the taker downstream
 
@@ -570,7 +586,7 @@ class Window:
     def draw(self, most: int) -> Drawn:
         """Give up to *most* outputs."""
         outputs: list[Any] = []
-        credits = 0
+        parts = credits = 0
         while most > 0 and self.entries:
             entry = self.entries[0]
             ready, position, owed = entry
@@ -585,7 +601,13 @@ class Window:
                 if owed >= left:  # one item an output: its room is free as soon as that is out
                     entry[2] -= len(part)
                     credits += len(part)
-            outputs = outputs + part if outputs else part
+            parts += 1
+            if parts == 1:
+                outputs = part
+            elif parts == 2:  # not into the first part: somebody else may have it
+                outputs = outputs + part
+            else:
+                outputs += part
             most -= len(part)
         self.ready_count -= len(outputs)
         return Drawn(outputs, credits)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import AsyncIterable, Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from inspect import isasyncgenfunction, iscoroutinefunction, signature
 from typing import (
     TYPE_CHECKING,
@@ -110,6 +110,11 @@ class Stage:
     max_items_per_worker: int | None = None
     #: The stages that this one stands for, if there are several.
     parts: tuple[Stage, ...] = ()
+    #: What f can be given by name: looked up once, not by each worker.
+    names: frozenset[str] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "names", declared(self.f))
 
 
 # --------------------------------------------------------------------------------------------------- options

@@ -286,7 +286,7 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
             "not (before.on_done and after.on_start)",
             "True",
         ),
-        ("neighbours run as one with wrong positions", '"element_index" not in declared(after.f)', "True"),
+        ("neighbours run as one with wrong positions", '"element_index" not in after.names', "True"),
         (
             "the last of many neighbours is left out",
             "(before.parts or (before,)) + (after,)",

@@ -71,20 +71,20 @@ class Call:
     def _start(self) -> Any:
         on_start = self.stage.on_start
         assert on_start is not None
-        return on_start(**self._known(on_start))
+        return on_start(**self._known(declared(on_start)))
 
     def _done(self, status: StageStatus) -> Any:
         on_done = self.stage.on_done
         assert on_done is not None
-        args, named = self._arguments(on_done)
+        args, named = self._arguments(declared(on_done))
         return on_done(status, *args, **named)
 
     def bind(self, resources: Any) -> Callable[[Any], Any]:
         """Make item -> slot of f and *resources*."""
         self.resources = resources
         f = self.stage.f
-        args, named = self._arguments(f)
-        if "element_index" in declared(f):
+        args, named = self._arguments(self.stage.names)
+        if "element_index" in self.stage.names:
 
             def bound(item: Any) -> Any:
                 place = self.place
@@ -103,16 +103,15 @@ class Call:
     def wrap(self, bound: Callable[[Any], Any]) -> Callable[[Any], Any]:
         return self.stage.kernel.step(bound)
 
-    def _known(self, f: Callable[..., Any]) -> dict[str, Any]:
-        return {"worker_info": self.info} if "worker_info" in declared(f) else {}
+    def _known(self, names: frozenset[str]) -> dict[str, Any]:
+        return {"worker_info": self.info} if "worker_info" in names else {}
 
-    def _arguments(self, f: Callable[..., Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The resources as *f* takes them: one or a tuple by position, a dict by the names that f declares."""
-        resources, named = self.resources, self._known(f)
+    def _arguments(self, names: frozenset[str]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The resources for a function of these *names*: one or a tuple by position, a dict by the names in it."""
+        resources, named = self.resources, self._known(names)
         if resources is None:
             return (), named
         if isinstance(resources, dict):
-            names = declared(f)
             return (), {name: value for name, value in resources.items() if name in names} | named
         return (resources if type(resources) is tuple else (resources,)), named
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from fstream._spans import Failure, Span, Window
+from fstream._spans import Closed, Failure, Span, Window
 from fstream._stage import Stage, StageStatus
 from fstream._workers.call import Call, annotate, describe, handled, is_failure
 
@@ -19,6 +19,7 @@ class Crew:
     """The workers of one stage and its account."""
 
     queue: Any  # of the takers that the kind has: a TakerQueue, and its get
+    worker: Any  # the class of its members
 
     def __init__(self, run: Run, stage: Stage, window: Window) -> None:
         self.run = run
@@ -26,20 +27,60 @@ class Crew:
         self.window = window
         #: The workers that take part; abandoned ones do not.
         self.members: set[Any] = set()
+        #: How many of them have not come to take their first span yet.
+        self.coming = 0
         #: How many have run ``on_start``, or are about to, and not yet ended.
         self.begun = 0
         self._places = 0
 
-    def place(self, index: int | None) -> int:
-        """The index of a new worker: that of the one whose place it takes, or the next."""
-        if index is not None:
-            return index
+    def launch(self, worker: Any) -> None:
+        """Start a worker that `enlist` made."""
+        raise NotImplementedError
+
+    def add(self, index: int | None = None) -> None:
+        """Start a worker, in the place *index* of one that is gone or in the next free one."""
+        with self.run.lock:
+            worker = self.enlist(self.place() if index is None else index)
+        self.launch(worker)
+
+    def place(self) -> int:
+        """The index of a worker that takes nobody's place."""
         self._places += 1
         return self._places - 1
 
-    def short_handed(self) -> bool:
-        """All workers have something in hand, and there may be more of them: keep one in waiting. Under the lock."""
-        return not self.queue.takers and self._places < self.window.workers and not self.window.exhausted
+    def enlist(self, index: int) -> Any:
+        worker = self.worker(self, index)
+        self.members.add(worker)
+        self.run.enter(worker)
+        self.coming += 1
+        return worker
+
+    def recruit(self, count: int = 1) -> None:
+        """Start *count* workers, if all have something in hand and there may be more: one is to be in waiting."""
+        if self._places >= self.window.workers:
+            return
+        with self.run.lock:
+            if self.coming or self.queue.takers or self.window.exhausted:
+                return
+            count = min(count, self.window.workers - self._places)
+            recruits = [self.enlist(self.place()) for _ in range(count)]
+        for worker in recruits:
+            self.launch(worker)
+
+    def arrived(self) -> None:
+        """A worker is about to take its first span: while more waits than all take, it starts as many as there are."""
+        with self.run.lock:
+            self.coming -= 1
+            count = min(len(self.members), self.window.backlog - 1)
+        self.recruit(count)
+
+    def next_for(self, span: Span, elapsed: float) -> Span | Closed | None:
+        """A worker is through with *span*, in *elapsed* seconds: give it its next one, None if it has to wait."""
+        with self.run.lock:
+            self.window.done(span, elapsed)
+            taken: Span | Closed | None = self.queue.buffer.poll()
+            self.run.settle()
+            return taken
 
     def progress(self) -> None:
         """A slot was added that the taker downstream waits for."""

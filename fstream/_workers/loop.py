@@ -179,8 +179,6 @@ class Host:
         self.over: asyncio.Event | None = None
         #: The run is still being opened: more tasks may come though there are none.
         self.opening = True
-        self.turns = 0
-        self._counting = False
         self.thread: threading.Thread | None = None
         if loop is not None:
             self.loop = loop
@@ -207,17 +205,6 @@ class Host:
         self.over = asyncio.Event()
         started.set()
         await self.over.wait()
-
-    def turn(self) -> int:
-        """The number of the loop's present turn: it changes while a task waits."""
-        if not self._counting:
-            self._counting = True
-            self.loop.call_soon(self._count)
-        return self.turns
-
-    def _count(self) -> None:
-        self._counting = False
-        self.turns += 1
 
     def call(self, f: Callable[..., object], *args: Any) -> None:
         """Call *f* on the loop: at once if this is its thread, else soon."""

@@ -277,6 +277,7 @@ class Workers(Crew):
 
     def __init__(self, run: SimulatedRun, stage: Stage, window: Window) -> None:
         super().__init__(run, stage, window)
+        self.worker = Worker
         self.queue = Queue(run, Work(window, run.clock))
         self.rank = next(run.ranks)
         #: How often the item of an index has met with a fault.
@@ -287,10 +288,7 @@ class Workers(Crew):
     def start(self) -> None:
         self.add()
 
-    def add(self, index: int | None = None) -> None:
-        """Start a worker, in the place *index* of one that is gone or in the next free one."""
-        worker = Worker(self, self.place(index))
-        self.members.add(worker)
+    def launch(self, worker: Worker) -> None:
         worker.start()
 
     def replace(self, worker: Worker) -> None:
@@ -388,9 +386,9 @@ class Worker(Member):
         try:
             if self.stage.kind == "process":
                 self.load()
+            crew.arrived()
             while not self.used_up() and type(span := (yield from crew.queue.taking())) is not Closed:
-                if crew.short_handed():
-                    crew.add()
+                crew.recruit()
                 yield from self.work(span)
                 if self.gone or self.abandoned:
                     break

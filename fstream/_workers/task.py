@@ -28,21 +28,19 @@ class Workers(Crew):
 
     def __init__(self, run: Run, stage: Stage, window: Window) -> None:
         super().__init__(run, stage, window)
+        self.worker = Worker
         self.queue = TaskQueue(Work(window, run.clock), run.lock, run.settle)
         self.host = run.host
         self.ending = asyncio.Lock()
+        #: Who took up or finished a span last.
+        self.latest: Worker | None = None
         #: Runs out when the next item could be over its time.
         self.timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
         self.add()
 
-    def add(self, index: int | None = None) -> None:
-        """Start a worker, in the place *index* of one that was cancelled or in the next free one."""
-        worker = Worker(self, self.place(index))
-        self.members.add(worker)
-        with self.run.lock:
-            self.run.enter(worker)
+    def launch(self, worker: Worker) -> None:
         self.host.call(self.spawn, worker)
 
     def spawn(self, worker: Worker) -> None:
@@ -148,6 +146,7 @@ class Worker:
 
     def vanished(self) -> None:
         crew = self.crew
+        crew.coming -= 1
         crew.members.discard(self)
         if not (self.run.stopped or crew.window.stopped):
             crew.break_down(asyncio.CancelledError())
@@ -156,25 +155,30 @@ class Worker:
 
     async def main(self) -> None:
         crew = self.crew
+        span: Any = None
         streak = 0.0
         try:
-            while type(span := await crew.queue.get()) is not Closed:
-                with self.run.lock:
-                    if crew.short_handed():
-                        crew.add()
-                begun, turn = perf_counter(), crew.host.turn()
-                await self.work(span)
+            crew.arrived()
+            while type(span := span or await crew.queue.get()) is not Closed:
+                crew.recruit()
+                begun, crew.latest = perf_counter(), self
+                self.in_f = True
+                self.span = span
+                self.call.set_place(span)
+                if self.call.started or await self.begin(span):
+                    await self.fill(span)
+                self.in_f = False
                 elapsed = perf_counter() - begun
                 if self.abandoned:
                     break
-                waited = crew.host.turns != turn
-                if waited:  # items that wait are to wait side by side, each with a worker of its own
-                    elapsed = max(elapsed, SPAN_SECONDS * len(span.slots))
-                with self.run.lock:
-                    self.span = None
-                    crew.window.done(span, elapsed)
-                    self.run.settle()
-                streak = 0.0 if waited else streak + elapsed
+                if crew.latest is not self:
+                    # Items that wait are to wait side by side, each with a worker of its own.
+                    elapsed, streak = max(elapsed, SPAN_SECONDS * len(span.slots)), 0.0
+                    crew.latest = self
+                else:
+                    streak += elapsed
+                self.span = None
+                span = crew.next_for(span, elapsed)
                 if streak > SPAN_SECONDS:  # f never waits: let the others on the loop have their turn
                     streak = 0.0
                     await asyncio.sleep(0)
@@ -202,22 +206,17 @@ class Worker:
             with self.run.lock:
                 self.run.leave(self)
 
-    async def work(self, span: Span) -> None:
-        self.in_f = True
-        self.span = span
-        self.call.set_place(span)
+    async def begin(self, span: Span) -> bool:
+        """Run ``on_start``; False if it failed, and the stage with it."""
         try:
-            if not self.call.started:
-                self.crew.begun += 1
-                await self.call.abegin()
+            self.crew.begun += 1
+            await self.call.abegin()
         except BaseException as error:
             self.crew.not_begun()
             if self.is_stopped(error):
                 raise
             self.crew.break_down(self.call.named(error), span)
-        else:
-            await self.fill(span)
-        self.in_f = False
+        return self.call.started
 
     async def fill(self, span: Span) -> None:
         """Append the slots of *span*, up to its end or to a failure that stays."""

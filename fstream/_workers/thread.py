@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from contextvars import Context
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +24,7 @@ class Workers(Crew):
 
     def __init__(self, run: Run, stage: Stage, window: Window) -> None:
         super().__init__(run, stage, window)
+        self.worker = Worker
         self.queue = ThreadQueue(Work(window, run.clock), run.lock, run.settle)
         #: One worker ends at a time, so that the last one to be told so is the last.
         self.ending = threading.Lock()
@@ -36,16 +36,12 @@ class Workers(Crew):
             self.run.enter(self.watch)
             self.watch.thread.start()
 
-    def add(self, index: int | None = None) -> None:
-        """Start a worker, in the place *index* of one that was abandoned or in the next free one."""
-        with self.run.lock:
-            worker = Worker(self, self.place(index), self.run.context.copy())
-            self.members.add(worker)
-            self.run.enter(worker)
+    def launch(self, worker: Worker) -> None:
         try:
             worker.thread.start()
         except RuntimeError as error:  # too many threads, or the interpreter is about to exit
             with self.run.lock:
+                self.coming -= 1
                 self.members.discard(worker)
                 self.run.leave(worker)
                 if not self.members:  # else those that there are do the work
@@ -60,7 +56,7 @@ class Workers(Crew):
 class Worker:
     """One thread."""
 
-    def __init__(self, crew: Workers, index: int, context: Context) -> None:
+    def __init__(self, crew: Workers, index: int) -> None:
         self.crew = crew
         self.run = crew.run
         self.stage = crew.stage
@@ -73,7 +69,10 @@ class Worker:
         self.begun: float | None = None
         self.abandoned = False
         self.thread = threading.Thread(
-            target=context.run, args=(self.main,), name=f"fstream-{crew.stage.name}-{index}", daemon=True
+            target=crew.run.context.copy().run,
+            args=(self.main,),
+            name=f"fstream-{crew.stage.name}-{index}",
+            daemon=True,
         )
 
     def join(self, timeout: float) -> None:
@@ -82,13 +81,15 @@ class Worker:
     def main(self) -> None:
         crew = self.crew
         try:
-            while type(span := crew.queue.get()) is not Closed:
-                with self.run.lock:
-                    if crew.short_handed():
-                        crew.add()
-                self.work(span)
+            crew.arrived()
+            span: Any = None
+            while type(span := span or crew.queue.get()) is not Closed:
+                crew.recruit()
+                elapsed = self.work(span)
                 if self.abandoned:
                     break
+                self.span = None
+                span = crew.next_for(span, elapsed)
         except BaseException as error:  # a bug of ours, or an interrupt from outside: never a hang
             crew.break_down(error)
         finally:
@@ -101,7 +102,8 @@ class Worker:
                     crew.watch.wake.notify()
                 self.run.leave(self)
 
-    def work(self, span: Span) -> None:
+    def work(self, span: Span) -> float:
+        """Do what there is to do for *span*; give the seconds that went into it."""
         self.busy = True
         begun = perf_counter()
         self.span = span
@@ -117,11 +119,7 @@ class Worker:
         else:
             self.fill(span)
         self.busy = False
-        if not self.abandoned:
-            with self.run.lock:
-                self.span = None
-                self.crew.window.done(span, perf_counter() - begun)
-                self.run.settle()
+        return perf_counter() - begun
 
     def fill(self, span: Span) -> None:
         """Append the slots of *span*, up to its end or to a failure that stays."""
