@@ -18,14 +18,11 @@ from typing import Any, Final, Protocol, TypeAlias
 
 from fstream._spans import Closed, Feed, Room, Span, Upstream, Window
 
-__all__ = ["OVERDUE", "PATIENCE", "Buffer", "Credits", "Outlet", "TakerQueue", "ThreadQueue", "Work"]
-
-#: How long a taker leaves a span of several items alone before it asks for what is finished of it, in seconds.
-PATIENCE: Final = 0.004
+__all__ = ["OVERDUE", "Buffer", "Credits", "Outlet", "TakerQueue", "ThreadQueue", "Work"]
 
 #: What waits behind an item that takes this long, in seconds, is taken over also by workers that have enough to do:
 #: an endless source would keep them from it for ever.
-OVERDUE: Final = 10 * PATIENCE
+OVERDUE: Final = 0.04
 
 #: A consumer that is away for less than this, in seconds, does nothing with the outputs that takes time.
 AT_ONCE: Final = 0.0001
@@ -57,9 +54,12 @@ class Buffer(Protocol):
         """Tell whether `insist` might bring something to light."""
         ...
 
-    def insist(self) -> None:
-        """Its takers have been impatient for PATIENCE."""
+    @property
+    def patience(self) -> float:
+        """How long its takers are impatient before they insist, in seconds."""
         ...
+
+    def insist(self) -> None: ...
 
 
 class Work:
@@ -90,9 +90,13 @@ class Work:
     def impatient(self) -> bool:
         return bool(self.window.divisible) or self.window.upstream.withholds
 
+    @property
+    def patience(self) -> float:
+        return self.window.patience if self.window.divisible else self.window.upstream.patience
+
     def insist(self) -> None:
         self.window.upstream.press()
-        self.window.reclaim(self.clock(), PATIENCE)
+        self.window.reclaim(self.clock(), self.window.patience)
 
 
 class Outlet:
@@ -138,6 +142,10 @@ class Outlet:
     def impatient(self) -> bool:
         return self.upstream.withholds
 
+    @property
+    def patience(self) -> float:
+        return self.upstream.patience
+
     def insist(self) -> None:
         self.upstream.press()
         self.starve(True)
@@ -145,6 +153,8 @@ class Outlet:
 
 class Credits:
     """A feeder's buffer: how many items it may pull, or `Closed`."""
+
+    patience = 0.0  # it has nobody to ask
 
     def __init__(self, feed: Feed) -> None:
         self.feed = feed
@@ -235,7 +245,7 @@ class ThreadQueue(queue.Queue[Any]):
             return
         self.minded = True
         try:
-            woken = self.not_empty.wait(PATIENCE)
+            woken = self.not_empty.wait(self.buffer.patience)
         finally:
             self.watched = self.minded = False
         if not woken:

@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from fstream._fusion import fuse
 from fstream._queues import Credits, Outlet, TakerQueue, ThreadQueue
 from fstream._spans import (
+    LONGEST_SPAN_SECONDS,
     PROCESS_SPAN_SECONDS,
     SPAN_SECONDS,
     Closed,
@@ -165,6 +166,7 @@ class Run:
                 outputs=partial(stage.kernel.outputs, skips=stage.on_error != "raise"),
                 shares=_SHARES[stage.kind](count),
                 span_seconds=PROCESS_SPAN_SECONDS if stage.kind == "process" else SPAN_SECONDS,
+                longest_span=LONGEST_SPAN_SECONDS if stage.kind == "process" else SPAN_SECONDS,
                 loses=stage.kind == "process" or stage.timeout is not None,
             )
             self.windows.append(window)

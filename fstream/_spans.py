@@ -21,6 +21,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 __all__ = [
     "CLOSED",
+    "LONGEST_SPAN_SECONDS",
     "PROCESS_SPAN_SECONDS",
     "SPAN_SECONDS",
     "Closed",
@@ -39,6 +40,11 @@ __all__ = [
 #: is some 60 microseconds of CPU between threads, 90 between tasks and 370 between processes, in the parent alone.
 SPAN_SECONDS: Final = 0.002
 PROCESS_SPAN_SECONDS: Final = 0.016
+
+#: The more has been worked, the less it matters when a part of it is ready: spans between processes grow with that, to
+#: this part of it for each worker, and no further than to so many seconds.
+SPAN_OF_WORK: Final = 0.125
+LONGEST_SPAN_SECONDS: Final = 0.064
 
 #: Work of less than this part of a span is not shared out: to hand some of it over would take as long as to do it.
 NOT_SHARED: Final = 0.1
@@ -177,6 +183,11 @@ class Upstream(Protocol):
         """What is finished of a span may be kept until the span is, as nobody has pressed."""
         ...
 
+    @property
+    def patience(self) -> float:
+        """How long a taker waits before it presses, in seconds."""
+        ...
+
     def press(self) -> None:
         """The taker has waited long: it is to be told after each item."""
         ...
@@ -187,6 +198,7 @@ class Feed:
 
     prepaid = True
     withholds = False
+    patience = SPAN_SECONDS
 
     def __init__(self, room: Room, feeders: int) -> None:
         #: The room of the window that draws from here, or the feed's own where the consumer does.
@@ -261,6 +273,7 @@ class Slices:
 
     prepaid = False
     withholds = False
+    patience = SPAN_SECONDS
 
     def __init__(self, source: Sequence[Any]) -> None:
         self.source = source
@@ -310,6 +323,7 @@ class Window:
         outputs: Callable[[list[Any]], list[Any]],
         shares: int,
         span_seconds: float = SPAN_SECONDS,
+        longest_span: float = SPAN_SECONDS,
         loses: bool = True,
     ) -> None:
         self.upstream = upstream
@@ -321,6 +335,12 @@ class Window:
         self.shares = shares
         #: How much work one span should be.
         self.span_seconds = span_seconds
+        #: How much it may grow to be, for `SPAN_OF_WORK`.
+        self.longest_span = longest_span
+        #: How much work in seconds is not shared out.
+        self.undivided = NOT_SHARED * span_seconds
+        #: Seconds that have been worked.
+        self.worked = 0.0
         #: A worker may be lost in the middle of a span, and what it had be run again.
         self.loses = loses
         #: Index of the next item to draw.
@@ -428,7 +448,7 @@ class Window:
 
     def _share(self, available: int, most: int) -> int:
         """How many of the *available* items one worker gets, so that there are some for the others: *most* at most."""
-        alone = int(NOT_SHARED * self.span_seconds / ((self.cost or 0.0) + 1e-9))
+        alone = int(self.undivided / ((self.cost or 0.0) + 1e-9))
         return max(1, min(max(-(-available // self.shares), min(available, alone)), most))
 
     def done(self, span: Span, elapsed: float | None = None) -> None:
@@ -442,6 +462,10 @@ class Window:
         if elapsed is not None and count:
             cost = elapsed / count
             self.cost = cost if self.cost is None else (self.cost + cost) / 2
+            if self.span_seconds < self.longest_span:
+                self.worked += elapsed
+                share = SPAN_OF_WORK * self.worked / self.workers
+                self.span_seconds = min(max(self.span_seconds, share), self.longest_span)
         self.harvest()
 
     def give_back(self, span: Span) -> None:
@@ -639,6 +663,11 @@ class Window:
     def withholds(self) -> bool:
         return bool(self.divisible) and not self.hungry
 
+    @property
+    def patience(self) -> float:
+        """A span that takes twice as long as it should may be at a slow item: nobody asks for it before."""
+        return 2 * self.span_seconds
+
     def press(self) -> None:
         self.hungry = self.hungry or self.withholds
 
@@ -656,7 +685,7 @@ class Window:
         )
         if self.stopped or self.gone < self.growable_at or not (idle or self.cramped):
             return False
-        slow = max(MAX_SLOW * self.workers, MAX_SECONDS / (self.cost or 1.0))
+        slow = max(MAX_SLOW * self.workers, MAX_SECONDS * min(self.workers, self.shares) / (self.cost or 1.0))
         if not self.room.grow(min(slow, most)):
             return False
         self.growable_at = self.gone + self.room.limit / 4

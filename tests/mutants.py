@@ -593,7 +593,7 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
         ("no pump asks for what is finished", "        self.recall(late)\n", ""),
         (
             "who has enough to do leaves what waits behind a slow item",
-            "now - worker.heard >= OVERDUE]",
+            "now - worker.heard >= max(OVERDUE, 1.25 * patience)]",
             "now - worker.heard >= 60]",
         ),
         (

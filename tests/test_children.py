@@ -206,7 +206,7 @@ def pump_of(worker: Any, recalled: list[Any]) -> Any:
     """What the pump's decisions look at, of a stage that has more for all workers to do."""
     return SimpleNamespace(
         workers=[worker],
-        window=SimpleNamespace(takable=lambda: True, hungry=False),
+        window=SimpleNamespace(takable=lambda: True, hungry=False, patience=OVERDUE / 2),
         run=SimpleNamespace(lock=nullcontext()),
         queue=SimpleNamespace(deadline=None),
         stage=SimpleNamespace(timeout=None),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fstream._kernels import DROP, FILTER, FLAT_MAP, MAP, Kernel
-from fstream._queues import OVERDUE, PATIENCE, Credits, Outlet, Work
+from fstream._queues import OVERDUE, Credits, Outlet, Work
 from fstream._spans import Closed, Failure, Feed, Room, Slices, Span, Upstream, Window
 
 
@@ -361,9 +361,9 @@ def test_what_waits_behind_a_slow_item_is_taken_back_after_a_moment():
     window = window_of("abcd")
     span = taken(window)
     begin(span)
-    window.reclaim(PATIENCE / 2, PATIENCE)
+    window.reclaim(0.5, 1.0)
     assert window.take(0.0) is None
-    window.reclaim(PATIENCE, PATIENCE)
+    window.reclaim(1.0, 1.0)
     assert held_by(taken(window)) == (2, ["c", "d"])
 
 
@@ -662,7 +662,7 @@ def test_takers_that_wait_long_ask_for_what_is_finished_and_for_what_has_not_sta
     above.hungry = False
     outlet.insist()
     assert above.hungry
-    time.now += PATIENCE * 1.5
+    time.now += above.patience * 1.5
     beside.insist()
     assert held_by(taken(above)) == (2, ["c", "d"])
     assert not Work(window_of("ab"), time).impatient()

@@ -10,7 +10,7 @@ from contextlib import aclosing as closing
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from fstream._queues import PATIENCE, Buffer, Credits
+from fstream._queues import Buffer, Credits
 from fstream._spans import SPAN_SECONDS, Closed
 from fstream._workers.sync import aclose
 
@@ -156,7 +156,7 @@ class TaskQueue(asyncio.Queue[Any]):
 
     def _start_timer(self) -> None:
         assert self.loop is not None
-        self.timer = self.loop.call_later(PATIENCE, self._insist)
+        self.timer = self.loop.call_later(self.buffer.patience, self._insist)
 
     def _insist(self) -> None:
         with self.lock:

@@ -23,9 +23,9 @@ from collections.abc import Callable, Iterable
 from time import monotonic, monotonic_ns, perf_counter
 from typing import Any, Final
 
-from fstream._queues import OVERDUE, PATIENCE, Work
+from fstream._queues import OVERDUE, Work
 from fstream._run import Run
-from fstream._spans import PROCESS_SPAN_SECONDS, Failure, Span, Window
+from fstream._spans import Failure, Span, Window
 from fstream._stage import Stage
 from fstream._workers import child
 from fstream._workers.call import annotate, describe, handled, is_failure
@@ -38,9 +38,6 @@ __all__ = ["WARM", "Workers"]
 
 #: Spans in flight for each worker.
 AHEAD: Final = 2
-
-#: A worker that has said nothing for this long, in seconds, is at a slow item: it should have been through with a span.
-SILENCE: Final = 2 * PROCESS_SPAN_SECONDS
 
 #: How long workers that are stopped in the middle of f have for their ``on_done``, in seconds.
 STOP_SECONDS: Final = 0.8
@@ -78,7 +75,7 @@ class PipeQueue:
         return self.deadline is not None
 
     def watch(self) -> None:
-        self.deadline = perf_counter() + PATIENCE
+        self.deadline = perf_counter() + self.buffer.patience
         self.ring()
 
     def ring(self) -> None:
@@ -119,6 +116,10 @@ class PumpWork(Work):
 
     def impatient(self) -> bool:  # of its own workers' spans the pump takes care itself
         return self.window.upstream.withholds and self.crew.capacity()
+
+    @property
+    def patience(self) -> float:
+        return self.window.upstream.patience
 
     def insist(self) -> None:
         self.window.upstream.press()
@@ -197,7 +198,7 @@ class Workers(Crew):
         None gets one ahead that a worker will take that is starting, nor one to wait behind a slow item.
         """
         ahead = AHEAD if all(worker.opened for worker in self.workers) else 1
-        early = perf_counter() - SILENCE
+        early = perf_counter() - self.window.patience
         return [
             w for w in self.workers
             if w.opened and len(w.flight) < (ahead if w.heard > early else 1)
@@ -371,7 +372,9 @@ class Workers(Crew):
         now = perf_counter()
         self.knows_hungry = self.window.hungry
         if self.knows_hungry or self.spare():
-            waits += [worker.heard + SILENCE - now for worker in self.workers if self.loaded(worker)]
+            waits += [
+                worker.heard + self.window.patience - now for worker in self.workers if self.loaded(worker)
+            ]
         if self.stage.timeout is not None:
             waits += [self.time_left(worker) for worker in self.workers if worker.flight]
         if self.queue.deadline is not None:
@@ -418,13 +421,14 @@ class Workers(Crew):
     def look_after(self) -> None:
         """Reclaim what waits behind slow items while others idle; stop what is over its time."""
         now = perf_counter()
-        late = [worker for worker in self.workers if self.loaded(worker) and now - worker.heard >= SILENCE]
+        patience = self.window.patience
+        late = [worker for worker in self.workers if self.loaded(worker) and now - worker.heard >= patience]
         with self.run.lock:
             spare = self.spare() and not self.window.takable()
         if late and spare and not any(worker.opened and worker.idle for worker in self.workers):
             self.hire()
         if not (spare or self.window.hungry):
-            late = [worker for worker in late if now - worker.heard >= OVERDUE]
+            late = [worker for worker in late if now - worker.heard >= max(OVERDUE, 1.25 * patience)]
         self.recall(late)
         if self.queue.deadline is not None and now >= self.queue.deadline:
             with self.run.lock:

@@ -25,7 +25,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, Final, TypeVarTuple, Unpack, cast
 
 from fstream._kernels import DROP
-from fstream._queues import PATIENCE, Buffer, Credits, Work
+from fstream._queues import Buffer, Credits, Work
 from fstream._run import Run
 from fstream._simulation import Actor, Fault, SimulatedError, Simulation, Steps
 from fstream._spans import Closed, Failure, Span, Window
@@ -131,7 +131,7 @@ class Queue:
 
     def watch(self) -> None:
         self.watched = True
-        self.run.simulation.call_later(PATIENCE, self._insist)
+        self.run.simulation.call_later(self.buffer.patience, self._insist)
 
     def _insist(self) -> None:
         self.watched = False
