@@ -146,16 +146,16 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
         ("a list that ended may go on", "return 0 if self.over else max(0,", "return max(0,"),
         (
             "a stage takes one more than it has room for",
-            "self.upstream.prepaid or self.room.free > 0",
-            "self.upstream.prepaid or self.room.free >= 0",
+            "available = min(there, room.free)",
+            "available = min(there, room.free + 1)",
         ),
         (
             "the rest of a returned span is forgotten",
             "self.returned.append(span.split(size))",
             "span.split(size)",
         ),
-        ("a span counts as one item", "self.room.held += len(drawn.outputs)", "self.room.held += 1"),
-        ("the stage upstream never gets its room back", "        self.upstream.release(drawn.credits)\n", ""),
+        ("a span counts as one item", "room.held += len(outputs)", "room.held += 1"),
+        ("the stage upstream never gets its room back", "        upstream.release(credits)\n", ""),
         (
             "what waits behind a slow item stays there for seconds",
             "now - span.begun >= patience",
@@ -220,8 +220,18 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
         ),
         (
             "workers go home though the last span may come back",
-            "self.upstream.end is not None and all(span.closed for span in self.spans.values())",
-            "self.upstream.end is not None",
+            "not (self.divisible or self.loses) or all(span.closed for span in self.spans.values())",
+            "True",
+        ),
+        (
+            "workers go home though the rest of a span may be taken over",
+            "not (self.divisible or self.loses)",
+            "not self.loses",
+        ),
+        (
+            "workers go home though an item may be lost with its worker",
+            "not (self.divisible or self.loses)",
+            "not self.divisible",
         ),
         (
             "what is finished after a failure opens the end again",
@@ -303,8 +313,8 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
     "_queues.py": [
         (
             "who has enough to do leaves what waits behind a slow item",
-            "        self.window.reclaim(now, OVERDUE)\n",
-            "",
+            "            window.reclaim(now, OVERDUE)\n",
+            "            pass\n",
         ),
         (
             "workers are not told of the end",
@@ -323,7 +333,7 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
         ),
         (
             "nobody takes over what waits behind a slow item",
-            "        self.window.reclaim(self.clock(), PATIENCE)\n",
+            "        self.window.reclaim(self.clock(), self.window.patience)\n",
             "",
         ),
         (
@@ -473,11 +483,22 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
             "            self.begun -= 1\n            return",
             "            return",
         ),
-        ("one worker too many", "self._places < self.window.workers", "self._places <= self.window.workers"),
         (
-            "only one worker ever starts",
-            "return not self.queue.takers and",
-            "return self.queue.takers > 1 and",
+            "one worker too many",
+            "if self._places >= self.window.workers:",
+            "if self._places > self.window.workers:",
+        ),
+        (
+            "a hundred workers too many",
+            "min(count, self.window.workers - self._places)",
+            "count",
+        ),
+        ("only one worker ever starts", "if self.coming or self.queue", "if True or self.queue"),
+        ("who has come is still expected", "            self.coming -= 1\n", ""),
+        (
+            "who hands in a span does not tell",
+            "poll()\n            self.run.settle()\n",
+            "poll()\n",
         ),
         (
             "an error of on_done is swallowed",

@@ -19,6 +19,7 @@ def window_over(
     maxsize: int | None = None,
     kernel: Kernel = MAP,
     room: Room | None = None,
+    **options: Any,
 ) -> Window:
     return Window(
         upstream,
@@ -27,6 +28,7 @@ def window_over(
         ordered=ordered,
         outputs=lambda slots: kernel.outputs(slots, skips=False),
         shares=workers,
+        **options,
     )
 
 
@@ -183,6 +185,27 @@ def test_only_work_that_is_worth_it_is_shared(cost: float, size: int):
     window = window_over(Slices(range(40)), workers=2, maxsize=0)
     window.cost, window.last_size = cost, 99
     assert len(taken(window).items) == size
+
+
+def test_spans_grow_with_the_work_that_is_done_as_far_as_they_may():
+    window = window_over(Slices(range(99)), maxsize=0, span_seconds=0.1, longest_span=1.0)
+    lengths = []
+    for elapsed in (0.1, 2.0, 2.0, 20.0, 0.0):
+        span = taken(window, 1)
+        span.slots.extend(span.todo)
+        window.done(span, elapsed)
+        lengths.append(round(window.span_seconds, 3))
+        assert window.patience == 2 * window.span_seconds
+    assert lengths == [0.1, 0.131, 0.256, 1.0, 1.0]
+
+
+def test_spans_of_one_length_do_not_grow():
+    window = window_of("ab")
+    before = window.span_seconds
+    span = taken(window)
+    span.slots.extend(span.todo)
+    window.done(span, 99.0)
+    assert window.span_seconds == before
 
 
 def test_feeders_share_the_room():
@@ -509,6 +532,25 @@ def test_nothing_is_started_once_a_stage_is_stopped():
     assert list(first.todo) == []
     assert window.take(0.0) is None
     assert window.exhausted
+
+
+@pytest.mark.parametrize(
+    ("loses", "size", "expected"), [(False, 1, True), (False, 2, False), (True, 1, False), (True, 2, False)]
+)
+def test_workers_stay_as_long_as_there_may_be_more_for_them(loses: bool, size: int, expected: bool):
+    window = window_of("ab", loses=loses)
+    spans = [taken(window, size) for _ in range(2 // size)]
+    for span in spans:
+        next(span.todo)
+    assert window.exhausted == expected
+    assert window.end is None
+    for span in spans:
+        window.give_back(span)
+    assert window.exhausted == (expected and size == 1)
+    for span in spans:
+        span.slots.append("a")
+        window.done(span)
+    assert window.exhausted == (size == 1)
 
 
 def test_the_end_comes_after_the_last_outputs():
