@@ -27,7 +27,7 @@ Steps: TypeAlias = Generator[Callable[[], Any] | None, None, Any]
 Fault: TypeAlias = Literal["dies", "times out", "raises"]
 
 #: How long f takes, in the simulation's seconds: enough to travel alone, or so little that spans grow.
-SLOW: Final = 0.01
+SLOW: Final = 0.1
 CHEAP: Final = 1e-6
 
 #: After how many steps of others an actor goes on at last that could, stalled or not: those who only wait for it get to
