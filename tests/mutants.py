@@ -485,13 +485,8 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
         ),
         (
             "one worker too many",
-            "if self._places >= self.window.workers:",
-            "if self._places > self.window.workers:",
-        ),
-        (
-            "a hundred workers too many",
             "min(count, self.window.workers - self._places)",
-            "count",
+            "min(count, self.window.workers - self._places + 1)",
         ),
         ("only one worker ever starts", "if self.coming or self.queue", "if True or self.queue"),
         ("who has come is still expected", "            self.coming -= 1\n", ""),

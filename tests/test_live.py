@@ -68,6 +68,17 @@ def test_outputs_may_feed_the_source(kind: str, is_ordered: bool):
 # A slow item follows
 
 
+def test_an_output_comes_while_its_worker_is_at_the_next_item(
+    concurrent_kind: str, is_ordered: bool, gate: Gate
+):
+    f = holding(concurrent_kind, {1: gate})
+    stream = pmap(f, count(), kind=concurrent_kind, ordered=is_ordered, workers=1)
+    assert next(stream) == 0
+    gate.open()
+    assert next(stream) == 1
+    stream.close()
+
+
 @pytest.mark.parametrize("workers", [1, 2, 4])
 def test_outputs_come_before_a_slow_item_of_the_same_span(
     concurrent_kind: str, is_ordered: bool, workers: int, gate: Gate
