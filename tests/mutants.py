@@ -608,6 +608,16 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
         ("a worker that retires is thrown out", "            worker.link.close()\n", ""),
         ("no pump asks for what is finished", "        self.recall(late)\n", ""),
         (
+            "large items travel together on their way there",
+            '        self.weigh("there", body, len(span.items))\n',
+            "",
+        ),
+        (
+            "large items travel together on their way back",
+            '        self.weigh("back", body, count - position)\n',
+            "",
+        ),
+        (
             "who has enough to do leaves what waits behind a slow item",
             "now - worker.heard >= max(OVERDUE, 1.25 * patience)]",
             "now - worker.heard >= 60]",

@@ -5,13 +5,16 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import dedent
+from typing import Any
 
 import pytest
 
 from fstream import pfilter, pflat_map, pmap
+from fstream._spans import Span, Window
 from tests.functions import square
 from tests.scripts import Script, printed, run_python
 
@@ -372,3 +375,27 @@ def test_nothing_is_put_into_dev_shm():
     during = list(pmap(lambda _: os.listdir("/dev/shm"), range(50), kind="process", workers=2))
     assert {name for names in during for name in names} <= before
     assert set(os.listdir("/dev/shm")) <= before
+
+
+@pytest.mark.parametrize(
+    ("f", "item", "number", "largest"),
+    [(len, 3 << 20, 20, 2), (bytes, 3 << 20, 20, 2), (len, 0, 9999, 9999)],
+    ids=["there", "back", "neither"],
+)
+def test_large_items_travel_alone(
+    f: Callable[[Any], Any], item: int, number: int, largest: int, monkeypatch: pytest.MonkeyPatch
+):
+    """Cheap ones travel together, else: several of them would be many megabytes."""
+    sizes = []
+    take = Window.take
+
+    def spy(self: Window, now: float, most: int | None = None) -> Span | None:
+        span = take(self, now, most)
+        sizes.append(len(span.items) if span else 0)
+        return span
+
+    monkeypatch.setattr(Window, "take", spy)
+    items = [item if f is bytes else bytearray(item) for _ in range(number)]
+    assert len(list(pmap(f, items, kind="process", workers=1, maxsize=0))) == number
+    assert max(sizes) <= largest
+    assert max(sizes) > 99 or number < 99

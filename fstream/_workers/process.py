@@ -39,6 +39,10 @@ __all__ = ["WARM", "Workers"]
 #: Spans in flight for each worker.
 AHEAD: Final = 2
 
+#: A span of several items is no more than this many bytes, there or back: what is larger goes faster one by one, and
+#: each worker may have two under way.
+SPAN_BYTES: Final = 1 << 22
+
 #: How long workers that are stopped in the middle of f have for their ``on_done``, in seconds.
 STOP_SECONDS: Final = 0.8
 
@@ -166,6 +170,8 @@ class Workers(Crew):
         self.method = start_method()
         #: The stage as its workers get it.
         self.packed: Packed = []
+        #: How many bytes an item is on its way there or back, measured.
+        self.bytes = {"there": 0.0, "back": 0.0}
         #: The pump has seen that the taker downstream is hungry, and asks late workers for what they have finished.
         self.knows_hungry = False
         #: Workers that died in a row before they had done anything.
@@ -262,11 +268,9 @@ class Workers(Crew):
         """Send spans to the workers that can take one: to the idle first."""
         while (worker := self.next_worker()) is not None:
             with self.run.lock:
-                size = (
-                    None
-                    if self.stage.max_items_per_worker is None
-                    else self.stage.max_items_per_worker - worker.items
-                )
+                size = max(1, int(SPAN_BYTES / max(1, *self.bytes.values())))
+                if self.stage.max_items_per_worker is not None:
+                    size = min(size, self.stage.max_items_per_worker - worker.items)
                 span = self.window.take(perf_counter(), size)
                 self.run.settle()
             if span is None:
@@ -325,8 +329,14 @@ class Workers(Crew):
             worker.begun = True
             with self.run.lock:
                 self.begun += 1
+        self.weigh("there", body, len(span.items))
         worker.link.wire.push((child.SPAN, span.start, span.tries), body)
         self.flush(worker)
+
+    def weigh(self, way: str, body: Packed, count: int) -> None:
+        """Learn from what goes over, of *count* items, how many bytes one of them is."""
+        if count > 0:
+            self.bytes[way] = (self.bytes[way] + sum(map(len, body)) / count) / 2
 
     def unfit(self, span: Span, error: BaseException, why: str) -> None:
         """Some item of *span* cannot travel: find it by sending them one by one, or let it fail."""
@@ -506,6 +516,7 @@ class Workers(Crew):
         if closed:
             worker.flight.remove(span)
         position = len(span.slots)
+        self.weigh("back", body, count - position)
         try:
             slots = loads(body)
         except BaseException as error:
