@@ -492,8 +492,8 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
         ("who has come is still expected", "            self.coming -= 1\n", ""),
         (
             "who hands in a span does not tell",
-            "poll()\n            self.run.settle()\n",
-            "poll()\n",
+            "poll() if wanted else None\n            self.run.settle()\n",
+            "poll() if wanted else None\n",
         ),
         (
             "an error of on_done is swallowed",

@@ -74,16 +74,18 @@ class Crew:
             count = min(len(self.members), self.window.backlog - 1)
         self.recruit(count)
 
-    def next_for(self, span: Span, elapsed: float) -> Span | Closed | None:
-        """A worker is through with *span*, in *elapsed* seconds: give it its next one, None if it has to wait."""
+    def next_for(self, span: Span, elapsed: float, wanted: bool = True) -> Span | Closed | None:
+        """A worker is through with *span*, in *elapsed* seconds: give it its next one if *wanted*, None if it waits."""
         with self.run.lock:
             self.window.done(span, elapsed)
-            taken: Span | Closed | None = self.queue.buffer.poll()
+            taken: Span | Closed | None = self.queue.buffer.poll() if wanted else None
             self.run.settle()
             return taken
 
-    def progress(self) -> None:
-        """A slot was added that the taker downstream waits for."""
+    def progress(self, span: Span) -> None:
+        """A slot was added to *span*, and the taker downstream waits: perhaps for this one."""
+        if self.window.ordered and span.start > self.window.head:
+            return  # what comes before will show it
         with self.run.lock:
             if self.window.available():  # else it is another item that the taker waits for
                 self.window.hungry = False

@@ -483,7 +483,7 @@ class Worker(Member):
                 return
             if window.hungry and slot is not DROP:
                 self.send()
-                self.crew.progress()
+                self.crew.progress(span)
 
     def meet_fault(self, item: Any) -> None:
         """Fail in the place of f, if the schedule says so."""

@@ -178,8 +178,9 @@ class Worker:
                 else:
                     streak += elapsed
                 self.span = None
-                span = crew.next_for(span, elapsed)
-                if streak > SPAN_SECONDS:  # f never waits: let the others on the loop have their turn
+                tired = streak > SPAN_SECONDS
+                span = crew.next_for(span, elapsed, not tired)
+                if tired:  # f never waits: let the others on the loop have their turn
                     streak = 0.0
                     await asyncio.sleep(0)
         except asyncio.CancelledError as error:
@@ -246,7 +247,7 @@ class Worker:
                     return
             append(slot)
             if window.hungry and slot is not DROP:
-                self.crew.progress()
+                self.crew.progress(span)
 
     def is_stopped(self, error: BaseException) -> bool:
         """Tell a cancellation of this task from a `CancelledError` that f raised of its own."""

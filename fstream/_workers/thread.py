@@ -142,7 +142,7 @@ class Worker:
                     self.begun = None
                     append(slot)
             if window.hungry and slot is not DROP:
-                self.crew.progress()
+                self.crew.progress(span)
 
     def watched(self, step: Any) -> Any:
         watch = self.crew.watch
