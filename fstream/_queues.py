@@ -59,7 +59,9 @@ class Buffer(Protocol):
         """How long its takers are impatient before they insist, in seconds."""
         ...
 
-    def insist(self) -> None: ...
+    def insist(self) -> None:
+        """Its takers have been impatient for so long."""
+        ...
 
 
 class Work:

@@ -17,6 +17,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Final, NamedTuple, Protocol
 
 __all__ = [
@@ -609,8 +610,8 @@ class Window:
 
     def draw(self, most: int) -> Drawn:
         """Give up to *most* outputs."""
-        outputs: list[Any] = []
-        parts = credits = 0
+        parts: list[list[Any]] = []
+        credits = 0
         while most > 0 and self.entries:
             entry = self.entries[0]
             ready, position, owed = entry
@@ -625,14 +626,9 @@ class Window:
                 if owed >= left:  # one item an output: its room is free as soon as that is out
                     entry[2] -= len(part)
                     credits += len(part)
-            parts += 1
-            if parts == 1:
-                outputs = part
-            elif parts == 2:  # not into the first part: somebody else may have it
-                outputs = outputs + part
-            else:
-                outputs += part
+            parts.append(part)
             most -= len(part)
+        outputs = parts[0] if len(parts) == 1 else list(chain.from_iterable(parts))
         self.ready_count -= len(outputs)
         return Drawn(outputs, credits)
 

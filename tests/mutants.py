@@ -619,7 +619,7 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
         ),
         (
             "who has enough to do leaves what waits behind a slow item",
-            "now - worker.heard >= max(OVERDUE, 1.25 * patience)]",
+            "now - worker.heard >= OVERTIME * patience]",
             "now - worker.heard >= 60]",
         ),
         (

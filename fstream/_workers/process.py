@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable
 from time import monotonic, monotonic_ns, perf_counter
 from typing import Any, Final
 
-from fstream._queues import OVERDUE, Work
+from fstream._queues import Work
 from fstream._run import Run
 from fstream._spans import Failure, Span, Window
 from fstream._stage import Stage
@@ -42,6 +42,9 @@ AHEAD: Final = 2
 #: A span of several items is no more than this many bytes, there or back: what is larger goes faster one by one, and
 #: each worker may have two under way.
 SPAN_BYTES: Final = 1 << 22
+
+#: What waits behind a slow item is taken over also if all have enough to do, after so many times the window's patience.
+OVERTIME: Final = 1.25
 
 #: How long workers that are stopped in the middle of f have for their ``on_done``, in seconds.
 STOP_SECONDS: Final = 0.8
@@ -438,7 +441,7 @@ class Workers(Crew):
         if late and spare and not any(worker.opened and worker.idle for worker in self.workers):
             self.hire()
         if not (spare or self.window.hungry):
-            late = [worker for worker in late if now - worker.heard >= max(OVERDUE, 1.25 * patience)]
+            late = [worker for worker in late if now - worker.heard >= OVERTIME * patience]
         self.recall(late)
         if self.queue.deadline is not None and now >= self.queue.deadline:
             with self.run.lock:

@@ -289,7 +289,7 @@ class Workers(Crew):
         self.add()
 
     def launch(self, worker: Worker) -> None:
-        worker.start()
+        self.run.simulation.add(worker.actor)
 
     def replace(self, worker: Worker) -> None:
         self.members.discard(worker)
