@@ -11,6 +11,9 @@ from functools import cache
 from time import perf_counter
 from typing import Any, NamedTuple
 
+#: Items done just before the clock starts: rounds may be further apart than idle workers are kept for.
+WARM_UP = 20
+
 Outputs = Iterable[Any] | AsyncIterable[Any]
 Mapper = Callable[[Any, Iterable[Any]], Outputs]
 Adapter = Callable[[], AbstractContextManager[Mapper]]
@@ -119,10 +122,12 @@ def consume(outputs: Outputs) -> None:
         asyncio.run(_drain(outputs))
 
 
-def _seconds(mapper: Mapper, job: Any, items: Iterable[Any]) -> float:
+def _seconds(mapper: Mapper, job: Any, items: Callable[[int], Iterable[Any]], n: int) -> float:
+    consume(mapper(job, items(min(n, WARM_UP))))
+    work = items(n)
     gc.collect()
     start = perf_counter()
-    consume(mapper(job, items))
+    consume(mapper(job, work))
     return perf_counter() - start
 
 
@@ -137,9 +142,9 @@ def _expected(job: Any, items: Iterable[Any]) -> list[Any]:
 
 
 def _check(mapper: Mapper, job: Any, items: Callable[[int], Iterable[Any]], expected: Any) -> None:
-    outputs = mapper(job, items(20))
+    outputs = mapper(job, items(WARM_UP))
     got = list(outputs) if isinstance(outputs, Iterable) else asyncio.run(_collect(outputs))
-    if Counter(got) != Counter(expected(job, items(20))):
+    if Counter(got) != Counter(expected(job, items(WARM_UP))):
         raise AssertionError(f"wrong outputs: {got[:5]}...")
 
 
@@ -158,7 +163,7 @@ def timed(
         with adapter() as mapper:
             if expected is not None:
                 _check(mapper, job, items, expected)
-            yield lambda n: Sample(_seconds(mapper, job, items(n)) / units(n))
+            yield lambda n: Sample(_seconds(mapper, job, items, n) / units(n))
 
     return contender
 
@@ -184,13 +189,13 @@ def best_chunk(
             def best(n: int) -> int:
                 walls: dict[int, float] = {}
                 for chunk in sorted((chunk for chunk in chunks if chunk <= n // 4), reverse=True):
-                    walls[chunk] = _seconds(with_chunk(chunk), job, items(n))
+                    walls[chunk] = _seconds(with_chunk(chunk), job, items, n)
                     if walls[chunk] > 1.5 * min(walls.values()):
                         break  # still smaller ones only take longer still
                 return min(walls, key=walls.__getitem__)
 
             def measure(n: int) -> Sample:
-                return Sample(_seconds(with_chunk(best(n)), job, items(n)) / n, f"chunk {best(n):,}")
+                return Sample(_seconds(with_chunk(best(n)), job, items, n) / n, f"chunk {best(n):,}")
 
             _check(with_chunk(3), job, items, expected)
             yield measure

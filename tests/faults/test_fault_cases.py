@@ -692,13 +692,13 @@ def test_a_worker_is_replaced_after_so_many_items(most: int, ordered: bool, tall
         on_start=Start(tally),
         on_done=Done(tally),
     )
-    got = list(stage(range(23)))
+    got = list(stage(range(13)))
     items = [item for item, _ in got]
-    assert sorted(items) == list(range(23))
+    assert sorted(items) == list(range(13))
     assert items == sorted(items) or not ordered
     shares = Counter(pid for _, pid in got)
     assert max(shares.values()) <= most
-    assert len(shares) >= 23 / most
+    assert len(shares) >= 13 / most
     assert tally.count("on_done") == tally.count("on_start") >= len(shares)
 
 
