@@ -62,6 +62,8 @@ class Wire:
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self._out: deque[memoryview] = deque()
+        #: Where what is read lands first: kept, as a new one of this size costs more than most messages.
+        self._landing = memoryview(bytearray(_READ))
         self._pending = bytearray()
         #: A large message on its way in, and the part of it that is missing.
         self._large: bytearray | None = None
@@ -103,13 +105,13 @@ class Wire:
             yield from self._receive_large()
             return
         try:
-            chunk = self.sock.recv(_READ)
+            count = self.sock.recv_into(self._landing)
         except BlockingIOError:
             return
-        if not chunk:
+        if not count:
             raise EOFError
         pending = self._pending
-        pending += chunk
+        pending += self._landing[:count]
         while len(pending) >= _PREFIX.size:
             total, _ = _PREFIX.unpack_from(pending)
             if len(pending) < total:
