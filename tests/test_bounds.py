@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from itertools import count, islice
 
 import pytest
 
 from fstream import Stream, ordered, peach, pfilter, pflat_map, pmap
+from tests.faults.faulty import eventually
 from tests.functions import identity, suited
 from tests.gates import Gate, Log, holding, opened_when
 from tests.sources import Source
@@ -170,3 +172,36 @@ def test_a_slow_item_lets_no_unbounded_number_of_later_ones_wait_for_it(concurre
         assert next(stream) == 0
         assert not too_many.is_set()
     stream.close()
+
+
+class Item:
+    """Something that a weak reference tells to be alive."""
+
+
+def number_of(_item: Item) -> int:
+    return 1
+
+
+def test_idle_workers_keep_nothing_of_what_they_had(concurrent_kind: str, is_ordered: bool):
+    alive = weakref.WeakSet[Item]()
+    taken, over = threading.Semaphore(0), threading.Event()
+
+    def source() -> Iterator[Item]:
+        for _ in range(20):
+            item = Item()
+            alive.add(item)
+            yield item
+            del item
+            taken.acquire()  # one by one, so that all workers have had some
+        over.wait(20)
+
+    f = suited(number_of, concurrent_kind)
+    with pmap(f, source(), kind=concurrent_kind, workers=4, ordered=is_ordered) as stream:
+        try:
+            for _ in range(20):
+                next(stream)
+                taken.release()
+            # The feeder's loop has the last one still. Its worker leaves it a moment after the output is out.
+            assert eventually(lambda: len(alive) <= 1), len(alive)
+        finally:
+            over.set()

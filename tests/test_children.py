@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import socket
+import threading
+import weakref
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -22,6 +24,7 @@ from fstream._workers.call import Call, is_failure
 from fstream._workers.child import Child
 from fstream._workers.process import Worker, Workers
 from fstream._workers.wire import Wire, dumps, loads
+from tests.faults.faulty import eventually
 
 
 class Parent:
@@ -81,6 +84,31 @@ def test_the_slots_of_each_span_go_out_once(parent: Parent):
         (child.SLOTS, 0, [1, 2, 3], {}, True),
         (child.SLOTS, 3, [4], {}, True),
     ]
+
+
+def test_nothing_of_a_span_is_kept_while_the_next_one_is_waited_for(
+    parent: Parent, monkeypatch: pytest.MonkeyPatch
+):
+    bodies: list[weakref.ref[memoryview]] = []
+    parse = parent.child.wire._parse
+
+    def remembered(message: bytearray) -> Any:
+        header, body = parse(message)
+        bodies.extend(map(weakref.ref, body))
+        return header, body
+
+    monkeypatch.setattr(parent.child.wire, "_parse", remembered)
+    parent.give(abs)
+    threads = [threading.Thread(target=main) for main in (parent.child.read, parent.child.serve)]
+    for thread in threads:
+        thread.start()
+    parent.wire.push((child.SPAN, 0, 0), dumps([-1, -2, -3]))
+    parent.wire.flush()
+    assert eventually(lambda: [body() for body in bodies] == [None])
+    assert parent.heard() == [(child.SLOTS, 0, [1, 2, 3], {}, True)]
+    parent.wire.close()
+    for thread in threads:
+        thread.join()
 
 
 def test_what_is_asked_for_in_the_middle_of_a_span_goes_out_and_what_is_not_started_comes_back(

@@ -49,11 +49,11 @@ class Call:
         #: ``on_start`` has returned, so ``on_done`` has to run.
         self.started = False
         self.resources: Any = None
-        #: The span that is worked on, for `element_index`.
+        #: The span that is worked on, for `element_index`. None while a worker waits: it keeps no item and no output.
         self.place: Place | None = None
         self.step: Callable[[Any], Any] = self.bind(None)
 
-    def set_place(self, place: Place) -> None:
+    def set_place(self, place: Place | None) -> None:
         self.place = place
 
     def begin(self) -> None:

@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import threading
+from collections import deque
 from multiprocessing.connection import Connection
 from queue import Empty, SimpleQueue
 from time import monotonic_ns, perf_counter
@@ -113,8 +114,8 @@ class Child:
             while True:
                 if not self.opened and not select.select([self.wire.sock], [], [], IDLE_SECONDS)[0]:
                     break
-                for message in self.wire.receive():
-                    self.sort(message)
+                # Not a loop: its variable would keep the last message while the next one is waited for.
+                deque(map(self.sort, self.wire.receive()), 0)
         except (EOFError, OSError):
             if self.opened:  # the parent has died or thrown us out: there is nobody left to work for
                 os._exit(1)
@@ -162,18 +163,25 @@ class Child:
     # ----------------------------------------------------------------------------------------- the main thread
 
     def serve(self) -> None:
-        while (message := self.inbox.get()) is not None:
-            header, body = message
-            what = header[0]
-            if what == OPEN:
-                self.open(header[1], header[2], body)
-            elif what == SPAN:
-                self.work(header[1], header[2], body)
-            elif what in (FINISH, STOP):
-                self.finish(header[1])
-            elif what == CLOSE:
-                self.call = None
-                self.stopping = False
+        while self.heed(self.inbox.get()):
+            pass  # no variable here: see `read`
+
+    def heed(self, message: tuple[tuple[Any, ...], Packed] | None) -> bool:
+        """Do what the parent asks; False if it asks for nothing any more."""
+        if message is None:
+            return False
+        header, body = message
+        what = header[0]
+        if what == OPEN:
+            self.open(header[1], header[2], body)
+        elif what == SPAN:
+            self.work(header[1], header[2], body)
+        elif what in (FINISH, STOP):
+            self.finish(header[1])
+        elif what == CLOSE:
+            self.call = None
+            self.stopping = False
+        return True
 
     def say(self, *header: Any) -> None:
         with self.sending:

@@ -179,7 +179,8 @@ class Worker:
                     streak += elapsed
                 self.span = None
                 tired = streak > SPAN_SECONDS
-                span = crew.next_for(span, elapsed, not tired)
+                if (span := crew.next_for(span, elapsed, not tired)) is None:
+                    self.call.set_place(None)
                 if tired:  # f never waits: let the others on the loop have their turn
                     streak = 0.0
                     await asyncio.sleep(0)

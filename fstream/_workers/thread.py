@@ -89,7 +89,8 @@ class Worker:
                 if self.abandoned:
                     break
                 self.span = None
-                span = crew.next_for(span, elapsed)
+                if (span := crew.next_for(span, elapsed)) is None:
+                    self.call.set_place(None)
         except BaseException as error:  # a bug of ours, or an interrupt from outside: never a hang
             crew.break_down(error)
         finally:
