@@ -260,7 +260,13 @@ class Run:
 
     def consumer_queue(self) -> ConsumerQueue:
         """The queue of a consumer that is a thread."""
-        queue = ThreadQueue(self.outlet, self.lock, self.settle)
+        queue: ConsumerQueue
+        if self._host is None:
+            queue = ThreadQueue(self.outlet, self.lock, self.settle)
+        else:
+            from fstream._workers.loop import TurnQueue
+
+            queue = TurnQueue(self._host, self.outlet, self.lock, self.settle)
         with self.lock:
             self.queues.insert(0, queue)
         return queue

@@ -546,6 +546,11 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
     ],
     "_workers/loop.py": [
         (
+            "a consumer waits for the end of the loop's turn, however long that is",
+            "self.not_empty.wait(SPAN_SECONDS) or",
+            "self.not_empty.wait() or",
+        ),
+        (
             "a task's deadline runs once",
             "            self.timer = None\n            self.watched = False\n            if self.takers",
             "            self.timer = None\n            if self.takers",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import queue
 import time
 from collections.abc import Callable, Iterator
@@ -90,6 +91,30 @@ def test_outputs_come_before_a_slow_item_of_the_same_span(
         before.discard(next(stream))
     gate.open()
     assert MANY in list(stream)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 10])
+def test_an_output_comes_while_the_next_item_blocks_the_loop(
+    workers: int, is_ordered: bool, make_gate: Callable[[], Gate]
+):
+    gates = {item: make_gate() for item in range(9, 200, 10)}
+    done = set()
+
+    async def f(item: int) -> int:
+        await asyncio.sleep(0)
+        if item in gates:
+            while item - 1 not in done:
+                await asyncio.sleep(0)
+            gates[item].wait()  # in the turn in which the item before it was done
+        done.add(item)
+        return item
+
+    outputs = []
+    for output in pmap(f, range(200), kind="task", ordered=is_ordered, workers=workers):
+        outputs.append(output)
+        if output + 1 in gates:
+            gates[output + 1].open()
+    assert sorted(outputs) == list(range(200))
 
 
 @pytest.mark.parametrize("position", [0, 1, MANY // 3])

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from typing import Any
+from typing import Any, cast
+
+import pytest
 
 from fstream._queues import ThreadQueue
-from fstream._workers.loop import TaskQueue
+from fstream._workers.loop import Host, TaskQueue, TurnQueue
 from tests.gates import PATIENCE
 
 
@@ -96,3 +98,30 @@ def test_who_takes_wakes_the_next():
     for taker in takers:
         taker.join(PATIENCE / 4)
     assert sorted(taken) == ["a", "b", "c"]
+
+
+class OneLoop:
+    """A host, as far as a queue asks: the loop that runs here."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+
+
+def test_a_consumer_is_woken_once_for_each_turn_of_the_loop(monkeypatch: pytest.MonkeyPatch):
+    async def main() -> list[int]:
+        box, woken, counts = Box(), [], []
+        queue = box.queue = TurnQueue(cast(Host, OneLoop()), box, box.lock, box.settle)
+        monkeypatch.setattr(queue.not_empty, "notify", lambda: woken.append(1))
+        queue.takers = 1
+        for queue.late in (False, True):
+            for thing in "abc":
+                with box.lock:
+                    box.put(thing)
+            counts.append(len(woken))
+            await asyncio.sleep(0)
+            counts.append(len(woken))
+            queue.signalled = False
+        return counts
+
+    # One that has waited long is woken by the first output, and before the turn is over.
+    assert asyncio.run(main()) == [0, 1, 2, 2]

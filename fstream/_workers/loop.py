@@ -8,9 +8,10 @@ import threading
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine
 from contextlib import aclosing as closing
 from functools import partial
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
-from fstream._queues import Buffer, Credits
+from fstream._queues import Buffer, Credits, ThreadQueue
 from fstream._spans import SPAN_SECONDS, Closed
 from fstream._workers.sync import aclose
 
@@ -22,6 +23,7 @@ __all__ = [
     "Host",
     "TaskFeeder",
     "TaskQueue",
+    "TurnQueue",
     "cancel",
     "close",
     "close_soon",
@@ -165,6 +167,41 @@ class TaskQueue(asyncio.Queue[Any]):
             if self.takers:
                 self.buffer.insist()
                 self.settle()
+
+
+class TurnQueue(ThreadQueue):
+    """The queue of a consumer that is a thread, where tasks make the outputs: woken once for each turn of their loop.
+
+    Were it woken for each output, it would take the interpreter from the loop wherever f lets go of it, and two threads
+    that wait for each other in turn cost more than f itself.
+    """
+
+    def __init__(self, host: Host, buffer: Buffer, lock: threading.RLock, settle: Callable[[], None]) -> None:
+        super().__init__(buffer, lock, settle)
+        self.host = host
+        #: It has waited for more than a moment: it is woken at once. Invariant: else it waits no longer than that, so
+        #: that a turn that lasts, as f blocks the loop, keeps nothing from it.
+        self.late = True
+
+    def wait(self) -> None:
+        if self.late or self.watched:
+            began = monotonic()
+            super().wait()
+            self.late = monotonic() - began > SPAN_SECONDS
+        else:
+            self.late = not (self.not_empty.wait(SPAN_SECONDS) or self.buffer.ready())
+
+    def signal(self) -> None:
+        if self.late or not is_here(self.host.loop):
+            super().signal()
+        else:
+            self.signalled = True
+            self.host.loop.call_soon(self._end_of_turn)
+
+    def _end_of_turn(self) -> None:
+        with self.mutex:
+            if self.signalled:
+                self.not_empty.notify()
 
 
 class Host:
