@@ -49,6 +49,7 @@ SELECTION = (
     "tests/test_async_callables.py",
     "tests/test_async_errors.py",
     "tests/test_async_sources.py",
+    "tests/test_async_cancel.py::test_a_stream_that_is_collected_in_a_cycle_is_closed_by_its_tasks",
     "tests/test_bounds.py::test_a_chain_holds_what_its_stages_may_hold",
     "tests/test_bounds.py::test_idle_workers_keep_nothing_of_what_they_had",
     "tests/test_ends.py::test_a_generator_that_others_hold_is_closed",
@@ -545,6 +546,7 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
         ("tasks do not tell of what they finish", "if window.hungry and slot is not DROP:", "if False:"),
     ],
     "_workers/loop.py": [
+        ("nobody keeps the tasks of a loop", "kept_by(self.loop).add(self)", "pass"),
         (
             "a consumer waits for the end of the loop's turn, however long that is",
             "self.not_empty.wait(SPAN_SECONDS) or",

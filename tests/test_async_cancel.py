@@ -273,6 +273,26 @@ async def test_a_stream_dropped_while_its_loop_is_busy_elsewhere() -> None:
     f.check()
 
 
+@pytest.mark.parametrize("last", ["task", "sync"])
+@in_every_loop
+async def test_a_stream_that_is_collected_in_a_cycle_is_closed_by_its_tasks(last: str) -> None:
+    """Nobody else refers to them, as a loop refers to its tasks weakly: they are not to be collected with it."""
+    source = AsyncSource(itertools.count())
+
+    async def drop() -> None:
+        f = suited(square, last)
+        stream = source | pmap(square_async, maxsize=2) | pmap(f, kind=last, maxsize=2)
+        for _ in range(4):
+            await anext(stream)
+        await turns(20)  # all of them wait
+        cycle: list[Any] = [stream]
+        cycle.append(cycle)
+
+    await drop()
+    gc.collect()
+    await eventually(lambda: closed_where_pulled(source) and not other_tasks())
+
+
 @in_every_loop
 async def test_cancelled_before_the_first_turn() -> None:
     source = AsyncSource(itertools.count())

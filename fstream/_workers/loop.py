@@ -204,6 +204,16 @@ class TurnQueue(ThreadQueue):
                 self.not_empty.notify()
 
 
+def kept_by(loop: EventLoop) -> set[Host]:
+    """The hosts that *loop* keeps alive: those that have tasks.
+
+    It refers to the tasks themselves but weakly. If nobody else referred to them, as the stream is garbage in a cycle,
+    they would be collected together with the stream, in the middle of f, rather than be there to close it.
+    """
+    hosts: set[Host] = getattr(loop, "__dict__", {}).setdefault("_fstream_hosts", set())
+    return hosts
+
+
 class Host:
     """The loop that a run's tasks live on: the caller's, or a private one in a background thread."""
 
@@ -257,6 +267,7 @@ class Host:
         """Start the task of *member*, on the loop."""
         task = self.loop.create_task(coroutine, name=name, context=self.run.context.copy())
         self.members.add(member)
+        kept_by(self.loop).add(self)
         task.add_done_callback(partial(self._left, member))
         return task
 
@@ -275,7 +286,10 @@ class Host:
         self._end()
 
     def _end(self) -> None:
-        if not self.members and not self.opening and self.over is not None:
+        if self.members:
+            return
+        kept_by(self.loop).discard(self)
+        if not self.opening and self.over is not None:
             self.over.set()
 
 
