@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ import pytest
 
 from fstream import pfilter, pflat_map, pmap
 from fstream._spans import Span, Window
+from fstream._workers import child
+from fstream._workers.link import WARM
+from fstream._workers.process import Worker, Workers
 from tests.functions import square
 from tests.scripts import Script, printed, run_python
 
@@ -296,6 +300,30 @@ def test_warm_workers_are_reused(script: Script):
         print("reused")
     """
     assert printed(script(source)) == "reused"
+
+
+@pytest.mark.parametrize("doing", [child.SENDING, child.LOADING, 0])
+def test_a_worker_that_dies_before_an_item_does_not_take_it_along(
+    doing: int, monkeypatch: pytest.MonkeyPatch
+):
+    """A cell may still say what was done for the span before, or for the stage before, whose answers are there."""
+    WARM.clear()
+    assert list(pmap(square, range(2), kind="process", workers=1)) == [0, 1]
+    killed = []
+
+    def kill_after(workers: Workers, worker: Worker, span: Span) -> None:
+        send(workers, worker, span)
+        if not killed:
+            killed.append(worker.link.process.pid)
+            os.kill(killed[0], signal.SIGKILL)
+
+    [link] = WARM._links
+    os.kill(link.process.pid or 0, signal.SIGSTOP)  # so that it starts nothing
+    link.cell[:8] = doing.to_bytes(8, sys.byteorder, signed=True)
+    send = Workers.send
+    monkeypatch.setattr(Workers, "send", kill_after)
+    assert list(pmap(square, [7], kind="process", workers=1)) == [49]
+    assert killed == [link.process.pid]
 
 
 def test_warm_workers_keep_nothing_of_the_run_before():

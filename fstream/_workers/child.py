@@ -67,8 +67,9 @@ UNLOADABLE: Final = "unloadable"  # (start, error): the items cannot be unpickle
 BROKEN: Final = "broken"  # (where, error): loading the stage or on_start raised
 FINISHED: Final = "finished"  # (error of on_done or None)
 
-#: The cell is memory shared with the parent: [what the child is doing, when it began, flushing]. It tells the parent
-#: which item a dead worker was busy with, and since when a live one is. An index >= 0 is that of the item in f.
+#: The cell is memory shared with the parent: [what the child is doing, when it began, flushing, the start of the span
+#: that it is about]. It tells the parent which item a dead worker was busy with, and since when a live one is. An index
+#: >= 0 is that of the item in f. For a moment it still tells of a span whose slots the parent has.
 CELL_SIZE: Final = 4096
 IDLE: Final = -1
 OPENING: Final = -2
@@ -203,6 +204,7 @@ class Child:
         call = self.call
         if call is None or self.stopping:
             return
+        self.cell[3] = start
         if not call.started:
             self.cell[0] = OPENING
             try:

@@ -58,6 +58,10 @@ class Link:
     def state(self, position: int) -> int:
         return int.from_bytes(self.cell[8 * position : 8 * position + 8], sys.byteorder, signed=True)
 
+    def forget_span(self) -> None:
+        """What its cell says is not of any span that is sent from now on."""
+        self.cell[24:32] = (-1).to_bytes(8, sys.byteorder, signed=True)
+
     def idle(self) -> bool:
         """Still there: fit for another stage. It may yet have answers to the last one in its socket."""
         try:

@@ -312,6 +312,7 @@ class Workers(Crew):
     def open(self, worker: Worker) -> None:
         """Give a worker the stage."""
         worker.opened = True
+        worker.link.forget_span()
         environment = (_directory(), list(sys.path), dict(os.environ))
         worker.link.wire.push((child.OPEN, environment, worker.index), self.packed)
         self.flush(worker)
@@ -608,7 +609,7 @@ class Workers(Crew):
         at_work = worker.opened and doing != child.OPENING
         spans, worker.flight = worker.flight, []
         for span in spans:
-            if at_work and span is spans[0]:
+            if at_work and span.start == worker.link.state(3):
                 self.recover(span, doing, status, flushing=flushing, error_of=error_of)
             else:
                 self.hand_on(span)
