@@ -577,6 +577,11 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
             "for worker in self.ready_workers()) and not self.workers:",
         ),
         (
+            "an item that workers die of before they begin it is sent for ever",
+            "self.unbegun[start] > MAX_STILLBORN",
+            "False",
+        ),
+        (
             "the span after that of a dead worker is lost",
             "self.window.take_back(span, len(span.items) - len(span.slots))",
             "pass",

@@ -266,3 +266,51 @@ def test_what_waits_behind_a_slow_item_is_recalled_also_if_there_is_enough_to_do
 def test_nothing_is_sent_to_wait_behind_a_slow_item(silent: float, spans: int, expected: bool):
     worker = heard(silent, spans)
     assert (worker in Workers.ready_workers(pump_of(worker, []))) == expected
+
+
+@pytest.fixture
+def exits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`os._exit` raises SystemExit."""
+
+    def end(status: int) -> None:
+        raise SystemExit(status)
+
+    monkeypatch.setattr(child.os, "_exit", end)
+
+
+def too_large(*_: Any, **__: Any) -> Any:
+    raise MemoryError
+
+
+@pytest.mark.usefixtures("exits")
+def test_a_child_without_memory_for_what_comes_finishes_what_it_has(
+    parent: Parent, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def f(item: int) -> int:
+        if item == -2:
+            parent.child.read()  # as its reader thread does
+        return -item
+
+    monkeypatch.setattr(parent.child.wire, "receive", too_large)
+    parent.child.opened = True
+    parent.give(f)
+    parent.work(0, [-1, -2, -3])
+    ahead, *later = parent.heard()
+    assert ahead == (child.SLOTS, 0, [1, 2], {}, False)
+    check_together(later, 0, [3], {})
+    assert "MemoryError" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="1"):
+        parent.child.serve()
+
+
+@pytest.mark.usefixtures("exits")
+def test_a_reader_that_fails_while_it_gives_items_back_ends_its_process(
+    parent: Parent, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(parent.child, "send_slots", too_large)
+    parent.child.opened = True
+    parent.wire.push((child.RECALL,))
+    parent.wire.flush()
+    with pytest.raises(SystemExit, match="1"):
+        parent.child.read()
+    assert "MemoryError" in capsys.readouterr().err

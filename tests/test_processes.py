@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import dedent
@@ -14,11 +15,12 @@ from typing import Any
 
 import pytest
 
-from fstream import pfilter, pflat_map, pmap
+from fstream import WorkerDied, pfilter, pflat_map, pmap
 from fstream._spans import Span, Window
 from fstream._workers import child
 from fstream._workers.link import WARM
 from fstream._workers.process import Worker, Workers
+from tests.faults.faulty import eventually
 from tests.functions import square
 from tests.scripts import Script, printed, run_python
 
@@ -324,6 +326,33 @@ def test_a_worker_that_dies_before_an_item_does_not_take_it_along(
     monkeypatch.setattr(Workers, "send", kill_after)
     assert list(pmap(square, [7], kind="process", workers=1)) == [49]
     assert killed == [link.process.pid]
+
+
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_item_that_workers_die_of_before_they_begin_it_fails(
+    workers: int, on_error: Any, monkeypatch: pytest.MonkeyPatch
+):
+    """As one that the kernel finds too large for the memory that there is, while it is received."""
+    send = Workers.send
+
+    def send_poison(workers: Workers, worker: Worker, span: Span) -> None:
+        if span.items != [30]:
+            send(workers, worker, span)
+            return
+        pid = worker.link.process.pid or 0
+        assert eventually(lambda: worker.link.state(0) == child.IDLE)
+        os.kill(pid, signal.SIGSTOP)  # so that it does not begin
+        send(workers, worker, span)
+        os.kill(pid, signal.SIGKILL)
+
+    monkeypatch.setattr(Workers, "send", send_poison)
+    outputs = []
+    with nullcontext() if on_error == "skip" else pytest.raises(WorkerDied, match="item 30") as caught:
+        outputs.extend(pmap(square, range(50), kind="process", workers=workers, maxsize=1, on_error=on_error))
+    good = [n for n in range(50 if on_error == "skip" else 30) if n != 30]
+    assert outputs == [n * n for n in good]
+    assert on_error == "skip" or caught.value.item == 30
 
 
 def test_warm_workers_keep_nothing_of_the_run_before():

@@ -14,7 +14,9 @@ import signal
 import socket
 import sys
 import threading
+import traceback
 from collections import deque
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from queue import Empty, SimpleQueue
 from time import monotonic_ns, perf_counter
@@ -84,6 +86,10 @@ class Stopped(BaseException):
     """Raised in f when the stage is stopped."""
 
 
+class Deaf(Exception):
+    """Raised when there is no memory for what the parent sends."""
+
+
 class Child:
     """The worker's end."""
 
@@ -116,11 +122,25 @@ class Child:
                 if not self.opened and not select.select([self.wire.sock], [], [], IDLE_SECONDS)[0]:
                     break
                 # Not a loop: its variable would keep the last message while the next one is waited for.
-                deque(map(self.sort, self.wire.receive()), 0)
+                deque(map(self.sort, self.receive()), 0)
         except (EOFError, OSError):
             if self.opened:  # the parent has died or thrown us out: there is nobody left to work for
                 os._exit(1)
+        except Deaf:  # the items that came before are not to blame: they are finished first
+            traceback.print_exc()
+            self.hungry = True
+        except (
+            BaseException
+        ):  # in the middle of giving items back, say: what the parent would hear is not true
+            traceback.print_exc()
+            os._exit(1)
         self.inbox.put(None)
+
+    def receive(self) -> Iterator[tuple[tuple[Any, ...], Packed]]:
+        try:
+            yield from self.wire.receive()
+        except MemoryError as error:
+            raise Deaf from error
 
     def sort(self, message: tuple[tuple[Any, ...], Packed]) -> None:
         what = message[0][0]
@@ -170,6 +190,8 @@ class Child:
     def heed(self, message: tuple[tuple[Any, ...], Packed] | None) -> bool:
         """Do what the parent asks; False if it asks for nothing any more."""
         if message is None:
+            if self.opened:  # it is deaf, and has done what it had
+                os._exit(1)
             return False
         header, body = message
         what = header[0]

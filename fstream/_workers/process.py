@@ -19,6 +19,7 @@ import signal
 import socket
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable
 from time import monotonic, monotonic_ns, perf_counter
 from typing import Any, Final
@@ -49,7 +50,8 @@ OVERTIME: Final = 1.25
 #: How long workers that are stopped in the middle of f have for their ``on_done``, in seconds.
 STOP_SECONDS: Final = 0.8
 
-#: Deaths of workers in a row, before any has done anything, that are taken for a stage that cannot work.
+#: Deaths of workers in a row, before any has done anything, that are taken for a stage that cannot work; and
+#: deaths before the begin of one span, that are taken for chance.
 MAX_STILLBORN: Final = 3
 
 #: The same for workers that were killed from outside while their interpreter started.
@@ -179,6 +181,8 @@ class Workers(Crew):
         self.knows_hungry = False
         #: Workers that died in a row before they had done anything.
         self.stillborn = 0
+        #: How many have died that had been sent the span of this start, and had not begun it.
+        self.unbegun: Counter[int] = Counter()
         #: Workers that have had their last item: they are ending.
         self.retired: list[Link] = []
         self.busy = self.abandoned = False
@@ -608,8 +612,14 @@ class Workers(Crew):
             return
         at_work = worker.opened and doing != child.OPENING
         spans, worker.flight = worker.flight, []
+        at = worker.link.state(3)
+        if at_work and spans and all(span.start != at for span in spans):
+            start = spans[0].start
+            self.unbegun[start] += 1
+            if self.unbegun[start] > MAX_STILLBORN:  # to receive it is what they die of
+                at, doing = start, child.LOADING
         for span in spans:
-            if at_work and span.start == worker.link.state(3):
+            if at_work and span.start == at:
                 self.recover(span, doing, status, flushing=flushing, error_of=error_of)
             else:
                 self.hand_on(span)
