@@ -204,9 +204,19 @@ def steps(
     return Step(operation, f, kind, drawn)
 
 
-def chains(kinds: tuple[str, ...] = KINDS, *, max_size: int = 4, **chosen: Any) -> st.SearchStrategy[Chain]:
-    """One to *max_size* stages; *chosen* are arguments of `steps`."""
-    return st.lists(steps(kinds, **chosen), min_size=1, max_size=max_size).map(tuple).map(Chain)
+def chains(
+    kinds: tuple[str, ...] = KINDS, *, max_size: int = 4, spreads: int = 2, **chosen: Any
+) -> st.SearchStrategy[Chain]:
+    """One to *max_size* stages; *chosen* are arguments of `steps`.
+
+    No more than *spreads* of them are `pflat_map`: each makes up to eight items of one, and ten would take for ever.
+    """
+
+    def stays_small(steps: list[Step]) -> bool:
+        return sum(step.operation is PFLAT_MAP for step in steps) <= spreads
+
+    several = st.lists(steps(kinds, **chosen), min_size=1, max_size=max_size)
+    return several.filter(stays_small).map(tuple).map(Chain)
 
 
 # Endless chains: whatever row of these takes endless input gives endless output, as each leaves even numbers even.
