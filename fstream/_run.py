@@ -30,6 +30,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from fstream._fusion import fuse
+from fstream._interrupts import Uninterrupted
 from fstream._queues import Credits, Outlet, TakerQueue, ThreadQueue
 from fstream._spans import (
     LONGEST_SPAN_SECONDS,
@@ -91,6 +92,12 @@ class Member(Protocol):
     def join(self, timeout: float) -> None: ...
 
 
+class ThreadMember(Member, Protocol):
+    """One that is a thread."""
+
+    thread: threading.Thread
+
+
 #: Into how many spans what is there should go: two in flight for each process; but cheap items on a loop are run one
 #: after the other however many tasks there are, so that one task may have them all.
 _SHARES: Final[dict[str, Callable[[int], int]]] = {
@@ -141,6 +148,8 @@ class Run:
         self.complaints: list[BaseException] = []
         self._loop = loop
         self._host: Host | None = None
+        #: From the consumer to the feeders: what one makes room for, those after it may take up.
+        self.queues: list[TakerQueue] = []
 
         stages = fuse(stages)
         workers = [stage.workers or default_workers(stage.kind) for stage in stages]
@@ -173,11 +182,8 @@ class Run:
             self.crews.append(self._workers(stage, window))
             upstream = window
         self.outlet = Outlet(upstream, room, self.clock)
-        #: From the consumer to the feeders: what one makes room for, those after it may take up.
-        self.queues: list[TakerQueue] = [
-            *(crew.queue for crew in reversed(self.crews)),
-            *(feeder.queue for feeder in self.feeders),
-        ]
+        self.queues += [crew.queue for crew in reversed(self.crews)]
+        self.queues += [feeder.queue for feeder in self.feeders]
 
     # ---------------------------------------------------------------------------------------------- opening
 
@@ -235,6 +241,16 @@ class Run:
 
     def enter(self, member: Member) -> None:
         self.members.add(member)
+
+    def launch(self, member: ThreadMember) -> None:
+        """Have a member enter, and start its thread."""
+        self.enter(member)
+        try:
+            member.thread.start()
+        except BaseException:  # there are too many: nobody is to wait for it
+            with self.lock:
+                self.leave(member)
+            raise
 
     def leave(self, member: Member) -> None:
         """A member has nothing left to do. Under the lock."""
@@ -296,7 +312,7 @@ class Run:
         """Make every member end; wait for none."""
         if self.pid != os.getpid():
             return
-        with self.lock:
+        with Uninterrupted(), self.lock:
             if self.stopped:
                 return
             self.stopped = True
@@ -306,7 +322,11 @@ class Run:
                 self.feed.stopped = True
             for part in (*self.feeders, *self.crews):
                 part.stop()
-            self.settle()
+            for queue in self.queues:
+                # Once more than there are takers: an interrupt in the middle of a wake-up may have left a mark that
+                # somebody was woken, or a waiter that is none.
+                for _ in range(queue.takers + 1 if queue.takers else 0):
+                    queue.signal()
 
     def wait(self, timeout: float | None) -> None:
         """Wait until all members have left that were not abandoned; for those busy in user code, until *timeout*."""
@@ -356,8 +376,7 @@ class ThreadFeeder:
         )
 
     def start(self) -> None:
-        self.run.enter(self)
-        self.thread.start()
+        self.run.launch(self)
 
     def stop(self) -> None:
         """Wake it from a source that is a stream; another one that blocks cannot be stopped."""

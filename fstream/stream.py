@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from weakref import ReferenceType, ref
 
+from fstream._interrupts import Uninterrupted
 from fstream._kernels import MAP
 from fstream._run import RUN, Lock, Run
 from fstream._stage import Stage
@@ -226,11 +227,11 @@ class _Outputs:
 
     def __next__(self) -> Iterator[Any]:
         with self.lock:
-            if not self.started:
-                self.start()
-            if length_hint(self.current) > 0:
-                return self.current
             try:
+                if not self.started:
+                    self.start()
+                if length_hint(self.current) > 0:
+                    return self.current
                 if self.over:
                     if self.run is not None:  # it was closed by another thread while this one started it
                         self.run.stop()
@@ -291,8 +292,9 @@ class _Outputs:
                 self.stage, source if isinstance(source, Iterable) else Stream((source,), None)
             )
         else:
-            self.run = RUN.get()(sources, stages, self.loop)
-            self.run.start()
+            with Uninterrupted():
+                self.run = RUN.get()(sources, stages, self.loop)
+                self.run.start()
 
     def in_order(self, stream: Stream[Any]) -> Stream[Any]:
         """The same stream if its stages are ordered, else a new one of stages that are."""
@@ -347,6 +349,8 @@ class _Outputs:
 
     def end(self) -> None:
         self.over = self.started = True
+        if self.run is not None:  # an interrupt may have come before it was stopped
+            self.run.stop()
         self.run = self.source = None
         self.current = iter(())
 

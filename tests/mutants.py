@@ -54,6 +54,7 @@ SELECTION = (
     "tests/test_bounds.py::test_idle_workers_keep_nothing_of_what_they_had",
     "tests/test_ends.py::test_a_generator_that_others_hold_is_closed",
     "tests/test_processes.py",
+    "tests/test_interrupts.py",
     "tests/faults/test_fault_cases.py::test_everything_is_released_when_the_consumer_leaves",
     "tests/faults/test_fault_cases.py::test_the_cause_chain_keeps_the_error_of_f_first",
     "tests/faults/test_fault_cases.py::test_more_than_a_pipe_holds_in_both_directions_at_once",
@@ -368,7 +369,13 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
         ("threads that wait long never insist", "        if not woken:\n", "        if woken:\n"),
     ],
     "_run.py": [
-        ("settle forgets the first stage", "in reversed(self.crews))", "in reversed(self.crews[1:]))"),
+        ("an interrupt leaves a run half stopped", "with Uninterrupted(), self.lock:", "with self.lock:"),
+        (
+            "an interrupt in the middle of a wake-up leaves a taker asleep",
+            "queue.takers + 1 if",
+            "queue.takers if",
+        ),
+        ("settle forgets the first stage", "in reversed(self.crews)]", "in reversed(self.crews[1:])]"),
         ("a failure leaves what is upstream at work", "in self.crews[:position]:", "in self.crews[:0]:"),
         (
             "close stops the last stage only",
@@ -382,8 +389,8 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
         ),
         (
             "close wakes nobody",
-            "                part.stop()\n            self.settle()\n",
-            "                part.stop()\n",
+            "                    queue.signal()\n\n    def wait",
+            "                    pass\n\n    def wait",
         ),
         (
             "close does not stop",
@@ -733,11 +740,17 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
     ],
     "stream.py": [
         ("a stream that is dropped runs on", "            self.run.stop()\n\n\n", "            pass\n\n\n"),
+        ("an interrupt leaves a run half started", "with Uninterrupted():", "if True:"),
+        (
+            "a run is not stopped that an interrupt met",
+            "            self.run.stop()\n        self.run =",
+            "            pass\n        self.run =",
+        ),
         ("close does not close the run", "            run.close()\n", "            pass\n"),
         ("aclose does not close the run", "            await loop.close(run)\n", "            pass\n"),
         (
             "two threads lose outputs to each other",
-            "            if length_hint(self.current) > 0:\n                return self.current\n",
+            "                if length_hint(self.current) > 0:\n                    return self.current\n",
             "",
         ),
         (

@@ -226,14 +226,13 @@ class Host:
         self.over: asyncio.Event | None = None
         #: The run is still being opened: more tasks may come though there are none.
         self.opening = True
-        self.thread: threading.Thread | None = None
+        self.thread: Any = None
         if loop is not None:
             self.loop = loop
             return
         started = threading.Event()
-        run.enter(self)
         self.thread = threading.Thread(target=self._main, args=(started,), name="fstream-loop", daemon=True)
-        self.thread.start()
+        run.launch(self)
         started.wait()
 
     def join(self, timeout: float) -> None:

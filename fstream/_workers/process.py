@@ -104,6 +104,9 @@ class PipeQueue:
         self.bell.close()
         self._push.close()
 
+    def __del__(self) -> None:
+        self.close()  # the pump was never started
+
 
 class PumpWork(Work):
     """A pump's buffer: it can go on if one of its workers can."""
@@ -191,8 +194,7 @@ class Workers(Crew):
         )
 
     def start(self) -> None:
-        self.run.enter(self)
-        self.thread.start()
+        self.run.launch(self)
 
     def stop(self) -> None:
         self.queue.signal()

@@ -33,8 +33,7 @@ class Workers(Crew):
     def start(self) -> None:
         self.add()
         if self.watch is not None:
-            self.run.enter(self.watch)
-            self.watch.thread.start()
+            self.run.launch(self.watch)
 
     def launch(self, worker: Worker) -> None:
         try:
