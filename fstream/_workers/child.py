@@ -389,6 +389,8 @@ def main(connection: Connection) -> None:
     sock = socket.socket(fileno=os.dup(connection.fileno()))
     connection.close()
     _, fds, _, _ = socket.recv_fds(sock, 1, 2)
+    # A process that f forks and that outlives this one would keep the parent from seeing that this one has died.
+    os.register_at_fork(after_in_child=sock.close)
     die_with(fds[1])
     with mmap.mmap(fds[0], CELL_SIZE) as shared, memoryview(shared) as view, view.cast("q") as cell:
         os.close(fds[0])

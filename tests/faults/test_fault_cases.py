@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from fstream import NotPicklable, WorkerDied, peach, pfilter, pflat_map, pmap
+from tests import gates
 from tests.faults import faulty
 from tests.faults.faulty import (
     CONCURRENT,
@@ -309,6 +310,24 @@ def test_a_busy_worker_killed_from_outside_and_retried(ordered: bool, tally: Tal
         got = list(stage(range(50)))
     assert sorted(got) == [ten(item) for item in range(50)]
     assert got == sorted(got) or not ordered
+
+
+def test_a_worker_that_dies_and_leaves_a_process_of_its_own_behind(gate: gates.Gate) -> None:
+    """That one has inherited all that the parent sees its worker by."""
+
+    def fork_and_die(item: int) -> int:
+        if item == 5:
+            if os.fork() == 0:
+                gate.wait()
+                os._exit(0)
+            os._exit(7)
+        return ten(item)
+
+    began = time.monotonic()
+    with pytest.raises(WorkerDied) as caught:
+        list(pmap(fork_and_die, range(10), kind="process", workers=2))
+    assert (caught.value.exitcode, caught.value.item) == (7, 5)
+    assert time.monotonic() - began < HANG / 2
 
 
 class Victim:
