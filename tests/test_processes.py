@@ -355,6 +355,37 @@ def test_an_item_that_workers_die_of_before_they_begin_it_fails(
     assert on_error == "skip" or caught.value.item == 30
 
 
+def test_too_few_files_are_an_error_and_none_stays_open(script: Script):
+    source = """
+        import gc
+        import os
+        import resource
+
+        from fstream import pmap
+        from fstream._workers.link import WARM
+
+        def opened():
+            WARM.clear()
+            gc.collect()
+            return len(os.listdir("/proc/self/fd"))
+
+        assert list(pmap(abs, range(3), kind="process", workers=1)) == [0, 1, 2]
+        before, most = opened(), resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        for more in range(0, 30, 2):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (before + more, most))
+            try:
+                assert list(pmap(abs, range(3), kind="process", workers=1)) == [0, 1, 2]
+                result = "works"
+            except OSError as error:
+                result = error.strerror
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+            assert opened() == before, (more, opened(), before)
+            if more in (0, 28):
+                print(result)
+    """
+    assert printed(script(source, PYTHONWARNINGS="error::ResourceWarning")) == "Too many open files\nworks"
+
+
 def test_warm_workers_keep_nothing_of_the_run_before():
     def counted(item: int, seen: list[int]) -> int:
         seen.append(item)

@@ -33,7 +33,11 @@ class _Popen(popen_spawn_posix.Popen):
         finally:
             set_spawning_popen(None)
         self.sentinel, child_sentinel = os.pipe()
-        child_end, ours = os.pipe()
+        try:
+            child_end, ours = os.pipe()
+        except OSError:
+            _close(self.sentinel, child_sentinel)
+            raise
         self.finalizer = util.Finalize(self, _close, (self.sentinel, ours))
         try:
             command = spawn.get_command_line(tracker_fd=None, pipe_handle=child_end)

@@ -29,26 +29,26 @@ class Link:
 
     def __init__(self, method: str | None) -> None:
         self.method = method
-        self.ready = False
         life = LIFELINE.fd()  # first: where no pipe can be had, there is nothing to close
-        ours, theirs = socket.socketpair()
         cell = _shared_file()
         try:
-            OURS.add(ours)
-            connection = Connection(os.dup(theirs.fileno()))
-            theirs.close()
-            self.process = _process(method, connection)
-            self.process.start()
-            PROCESSES.add(self.process)
-            connection.close()
             self.cell = mmap.mmap(cell, child.CELL_SIZE)
+            ours, theirs = socket.socketpair()
             try:
-                socket.send_fds(ours, [b"c"], [cell, life])
-            except ConnectionError:  # it has died already: its end of the stream will tell
-                pass
-        except BaseException:
-            ours.close()
-            raise
+                OURS.add(ours)
+                with theirs:
+                    connection = Connection(os.dup(theirs.fileno()))
+                self.process = _process(method, connection)
+                self.process.start()
+                PROCESSES.add(self.process)
+                connection.close()
+                try:
+                    socket.send_fds(ours, [b"c"], [cell, life])
+                except ConnectionError:  # it has died already: its end of the stream will tell
+                    pass
+            except BaseException:
+                ours.close()
+                raise
         finally:
             os.close(cell)
         ours.setblocking(False)
