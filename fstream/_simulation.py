@@ -94,6 +94,9 @@ class Actor:
         self.can_go_on = can_go_on
         #: It is at work: its f takes from a stream of its own.
         self.running = self.over = False
+        #: Tells whether it would wait for somebody who is at work. All are on one stack: who waits there holds up those
+        #: who came before, while in threads of their own they would go on.
+        self.is_barred: Callable[[], bool] = lambda: False
         #: At which step it was stalled; 0 while it is not.
         self.stalled = 0
         #: Since which step it could go on, and others did.
@@ -114,7 +117,9 @@ class Actor:
 
 
 def _enabled(actor: Actor) -> bool:
-    return not actor.running and (actor.can_go_on is None or bool(actor.can_go_on()))
+    return (
+        not actor.running and (actor.can_go_on is None or bool(actor.can_go_on())) and not actor.is_barred()
+    )
 
 
 class Simulation:

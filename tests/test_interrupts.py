@@ -152,8 +152,9 @@ ignored = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWa
 
 
 @ignored
+@pytest.mark.timeout(240)  # many runs, of which each starts threads
 @pytest.mark.parametrize("consume", [list, to_its_error, closed_early])
-@pytest.mark.parametrize(("kind", "stride"), [("thread", 2), ("task", 3), ("process", 7)])
+@pytest.mark.parametrize(("kind", "stride"), [("thread", 5), ("task", 7), ("process", 17)])
 def test_an_interrupt_at_any_step_leaves_nothing_behind(
     kind: str, stride: int, consume: Callable[[Stream[float]], object], no_leaks: Running
 ):

@@ -231,6 +231,20 @@ def test_streams_are_nested(concurrent_kind: str):
         assert list(pmap(squares_below, range(4), kind=concurrent_kind)) == [[], [0], [0, 1], [0, 1, 4]]
 
 
+@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize("stall", range(20))
+def test_rows_with_sync_stages_between_them_do_not_hold_each_other_up(stall: int, ahead: bool):
+    """Each is iterated by the feeder of the next, all on one stack."""
+
+    def stage(maxsize: int | None = None) -> Any:
+        return pmap(identity, kind="thread", workers=1, maxsize=maxsize)
+
+    between = pmap(identity, kind="sync")
+    row = stage() | between | stage(0) | between | stage(1) | stage()
+    with simulated(Schedule(stalls=(stall,), ahead=ahead)):
+        assert list(row([1, 2, 3])) == [1, 2, 3]
+
+
 def test_a_source_that_is_a_stream_is_stopped_with_what_it_feeds():
     def endless() -> Iterator[int]:
         yield from pfilter(lambda x: x < 3, itertools.count(), kind="thread")

@@ -216,6 +216,12 @@ class Feeder(Member):
         #: The runs that were started by its source: streams that it iterates, however wrapped.
         self.inner: list[SimulatedRun] = []
         self.closing = False
+        self.actor.is_barred = self.is_barred
+
+    def is_barred(self) -> bool:
+        """Tell whether somebody is at work in a run that its source takes from, directly or not."""
+        members = [cast(Member, member) for run in self.inner for member in run.members]
+        return any(member.actor.running or member.actor.is_barred() for member in members)
 
     def stop(self) -> None:
         """Wake it from a source that is a stream, or an async one that blocks."""
