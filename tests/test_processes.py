@@ -132,6 +132,17 @@ def test_local_classes_as_items_and_outputs():
     assert {type(output) for output in outputs} == {Output}
 
 
+def test_the_worker_s_traceback_names_the_file_of_a_function_that_is_sent_by_value():
+    def inverse(item: int) -> float:
+        return 1 / item  # the line to be shown
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        list(pmap(lambda item: inverse(item), [0], kind="process", workers=1))
+    shown = str(caught.value.__cause__)
+    assert f'File "{__file__}", line {inverse.__code__.co_firstlineno + 1}, in inverse' in shown
+    assert "return 1 / item  # the line to be shown" in shown
+
+
 def test_functions_as_items_and_outputs():
     def adder(f):
         return lambda number: f(number) + 1

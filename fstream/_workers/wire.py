@@ -6,13 +6,15 @@ in it, which travel beside it without being copied (pickle protocol 5).
 
 from __future__ import annotations
 
+import io
 import pickle
 import socket
 import struct
 import traceback
-from collections import deque
-from collections.abc import Iterator
-from typing import Any, Final
+from collections import ChainMap, deque
+from collections.abc import Callable, Iterator
+from types import CodeType
+from typing import Any, ClassVar, Final
 
 import cloudpickle
 
@@ -35,6 +37,27 @@ _SIZE: Final = struct.Struct("<Q")
 _READ: Final = 1 << 18
 
 
+def _code_of(file: str, arguments: tuple[Any, ...]) -> CodeType:
+    return CodeType(*arguments).replace(co_filename=file)
+
+
+def _reduced(code: CodeType) -> tuple[Callable[..., CodeType], tuple[Any, ...]]:
+    _, arguments = cloudpickle.Pickler.dispatch_table[CodeType](code)
+    return _code_of, (code.co_filename, arguments)
+
+
+class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """cloudpickle's; but a function that it sends by value keeps the file that it is from, for tracebacks to show."""
+
+    dispatch_table: ClassVar[Any] = ChainMap({CodeType: _reduced}, cloudpickle.Pickler.dispatch_table)
+
+
+def _pickled(value: Any, beside: Callable[[pickle.PickleBuffer], bool] | None = None) -> bytes:
+    file = io.BytesIO()
+    Pickler(file, protocol=5, buffer_callback=beside).dump(value)
+    return file.getvalue()
+
+
 def dumps(value: Any) -> Packed:
     """Pickle *value*, local functions and classes included."""
     buffers: list[memoryview] = []
@@ -49,7 +72,7 @@ def dumps(value: Any) -> Packed:
         buffers.append(view)
         return False
 
-    return [cloudpickle.dumps(value, protocol=5, buffer_callback=beside), *buffers]
+    return [_pickled(value, beside), *buffers]
 
 
 def loads(packed: Packed) -> Any:
@@ -204,13 +227,13 @@ def _formatted(error: BaseException) -> str:
 
 def _packed_error(error: BaseException) -> tuple[str, Any]:
     try:
-        packed = cloudpickle.dumps(error, protocol=5)
+        packed = _pickled(error)
         if _same(pickle.loads(packed), error):
             return "whole", packed
     except Exception:
         pass
     try:  # an __init__ that takes other arguments than it passes on: make it without
-        packed = cloudpickle.dumps((type(error), error.args, error.__dict__), protocol=5)
+        packed = _pickled((type(error), error.args, error.__dict__))
         if _same(_rebuilt(packed), error):
             return "parts", packed
     except Exception:
