@@ -92,6 +92,17 @@ class Member(Protocol):
     def join(self, timeout: float) -> None: ...
 
 
+class Feeder(Protocol):
+    """What iterates a source, and the streams that the source iterates."""
+
+    @property
+    def run(self) -> Run: ...
+
+    def adopt(self, run: Run) -> None:
+        """Stop *run*, too, when this is stopped."""
+        ...
+
+
 class ThreadMember(Member, Protocol):
     """One that is a thread."""
 
@@ -190,20 +201,27 @@ class Run:
     def start(self) -> None:
         """Start the feeders and the first workers."""
         _RUNS.add(self)
-        feeder: ThreadFeeder | None = getattr(_HERE, "feeder", None)
-        if feeder is not None:
-            feeder.inner.add(self)
+        outer = self.outer_feeder()
+        if outer is not None:
+            outer.adopt(self)
         try:
             for feeder in self.feeders:
                 feeder.start()
             for crew in self.crews:
                 crew.start()
+            if outer is not None and outer.run.feed.stopped:  # before it had this run to stop
+                self.stop()
         except BaseException:
             self.close()
             raise
         finally:
             if self._host is not None:
                 self._host.opened()
+
+    def outer_feeder(self) -> Feeder | None:
+        """The feeder whose source starts this run, in its thread."""
+        feeder: ThreadFeeder | None = getattr(_HERE, "feeder", None)
+        return feeder
 
     def _workers(self, stage: Stage, window: Window) -> StageWorkers:
         return open_workers(self, stage, window)
@@ -377,6 +395,9 @@ class ThreadFeeder:
 
     def start(self) -> None:
         self.run.launch(self)
+
+    def adopt(self, run: Run) -> None:
+        self.inner.add(run)
 
     def stop(self) -> None:
         """Wake it from a source that is a stream; another one that blocks cannot be stopped."""

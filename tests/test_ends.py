@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from fstream import Stream, merge, pfilter, pmap
+from fstream import Stream, merge, peach, pfilter, pmap
 from tests.functions import identity, suited
 from tests.gates import PATIENCE, Gate, Log, holding
 from tests.leaks import Running, check_no_leaks
@@ -206,6 +206,28 @@ def test_the_end_does_not_wait_for_a_source_that_blocks(concurrent_kind: str, ga
 
 
 # Again and again
+
+
+@pytest.mark.parametrize("end", ["closed", "failed downstream"])
+def test_a_stream_that_a_source_starts_when_all_is_over_ends_at_once(
+    concurrent_kind: str, end: str, gate: Gate
+):
+    """It gives nothing, and without an end of its own would hold its workers and the source for ever."""
+
+    def source() -> Iterator[int]:
+        yield 0
+        gate.wait()
+        yield from peach(suited(identity, concurrent_kind), count(), kind=concurrent_kind, workers=2)
+
+    f = suited(identity if end == "closed" else lambda number: 1 // number, concurrent_kind)
+    stream = pmap(f, source(), kind=concurrent_kind, workers=2)
+    if end == "closed":
+        assert next(stream) == 0
+        stream.close()
+    else:
+        with pytest.raises(ZeroDivisionError):
+            next(stream)
+    gate.open()
 
 
 def open_files() -> int:

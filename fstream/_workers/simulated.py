@@ -100,11 +100,8 @@ class SimulatedRun(Run):
         self.queues.insert(0, queue)
         return queue
 
-    def start(self) -> None:
-        feeder = FEEDER.get()
-        if feeder is not None:
-            feeder.inner.append(self)
-        super().start()
+    def outer_feeder(self) -> Feeder | None:
+        return FEEDER.get()
 
     @cached_property
     def event_loop(self) -> Loop:
@@ -217,6 +214,9 @@ class Feeder(Member):
         self.inner: list[SimulatedRun] = []
         self.closing = False
         self.actor.is_barred = self.is_barred
+
+    def adopt(self, run: Run) -> None:
+        self.inner.append(cast(SimulatedRun, run))
 
     def is_barred(self) -> bool:
         """Tell whether somebody is at work in a run that its source takes from, directly or not."""
