@@ -68,6 +68,11 @@ class Kernel:
     drops: bool = False
 
     @property
+    def plain(self) -> bool:
+        """A slot is an output, as it is."""
+        return not (self.spread or self.drops)
+
+    @property
     def nothing(self) -> Any:
         """The slot of an item that is left out."""
         return () if self.spread else DROP

@@ -184,6 +184,7 @@ class Run:
                 workers=count,
                 ordered=stage.ordered,
                 outputs=partial(stage.kernel.outputs, skips=stage.on_error != "raise"),
+                one_each=stage.kernel.plain and stage.on_error == "raise",
                 shares=_SHARES[stage.kind](count),
                 span_seconds=PROCESS_SPAN_SECONDS if stage.kind == "process" else SPAN_SECONDS,
                 longest_span=LONGEST_SPAN_SECONDS if stage.kind == "process" else SPAN_SECONDS,

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
 __all__ = [
     "CLOSED",
@@ -50,6 +50,9 @@ LONGEST_SPAN_SECONDS: Final = 0.064
 #: Work of less than this part of a span is not shared out: to hand some of it over would take as long as to do it.
 NOT_SHARED: Final = 0.1
 
+#: Outputs of spans shorter than this are joined, so that a taker has one list of them.
+SHORT: Final = 64
+
 #: A span never grows beyond this many items.
 MAX_SPAN: Final = 4096
 
@@ -79,11 +82,9 @@ class Closed(NamedTuple):
 CLOSED: Final = Closed()
 
 
-class Drawn(NamedTuple):
-    """Outputs for a taker, and how many items' room they give back once they are out of its hands."""
-
-    outputs: list[Any]
-    credits: int
+#: Outputs for a taker, and how many items' room they give back once they are out of its hands. A plain tuple: one of a
+#: class of its own takes as long to make as all the rest of a draw.
+Drawn: TypeAlias = tuple[list[Any], int]
 
 
 class Span:
@@ -138,15 +139,15 @@ class Room:
     def __init__(self, maxsize: int | None, least: int) -> None:
         self.maxsize = maxsize
         #: Invariant: with ``maxsize=n`` this is n for ever.
-        self.limit: float = float("inf") if maxsize == 0 else maxsize or least
+        self.limit = sys.maxsize if maxsize == 0 else maxsize or least
         #: Invariant: 0 <= held <= limit.
         self.held = 0
 
     @property
     def free(self) -> int:
-        return int(min(self.limit - self.held, MAX_CHEAP))
+        return min(self.limit - self.held, MAX_CHEAP)
 
-    def grow(self, most: float) -> bool:
+    def grow(self, most: int) -> bool:
         if self.maxsize is not None or self.limit >= most:
             return False
         self.limit = min(self.limit * 2, most)
@@ -165,7 +166,7 @@ class Upstream(Protocol):
 
     def release(self, credits: int) -> None: ...
 
-    def grow(self, most: float = MAX_CHEAP) -> bool:
+    def grow(self, most: int = MAX_CHEAP) -> bool:
         """Let more be held, up to *most*, if that would bring more."""
         ...
 
@@ -238,13 +239,13 @@ class Feed:
         pending = self.pending
         if most >= len(pending):
             most = len(pending)
-        outputs = [pending.popleft() for _ in range(most)]
-        return Drawn(outputs, most if self.alone else 0)
+        outputs = [pending.popleft()] if most == 1 else [pending.popleft() for _ in range(most)]
+        return outputs, most if self.alone else 0
 
     def release(self, credits: int) -> None:
         self.room.held -= credits
 
-    def grow(self, most: float = MAX_CHEAP) -> bool:
+    def grow(self, most: int = MAX_CHEAP) -> bool:
         return self.alone and self.waiting and not self.pending and self.room.grow(min(most, MAX_SPAN))
 
     def press(self) -> None:
@@ -283,17 +284,22 @@ class Slices:
 
     def available(self) -> int:
         # Counted anew each time: a list may grow while it is iterated.
-        return 0 if self.over else max(0, len(self.source) - self.position)
+        left = len(self.source) - self.position
+        return left if left > 0 and not self.over else 0
 
     def draw(self, most: int) -> Drawn:
-        outputs = list(self.source[self.position : self.position + most])
-        self.position += len(outputs)
-        return Drawn(outputs, 0)
+        position = self.position
+        if most == 1:
+            self.position = position + 1
+            return [self.source[position]], 0
+        outputs = list(self.source[position : position + most])
+        self.position = position + len(outputs)
+        return outputs, 0
 
     def release(self, credits: int) -> None:
         pass
 
-    def grow(self, most: float = MAX_CHEAP) -> bool:
+    def grow(self, most: int = MAX_CHEAP) -> bool:
         return False
 
     def press(self) -> None:
@@ -322,6 +328,7 @@ class Window:
         workers: int,
         ordered: bool,
         outputs: Callable[[list[Any]], list[Any]],
+        one_each: bool = False,
         shares: int,
         span_seconds: float = SPAN_SECONDS,
         longest_span: float = SPAN_SECONDS,
@@ -332,6 +339,9 @@ class Window:
         self.workers = workers
         self.ordered = ordered
         self.outputs = outputs
+        #: Each slot is one output: none is made before it is asked for. Else the room of those that give nothing is to
+        #: be free as soon as they are finished.
+        self.one_each = one_each
         #: Into how many spans what is there should go, so that each worker has its fair share.
         self.shares = shares
         #: How much work one span should be.
@@ -352,7 +362,8 @@ class Window:
         self.spans: dict[int, Span] = {}
         #: Spans to be worked on before anything new is drawn, in no order. Their items are held.
         self.returned: list[Span] = []
-        #: Outputs ready to be drawn; an entry's credits are given back when it is drawn to its end.
+        #: Lists of outputs ready to be drawn, with how many of them have been, and the items whose room is given back
+        #: when the last one is.
         self.entries: deque[list[Any]] = deque()
         self.ready_count = 0
         #: How many workers have a span in hand.
@@ -403,10 +414,10 @@ class Window:
         if span is None:
             return None
         span.begun = now
-        self.last_size = len(span.items)
+        self.last_size = size = len(span.items)
         self.spans[span.start] = span
         self.busy += 1
-        if self.last_size > 1:
+        if size > 1:
             self.divisible.add(span)
         return span
 
@@ -422,22 +433,25 @@ class Window:
         if self.failure is not None:
             return None
         upstream, room = self.upstream, self.room
+        prepaid = upstream.prepaid
         there = available = upstream.available()
-        if not upstream.prepaid:
-            available = min(there, room.free)
+        if not prepaid and there > (free := room.limit - room.held):
+            available = free
         if available <= 0:
             return None
-        size = most if most == 1 else self._share(available, most)
+        size = most
         self.cramped = self.lean = False
-        if size < most:
-            self.cramped = there > available or (upstream.prepaid and upstream.waiting and room.free <= 0)
+        if most > 1 and (size := self._share(available, most)) < most:
+            self.cramped = there > available or (prepaid and upstream.waiting and room.free <= 0)
             self.lean = not self.cramped
-        outputs, credits = upstream.draw(size)
-        upstream.release(credits)
-        if not upstream.prepaid:
-            room.held += len(outputs)
-        span = Span(self.next_index, outputs)
-        self.next_index += len(outputs)
+        items, credits = upstream.draw(size)
+        if credits:
+            upstream.release(credits)
+        size = len(items)
+        if not prepaid:
+            room.held += size
+        span = Span(self.next_index, items)
+        self.next_index += size
         return span
 
     def _fair(self, most: int) -> int:
@@ -467,7 +481,12 @@ class Window:
                 self.worked += elapsed
                 share = SPAN_OF_WORK * self.worked / self.workers
                 self.span_seconds = min(max(self.span_seconds, share), self.longest_span)
-        self.harvest()
+        if not self.ordered:
+            # Another one is in its place if all of it was taken back.
+            if self.failure is None and self.spans.get(span.start) is span:
+                self._enter(self._fresh(span))
+        elif span.start == self.head and not self.one_each:
+            self.harvest()
 
     def give_back(self, span: Span) -> None:
         """Take from the worker of *span* what it has not started."""
@@ -575,36 +594,50 @@ class Window:
     def harvest(self) -> None:
         """Make outputs of the slots that are there: of the next in order, or of any."""
         spans = self.spans
-        if not self.ordered:
-            if self.failure is not None:  # what comes now is too late
-                return
-            for span in list(spans.values()):
-                self._give(span)
-            return
-        while (first := spans.get(self.head)) is not None and self._give(first):
-            self.head = first.start + len(first.slots)
+        parts: list[list[Any]] = []
+        if self.ordered:
+            while (span := spans.get(self.head)) is not None:
+                parts.append(self._fresh(span))
+                if not span.closed:
+                    break
+                self.head += len(span.slots)
+        elif self.failure is None:  # else what comes now is too late
+            parts += map(self._fresh, list(spans.values()))
+        if len(parts) > 1 and self.one_each:
+            parts = [list(chain.from_iterable(parts))]
+        for slots in parts:
+            self._enter(slots)
 
-    def _give(self, span: Span) -> bool:
-        """Make outputs of what *span* has finished; True if that was its end."""
-        count = len(span.slots)
-        if count > span.given:
-            # The list itself only if its worker is through with it: it becomes the items of a span downstream.
-            slots = span.slots if span.closed and not span.given else span.slots[span.given : count]
-            outputs = self.outputs(slots)
-            credits = count - span.given
-            span.given = count
-            if outputs:
-                self.entries.append([outputs, 0, credits])
-                self.ready_count += len(outputs)
-            else:
-                self.release(credits)
-        if span.closed and span.given == len(span.slots):
+    def _fresh(self, span: Span) -> list[Any]:
+        """Take what *span* has finished since the last time, and leave the span if that was its end."""
+        slots, given = span.slots, span.given
+        if span.closed:
             del self.spans[span.start]
-            return True
-        return False
+            # The list itself if all of it is new: it becomes the items of a span downstream.
+            return slots[given:] if given else slots
+        span.given = len(slots)
+        return slots[given : span.given]
+
+    def _enter(self, slots: list[Any]) -> None:
+        """Make outputs of *slots*, ready to be drawn."""
+        outputs, credits = self.outputs(slots), len(slots)
+        count = len(outputs)
+        if not count:
+            self.release(credits)
+            return
+        self.ready_count += count
+        if count == credits < SHORT:
+            if self.entries:
+                last, position, owed = self.entries[-1]
+                if len(last) < SHORT and owed == len(last) - position:  # there, too, an output is one item's
+                    last += outputs
+                    self.entries[-1][2] += credits
+                    return
+            outputs = [*outputs]  # a list of their own, as that of a span is not to grow
+        self.entries.append([outputs, 0, credits])
 
     def available(self) -> int:
-        if not self.ready_count:
+        if self.ordered or not self.ready_count:
             self.harvest()
         return self.ready_count
 
@@ -630,7 +663,7 @@ class Window:
             most -= len(part)
         outputs = parts[0] if len(parts) == 1 else list(chain.from_iterable(parts))
         self.ready_count -= len(outputs)
-        return Drawn(outputs, credits)
+        return outputs, credits
 
     def release(self, credits: int) -> None:
         self.room.held -= credits
@@ -647,7 +680,7 @@ class Window:
             if self.ordered and self.head < self.failure.index:
                 return None
             return Closed(self.failure.error)
-        if self.exhausted and not self.spans:
+        if not self.spans and self.exhausted:
             return self.upstream.end
         return None
 
@@ -667,7 +700,7 @@ class Window:
     def press(self) -> None:
         self.hungry = self.hungry or self.withholds
 
-    def grow(self, most: float = MAX_CHEAP) -> bool:
+    def grow(self, most: int = MAX_CHEAP) -> bool:
         """Let the stage hold more, if its workers lack items for want of room. The taker downstream waits.
 
         If they lack items for want of what is upstream, let that hold as much as this does. Whether they wait does not
@@ -681,8 +714,8 @@ class Window:
         )
         if self.stopped or self.gone < self.growable_at or not (idle or self.cramped):
             return False
-        slow = max(MAX_SLOW * self.workers, MAX_SECONDS * min(self.workers, self.shares) / (self.cost or 1.0))
-        if not self.room.grow(min(slow, most)):
+        in_time = MAX_SECONDS * min(self.workers, self.shares) / (self.cost or 1.0)
+        if not self.room.grow(min(max(MAX_SLOW * self.workers, int(in_time)), most)):
             return False
         self.growable_at = self.gone + self.room.limit / 4
         self.cramped = False

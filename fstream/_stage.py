@@ -110,11 +110,13 @@ class Stage:
     max_items_per_worker: int | None = None
     #: The stages that this one stands for, if there are several.
     parts: tuple[Stage, ...] = ()
-    #: What f can be given by name: looked up once, not by each worker.
+    #: What f can be given by name, and whether it is a coroutine function: looked up once, not by each worker.
     names: frozenset[str] = field(init=False, repr=False, compare=False)
+    asynchronous: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", declared(self.f))
+        object.__setattr__(self, "asynchronous", iscoroutinefunction(self.f))
 
 
 # --------------------------------------------------------------------------------------------------- options

@@ -56,7 +56,12 @@ class Stream(_Chain[T_co], AsyncGenerator[T_co, None]):
 
     # `itertools.chain` gives __next__ at the speed of C: it iterates the lists that `_Outputs` hands it.
 
+    # Slots, and no __getattr__: __anext__ costs a quarter more without.
+    __slots__ = ("__dict__", "__weakref__", "_current", "_outputs", "_parts")
+
     _outputs: _Outputs
+    #: What an ``async for`` iterates just now.
+    _current: Iterator[T_co]
     #: The outputs for an ``async for``, many at a time: an async generator, as an event loop that ends closes those.
     _parts: AsyncGenerator[Iterable[T_co], None] | None
 
@@ -65,7 +70,11 @@ class Stream(_Chain[T_co], AsyncGenerator[T_co, None]):
         outputs = _Outputs(source, stage)
         self: Self = super().from_iterable(outputs)  # type: ignore[misc]
         self._outputs = outputs
+        self._current = outputs.current
         self._parts = None
+        # What has __await__, send, throw and close counts as a coroutine, and asyncio's functions would step it as one.
+        # So `send` is there, but not in the class.
+        self.send = outputs.send  # type: ignore[method-assign]
         return self
 
     def __init__(self, source: Any, stage: Stage | None) -> None:
@@ -99,15 +108,6 @@ class Stream(_Chain[T_co], AsyncGenerator[T_co, None]):
             """Give the next output; *value* goes nowhere, as in a generator that ignores it."""
             ...
 
-    else:
-
-        def __getattr__(self, name: str) -> Any:
-            # What has __await__, send, throw and close counts as a coroutine, and asyncio's functions would step it as
-            # one. So `send` is there, but not in the class.
-            if name == "send":
-                return lambda _value: next(self)
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-
     def throw(self, typ: Any, val: Any = None, tb: TracebackType | None = None) -> T_co:
         """Close the stream and raise the exception."""
         self.close()
@@ -134,21 +134,25 @@ class Stream(_Chain[T_co], AsyncGenerator[T_co, None]):
         return self
 
     async def __anext__(self) -> T_co:
-        outputs = self._outputs
-        while True:
-            for output in outputs.current:
-                return output  # type: ignore[no-any-return]
-            if not await self._more():
-                raise StopAsyncIteration
+        for output in self._current:
+            return output
+        while await self._more():
+            for output in self._current:
+                return output
+        raise StopAsyncIteration
 
     async def _more(self) -> bool:
         """Wait for more outputs; False at the end."""
-        if self._parts is None:
-            self._parts = self._outputs.iterate_async()
-        part = await anext(self._parts, None)
-        if part is not None:
-            self._outputs.current = iter(part)
-        return part is not None
+        outputs = self._outputs
+        if not length_hint(outputs.current):
+            if self._parts is None:
+                self._parts = outputs.iterate_async()
+            part = await anext(self._parts, None)
+            if part is None:
+                return False
+            outputs.current = iter(part)
+        self._current = outputs.current
+        return True
 
     def asend(self, value: None) -> Coroutine[Any, Any, T_co]:
         """Give the next output; *value* goes nowhere."""
@@ -175,7 +179,7 @@ class Stream(_Chain[T_co], AsyncGenerator[T_co, None]):
         outputs: list[T_co] = []
         try:
             while True:
-                outputs += self._outputs.current
+                outputs += self._current
                 if not await self._more():
                     return outputs
         finally:
@@ -250,6 +254,13 @@ class _Outputs:
                 self.end()
                 raise
             return self.current
+
+    def send(self, value: None) -> Any:
+        """Give the next output, as a generator does that ignores what it is sent."""
+        while True:
+            for output in self.current:
+                return output
+            next(self)
 
     # ---------------------------------------------------------------------------------------------- starting
 

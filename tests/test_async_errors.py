@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from toolz import pipe
 
-from fstream import pmap
+from fstream import peach, pfilter, pflat_map, pmap
 from tests.functions import square, suited
 from tests.loops import (
     AsyncSource,
@@ -207,6 +207,51 @@ async def test_no_error_of_f_passes_for_the_end(kind: str, error: type[Exception
 
     with pytest.raises(RuntimeError):
         await pmap(suited(stops, kind), range(3), kind=kind, workers=2)
+
+
+@pytest.mark.parametrize("verb", [pmap, pfilter, pflat_map, peach])
+@pytest.mark.parametrize("is_coroutine_function", [True, False])
+@in_loop
+async def test_a_stop_iteration_out_of_a_task_names_f(verb: Any, is_coroutine_function: bool) -> None:
+    def stops(x: int) -> Any:
+        raise StopIteration(x)
+
+    async def stops_too(x: int) -> Any:
+        raise StopIteration(x)
+
+    f = stops_too if is_coroutine_function else stops
+    with pytest.raises(RuntimeError) as caught:
+        await verb(f, range(3), kind="task", workers=2)
+    assert str(caught.value) == f"{f.__name__} raised StopIteration"
+    assert isinstance(caught.value.__cause__, StopIteration)
+
+
+@pytest.mark.parametrize("again", ["succeeds", "raises"])
+@pytest.mark.parametrize("retries", [1, 2])
+@in_loop
+async def test_what_f_makes_of_its_time_out_is_nobody_s_failure(again: str, retries: int) -> None:
+    """The item is tried on another worker by then."""
+    tries: list[int] = []
+
+    async def f(x: int) -> int:
+        tries.append(x)
+        if tries.count(1) == 1 and x == 1:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                raise Boom("closing failed")
+        if x == 1 and again == "raises":
+            raise Boom("tried again")
+        return x
+
+    stream = pmap(f, range(3), kind="task", workers=2, timeout=0.2, retries=retries)
+    if again == "raises":
+        with pytest.raises(Boom, match="tried again"):
+            await stream
+        assert tries.count(1) == 1 + retries
+    else:
+        assert await stream == [0, 1, 2]
+        assert tries.count(1) == 2
 
 
 async def wait_for_cancelled_future(x: int) -> int:

@@ -64,9 +64,9 @@ def work_off(window: Window) -> None:
 
 def drawn(window: Window) -> list[Any]:
     window.harvest()
-    outputs = window.draw(999)
-    window.release(outputs.credits)
-    return outputs.outputs
+    outputs, credits = window.draw(999)
+    window.release(credits)
+    return outputs
 
 
 def held_by(span: Span) -> tuple[int, list[Any]]:
@@ -80,7 +80,7 @@ def test_what_is_finished_after_an_unordered_stage_failed_does_not_open_its_end_
     begin(slow, 0)
     error = ValueError()
     window.fail(Failure(bad.start, "c", error))
-    assert window.draw(9).outputs == ["a"]
+    assert window.draw(9)[0] == ["a"]
     assert window.end == Closed(error)
     slow.slots.append("b")
     window.done(slow)
@@ -94,7 +94,7 @@ def test_what_is_finished_before_an_unordered_stage_fails_goes_out_first():
     span.slots.append("a")
     window.fail(Failure(1, "b", ValueError()))
     assert window.end is None
-    assert window.draw(9).outputs == ["a"]
+    assert window.draw(9)[0] == ["a"]
     assert window.end is not None
 
 
@@ -123,7 +123,7 @@ def test_a_list_that_grows_after_its_end_was_seen_has_ended():
     source = [1]
     slices = Slices(source)
     source.append(2)
-    assert slices.draw(9).outputs == [1, 2]
+    assert slices.draw(9)[0] == [1, 2]
     assert slices.end is not None
     source.append(3)
     assert slices.end is not None
@@ -231,7 +231,7 @@ def test_a_feed_ends_with_its_last_source_when_all_is_drawn():
     feed.pending.append("a")
     feed.ended(0, None)
     assert feed.end is None
-    assert feed.draw(9).outputs == ["a"]
+    assert feed.draw(9)[0] == ["a"]
     assert feed.end is not None
 
 
@@ -240,7 +240,7 @@ def test_an_error_of_the_source_comes_after_what_it_gave():
     feed.pending.append("a")
     feed.ended(0, error)
     assert feed.end is None
-    assert feed.draw(9).outputs == ["a"]
+    assert feed.draw(9)[0] == ["a"]
     assert feed.end == Closed(error)
 
 
@@ -250,7 +250,7 @@ def test_the_room_of_what_was_pulled_is_given_back_once(alone: bool):
     feed = Feed(room, feeders=1)
     feed.alone = alone  # else the window that draws gives it back
     feed.pending.extend("abcd"[: feed.credits()])
-    feed.release(feed.draw(2).credits)
+    feed.release(feed.draw(2)[1])
     assert room.held == (2 if alone else 4)
 
 
@@ -263,9 +263,9 @@ def test_an_item_is_held_until_its_output_was_released():
         assert len(span.items) == 1
         finish(window, span)
     assert window.take(0.0) is None
-    drawn = window.draw(1)
+    _, credits = window.draw(1)
     assert window.take(0.0) is None
-    window.release(drawn.credits)
+    window.release(credits)
     assert window.room.held == 1
     assert held_by(taken(window)) == (2, ["c"])
     assert window.take(0.0) is None
@@ -302,7 +302,7 @@ def test_what_a_feeder_pulled_is_held_by_the_stage_that_draws_it():
 def test_the_room_of_each_output_is_given_back_once():
     window = window_of("abcd")
     finish(window, taken(window))
-    credits = [window.draw(most).credits for most in (1, 2, 9)]
+    credits = [window.draw(most)[1] for most in (1, 2, 9)]
     assert credits == [1, 2, 1]
 
 
@@ -312,10 +312,10 @@ def test_the_room_of_an_item_is_given_back_with_the_last_of_its_outputs():
     span.slots += [[1, 2, 3], [4, 5, 6]]
     window.done(span)
     parts = [window.draw(2) for _ in range(3)]
-    assert [output for part in parts for output in part.outputs] == [1, 2, 3, 4, 5, 6]
+    assert [output for part, _ in parts for output in part] == [1, 2, 3, 4, 5, 6]
     held = 2
-    for part, left in zip(parts, (4, 2, 0), strict=True):
-        held -= part.credits
+    for (_, credits), left in zip(parts, (4, 2, 0), strict=True):
+        held -= credits
         assert held >= (left > 0)
     assert held == 0
 
@@ -673,7 +673,7 @@ def test_a_window_that_nothing_goes_through_grows_once():
     assert not window.grow()
     for span in spans[:2]:
         finish(window, span)
-    window.release(window.draw(99).credits)
+    window.release(window.draw(99)[1])
     starve()
     assert window.grow()
     assert window.room.limit == 16
@@ -750,5 +750,5 @@ def test_what_becomes_of_outputs_downstream_does_not_touch_the_span_they_came_fr
     first.done(span, 0.0)
     assert first.end is not None
     finish(second, taken(second))
-    assert second.draw(9).outputs == ["a"]
+    assert second.draw(9)[0] == ["a"]
     assert second.end is not None

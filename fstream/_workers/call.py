@@ -45,7 +45,7 @@ class Call:
 
     def __init__(self, stage: Stage, index: int) -> None:
         self.stage = stage
-        self.info = WorkerInfo(index)
+        self.index = index
         #: ``on_start`` has returned, so ``on_done`` has to run.
         self.started = False
         self.resources: Any = None
@@ -104,7 +104,7 @@ class Call:
         return self.stage.kernel.step(bound)
 
     def _known(self, names: frozenset[str]) -> dict[str, Any]:
-        return {"worker_info": self.info} if "worker_info" in names else {}
+        return {"worker_info": WorkerInfo(self.index)} if "worker_info" in names else {}
 
     def _arguments(self, names: frozenset[str]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The resources for a function of these *names*: one or a tuple by position, a dict by the names in it."""

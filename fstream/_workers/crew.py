@@ -67,12 +67,18 @@ class Crew:
         for worker in recruits:
             self.launch(worker)
 
-    def arrived(self) -> None:
-        """A worker is about to take its first span: while more waits than all take, it starts as many as there are."""
+    def arrived(self) -> Span | Closed | None:
+        """A worker has started: give it its first span, None if it waits.
+
+        While more waits than all take, it starts as many workers as there are.
+        """
         with self.run.lock:
             self.coming -= 1
-            count = min(len(self.members), self.window.backlog - 1)
+            taken: Span | Closed | None = self.queue.buffer.poll()
+            count = min(len(self.members), self.window.backlog)
+            self.run.settle()
         self.recruit(count)
+        return taken
 
     def next_for(self, span: Span, elapsed: float, wanted: bool = True) -> Span | Closed | None:
         """A worker is through with *span*, in *elapsed* seconds: give it its next one if *wanted*, None if it waits."""

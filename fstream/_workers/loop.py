@@ -265,8 +265,9 @@ class Host:
     ) -> asyncio.Task[None]:
         """Start the task of *member*, on the loop."""
         task = self.loop.create_task(coroutine, name=name, context=self.run.context.copy())
+        if not self.members:
+            kept_by(self.loop).add(self)
         self.members.add(member)
-        kept_by(self.loop).add(self)
         task.add_done_callback(partial(self._left, member))
         return task
 

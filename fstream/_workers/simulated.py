@@ -392,12 +392,13 @@ class Worker(Member):
         try:
             if self.stage.kind == "process":
                 self.load()
-            crew.arrived()
-            while not self.used_up() and type(span := (yield from crew.queue.taking())) is not Closed:
+            span: Any = crew.arrived()
+            while not self.used_up() and type(span := span or (yield from crew.queue.taking())) is not Closed:
                 crew.recruit()
                 yield from self.work(span)
                 if self.gone or self.abandoned:
                     break
+                span = None
         except (Exception, asyncio.CancelledError) as error:  # its task was cancelled by somebody else
             crew.break_down(error)
         replaced = self.gone or self.abandoned

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Callable
 from inspect import isawaitable
 from time import monotonic, perf_counter
-from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
 from fstream._kernels import DROP
@@ -52,7 +51,7 @@ class Workers(Crew):
     def cancel(self) -> None:
         """Cancel the workers that are in f; the others see that it is over."""
         for worker in self.members:
-            if worker.in_f and worker.task is not None:
+            if worker.span is not None and worker.task is not None:
                 cancel(worker.task)
         self.unwatch()
 
@@ -93,7 +92,13 @@ class AsyncCall(Call):
 
     def wrap(self, bound: Callable[[Any], Any]) -> Callable[[Any], Any]:
         kernel = self.stage.kernel
-        return bound if kernel.finish is None else kernel.async_step(bound)
+        # What gives a coroutine, and nothing else, is awaited as it is.
+        return bound if kernel.finish is None and self.stage.asynchronous else kernel.async_step(bound)
+
+    def named(self, error: BaseException) -> BaseException:
+        if error.args == ("coroutine raised StopIteration",) and isinstance(error.__cause__, StopIteration):
+            error = error.__cause__  # what Python itself makes of one out of a coroutine does not name f
+        return super().named(error)
 
     async def arescue(self, error: BaseException, item: Any, index: int, tries: int) -> Any:
         """`rescue`, awaited."""
@@ -103,8 +108,7 @@ class AsyncCall(Call):
             if tries > self.stage.retries or not isinstance(error, Exception):
                 return await self.ahandled(Failure(index, item, error))
             try:
-                slot = self.step(item)
-                return await slot if isawaitable(slot) else slot
+                return await self.step(item)
             except BaseException as again:
                 error = again
 
@@ -134,8 +138,7 @@ class Worker:
         self.index = index
         self.call = AsyncCall(crew.stage, index)
         self.task: asyncio.Task[None] | None = None
-        #: Has an item in hand.
-        self.in_f = False
+        #: What it has in hand.
         self.span: Span | None = None
         #: When its present item was begun, if the stage has a time-out.
         self.begun: float | None = None
@@ -155,48 +158,49 @@ class Worker:
 
     async def main(self) -> None:
         crew = self.crew
-        span: Any = None
-        streak = 0.0
         try:
-            crew.arrived()
-            while type(span := span or await crew.queue.get()) is not Closed:
-                crew.recruit()
-                begun, crew.latest = perf_counter(), self
-                self.in_f = True
-                self.span = span
-                self.call.set_place(span)
-                if self.call.started or await self.begin(span):
-                    await self.fill(span)
-                self.in_f = False
-                elapsed = perf_counter() - begun
-                if self.abandoned:
-                    break
-                if crew.latest is not self:
-                    # Items that wait are to wait side by side, each with a worker of its own.
-                    elapsed, streak = max(elapsed, SPAN_SECONDS * len(span.slots)), 0.0
-                    crew.latest = self
-                else:
-                    streak += elapsed
-                self.span = None
-                tired = streak > SPAN_SECONDS
-                if (span := crew.next_for(span, elapsed, not tired)) is None:
-                    self.call.set_place(None)
-                if tired:  # f never waits: let the others on the loop have their turn
-                    streak = 0.0
-                    await asyncio.sleep(0)
+            await self.work(crew.arrived())
         except asyncio.CancelledError as error:
             if not (self.run.stopped or crew.window.stopped or self.abandoned):
                 crew.break_down(error)  # cancelled by somebody else: the stream ends so
         except BaseException as error:
             crew.break_down(error)
         finally:
-            self.in_f = False
+            self.span = None
             await self.end()
+
+    async def work(self, span: Span | Closed | None) -> None:
+        """Fill *span*, if there is one, and others, up to the end."""
+        crew, call = self.crew, self.call
+        streak = 0.0
+        while type(span := span or await crew.queue.get()) is Span:
+            crew.recruit()
+            self.span = call.place = span
+            crew.latest = self
+            begun = perf_counter()
+            if call.started or await self.begin(span):
+                await self.fill(span)
+            elapsed = perf_counter() - begun
+            if self.abandoned:
+                return
+            self.span = None
+            if crew.latest is not self:
+                # Items that wait are to wait side by side, each with a worker of its own.
+                elapsed, streak = max(elapsed, SPAN_SECONDS * len(span.slots)), 0.0
+                crew.latest = self
+            else:
+                streak += elapsed
+            tired = streak > SPAN_SECONDS
+            if (span := crew.next_for(span, elapsed, not tired)) is None:
+                call.place = None
+            if tired:  # f never waits: let the others on the loop have their turn
+                streak = 0.0
+                await asyncio.sleep(0)
 
     async def end(self) -> None:
         crew = self.crew
         try:
-            if self.call.started:
+            if self.call.started and crew.stage.on_done is not None:
                 async with crew.ending:
                     await self.call.aend(crew.status())
         except BaseException as error:
@@ -223,41 +227,47 @@ class Worker:
     async def fill(self, span: Span) -> None:
         """Append the slots of *span*, up to its end or to a failure that stays."""
         step, window, append = self.call.step, self.crew.window, span.slots.append
-        timed = self.crew.stage.timeout is not None
+        if self.crew.stage.timeout is not None:
+            step = self.timed
         for item in span.todo:
-            if timed:
-                self.start_clock()
             try:
-                slot = step(item)
-                if type(slot) is CoroutineType or isawaitable(slot):
-                    slot = await slot
+                slot = await step(item)
             except BaseException as error:
-                if self.is_stopped(error):
-                    raise
-                index, tries = span.start + len(span.slots), span.tries if not span.slots else 0
-                slot = await self.call.arescue(error, item, index, tries)
+                slot = await self.failed(error, item, span)
                 if is_failure(slot):
-                    self.begun = None
-                    if self.is_stopped(slot.error):
-                        raise slot.error from None
-                    self.crew.fail(slot)
-                    return
-            if timed:
-                self.begun = None
-                if self.abandoned:
                     return
             append(slot)
             if window.hungry and slot is not DROP:
                 self.crew.progress(span)
+
+    async def timed(self, item: Any) -> Any:
+        self.begun = monotonic()
+        if self.crew.timer is None:
+            assert self.crew.stage.timeout is not None
+            self.crew.timer = self.crew.host.loop.call_later(self.crew.stage.timeout, self.crew.watch)
+        slot = await self.call.step(item)
+        self.begun = None
+        return slot
+
+    async def failed(self, error: BaseException, item: Any, span: Span) -> Any:
+        """Give the slot that stands for a failed item; put the failure that stays in its place."""
+        index, tries = span.start + len(span.slots), span.tries if not span.slots else 0
+        if self.is_stopped(error):
+            raise error
+        if (
+            self.abandoned
+        ):  # f made another error of its cancellation: the item is tried again elsewhere, or has failed
+            return Failure(index, item, error)
+        slot = await self.call.arescue(error, item, index, tries)
+        self.begun = None
+        if is_failure(slot) and not self.abandoned:
+            if self.is_stopped(slot.error):
+                raise slot.error
+            self.crew.fail(slot)
+        return slot
 
     def is_stopped(self, error: BaseException) -> bool:
         """Tell a cancellation of this task from a `CancelledError` that f raised of its own."""
         return (
             isinstance(error, asyncio.CancelledError) and self.task is not None and self.task.cancelling() > 0
         )
-
-    def start_clock(self) -> None:
-        self.begun = monotonic()
-        if self.crew.timer is None:
-            assert self.crew.stage.timeout is not None
-            self.crew.timer = self.crew.host.loop.call_later(self.crew.stage.timeout, self.crew.watch)

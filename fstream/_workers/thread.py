@@ -80,8 +80,7 @@ class Worker:
     def main(self) -> None:
         crew = self.crew
         try:
-            crew.arrived()
-            span: Any = None
+            span: Any = crew.arrived()
             while type(span := span or crew.queue.get()) is not Closed:
                 crew.recruit()
                 elapsed = self.work(span)
