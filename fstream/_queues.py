@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Final, Protocol, TypeAlias
 
-from fstream._spans import Closed, Feed, Room, Span, Upstream, Window
+from fstream._spans import MAX_CHEAP, Closed, Feed, Room, Span, Upstream, Window
 
 __all__ = ["OVERDUE", "Buffer", "Credits", "Outlet", "TakerQueue", "ThreadQueue", "Work"]
 
@@ -128,7 +128,7 @@ class Outlet:
 
     def take(self) -> list[Any] | Closed:
         # Half of the window at most: while these are consumed, the workers have room for as many.
-        outputs, self.owed = self.upstream.draw(max(1, int(min(self.room.limit, 1 << 15)) // 2))
+        outputs, self.owed = self.upstream.draw(max(1, min(self.room.limit, MAX_CHEAP) // 2))
         self.left, self.limit = self.clock(), self.room.limit
         return outputs or self.upstream.end or Closed()
 

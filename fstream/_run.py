@@ -34,6 +34,8 @@ from fstream._interrupts import Uninterrupted
 from fstream._queues import Credits, Outlet, TakerQueue, ThreadQueue
 from fstream._spans import (
     LONGEST_SPAN_SECONDS,
+    MAX_CHEAP,
+    MAX_CHEAP_PROCESS,
     PROCESS_SPAN_SECONDS,
     SPAN_SECONDS,
     Closed,
@@ -188,6 +190,7 @@ class Run:
                 shares=_SHARES[stage.kind](count),
                 span_seconds=PROCESS_SPAN_SECONDS if stage.kind == "process" else SPAN_SECONDS,
                 longest_span=LONGEST_SPAN_SECONDS if stage.kind == "process" else SPAN_SECONDS,
+                most_cheap=MAX_CHEAP_PROCESS if stage.kind == "process" else MAX_CHEAP,
                 loses=stage.kind == "process" or stage.timeout is not None,
             )
             self.windows.append(window)

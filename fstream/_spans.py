@@ -23,6 +23,8 @@ from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 __all__ = [
     "CLOSED",
     "LONGEST_SPAN_SECONDS",
+    "MAX_CHEAP",
+    "MAX_CHEAP_PROCESS",
     "PROCESS_SPAN_SECONDS",
     "SPAN_SECONDS",
     "Closed",
@@ -56,8 +58,10 @@ SHORT: Final = 64
 #: A span never grows beyond this many items.
 MAX_SPAN: Final = 4096
 
-#: A window that sizes itself never holds more cheap items than this ...
+#: A window that sizes itself never holds more cheap items than this, or between processes, where a span may be half as
+#: much, than so many ...
 MAX_CHEAP: Final = 1 << 15
+MAX_CHEAP_PROCESS: Final = 1 << 16
 
 #: ... nor, if they are not cheap, more than this many for each worker, unless they are done within MAX_SECONDS.
 MAX_SLOW: Final = 64
@@ -166,7 +170,7 @@ class Upstream(Protocol):
 
     def release(self, credits: int) -> None: ...
 
-    def grow(self, most: int = MAX_CHEAP) -> bool:
+    def grow(self, most: int = MAX_CHEAP_PROCESS) -> bool:
         """Let more be held, up to *most*, if that would bring more."""
         ...
 
@@ -245,7 +249,7 @@ class Feed:
     def release(self, credits: int) -> None:
         self.room.held -= credits
 
-    def grow(self, most: int = MAX_CHEAP) -> bool:
+    def grow(self, most: int = MAX_CHEAP_PROCESS) -> bool:
         return self.alone and self.waiting and not self.pending and self.room.grow(min(most, MAX_SPAN))
 
     def press(self) -> None:
@@ -299,7 +303,7 @@ class Slices:
     def release(self, credits: int) -> None:
         pass
 
-    def grow(self, most: int = MAX_CHEAP) -> bool:
+    def grow(self, most: int = MAX_CHEAP_PROCESS) -> bool:
         return False
 
     def press(self) -> None:
@@ -332,6 +336,7 @@ class Window:
         shares: int,
         span_seconds: float = SPAN_SECONDS,
         longest_span: float = SPAN_SECONDS,
+        most_cheap: int = MAX_CHEAP,
         loses: bool = True,
     ) -> None:
         self.upstream = upstream
@@ -348,6 +353,8 @@ class Window:
         self.span_seconds = span_seconds
         #: How much it may grow to be, for `SPAN_OF_WORK`.
         self.longest_span = longest_span
+        #: How many items it may hold at most, however cheap they are.
+        self.most_cheap = most_cheap
         #: How much work in seconds is not shared out.
         self.undivided = NOT_SHARED * span_seconds
         #: Seconds that have been worked.
@@ -393,8 +400,7 @@ class Window:
         """How many items there are to be taken."""
         if self.failure:
             return len(self.returned)
-        available = self.upstream.available()
-        return len(self.returned) + (available if self.upstream.prepaid else min(available, self.room.free))
+        return len(self.returned) + self._drawable()
 
     def takable(self) -> bool:
         if self.stopped:
@@ -403,7 +409,7 @@ class Window:
             return True
         if self.failure is not None:
             return False
-        return self.upstream.available() > 0 and (self.upstream.prepaid or self.room.free > 0)
+        return self._drawable() > 0
 
     def take(self, now: float, most: int | None = None) -> Span | None:
         """Give a worker its next span, of *most* items; None if there is none now."""
@@ -421,6 +427,21 @@ class Window:
             self.divisible.add(span)
         return span
 
+    def take_each(self, now: float, most: int) -> list[Span]:
+        """Give spans of one item each, *most* at most, for workers that wait side by side."""
+        if self.stopped or self.failure is not None or self.returned:
+            span = self.take(now, 1)
+            return [span] if span is not None else []
+        spans = []
+        for item in self._draw(min(self._drawable(), most)):
+            span = Span(self.next_index, [item])
+            self.next_index += 1
+            span.begun = now
+            self.spans[span.start] = span
+            spans.append(span)
+        self.busy += len(spans)
+        return spans
+
     def _take_returned(self, most: int) -> Span:
         first = min(range(len(self.returned)), key=lambda n: self.returned[n].start)
         span = self.returned.pop(first)
@@ -432,27 +453,37 @@ class Window:
     def _draw_span(self, most: int) -> Span | None:
         if self.failure is not None:
             return None
-        upstream, room = self.upstream, self.room
-        prepaid = upstream.prepaid
-        there = available = upstream.available()
-        if not prepaid and there > (free := room.limit - room.held):
-            available = free
+        available = self._drawable()
         if available <= 0:
             return None
         size = most
         self.cramped = self.lean = False
         if most > 1 and (size := self._share(available, most)) < most:
-            self.cramped = there > available or (prepaid and upstream.waiting and room.free <= 0)
+            upstream = self.upstream
+            self.cramped = upstream.available() > available or (
+                upstream.prepaid and upstream.waiting and self.room.free <= 0
+            )
             self.lean = not self.cramped
-        items, credits = upstream.draw(size)
+        items = self._draw(size)
+        span = Span(self.next_index, items)
+        self.next_index += len(items)
+        return span
+
+    def _drawable(self) -> int:
+        """How many items there are that may be drawn."""
+        upstream, room = self.upstream, self.room
+        available = upstream.available()
+        return available if upstream.prepaid else min(available, room.limit - room.held)
+
+    def _draw(self, count: int) -> list[Any]:
+        """Take *count* items from upstream, and hold them."""
+        upstream = self.upstream
+        items, credits = upstream.draw(count)
         if credits:
             upstream.release(credits)
-        size = len(items)
-        if not prepaid:
-            room.held += size
-        span = Span(self.next_index, items)
-        self.next_index += size
-        return span
+        if not upstream.prepaid:
+            self.room.held += len(items)
+        return items
 
     def _fair(self, most: int) -> int:
         """How many items a worker works off in a moment: *most* at most."""
@@ -487,6 +518,10 @@ class Window:
                 self._enter(self._fresh(span))
         elif span.start == self.head and not self.one_each:
             self.harvest()
+
+    def next_out(self, span: Span) -> bool:
+        """Tell whether the taker downstream has nothing to take before what becomes of *span*."""
+        return not self.ready_count and (span.start == self.head or not self.ordered)
 
     def give_back(self, span: Span) -> None:
         """Take from the worker of *span* what it has not started."""
@@ -598,9 +633,9 @@ class Window:
         if self.ordered:
             while (span := spans.get(self.head)) is not None:
                 parts.append(self._fresh(span))
-                if not span.closed:
+                if self.head in spans:
                     break
-                self.head += len(span.slots)
+                self.head += span.given
         elif self.failure is None:  # else what comes now is too late
             parts += map(self._fresh, list(spans.values()))
         if len(parts) > 1 and self.one_each:
@@ -611,12 +646,11 @@ class Window:
     def _fresh(self, span: Span) -> list[Any]:
         """Take what *span* has finished since the last time, and leave the span if that was its end."""
         slots, given = span.slots, span.given
-        if span.closed:
+        span.given = count = len(slots)
+        if span.closed or count == len(span.items):  # its worker may not have said so yet
             del self.spans[span.start]
-            # The list itself if all of it is new: it becomes the items of a span downstream.
-            return slots[given:] if given else slots
-        span.given = len(slots)
-        return slots[given : span.given]
+        # The list itself only if its worker is through with it: it becomes the items of a span downstream.
+        return slots if span.closed and not given else slots[given:count]
 
     def _enter(self, slots: list[Any]) -> None:
         """Make outputs of *slots*, ready to be drawn."""
@@ -700,7 +734,7 @@ class Window:
     def press(self) -> None:
         self.hungry = self.hungry or self.withholds
 
-    def grow(self, most: int = MAX_CHEAP) -> bool:
+    def grow(self, most: int = MAX_CHEAP_PROCESS) -> bool:
         """Let the stage hold more, if its workers lack items for want of room. The taker downstream waits.
 
         If they lack items for want of what is upstream, let that hold as much as this does. Whether they wait does not
@@ -715,7 +749,7 @@ class Window:
         if self.stopped or self.gone < self.growable_at or not (idle or self.cramped):
             return False
         in_time = MAX_SECONDS * min(self.workers, self.shares) / (self.cost or 1.0)
-        if not self.room.grow(min(max(MAX_SLOW * self.workers, int(in_time)), most)):
+        if not self.room.grow(min(max(MAX_SLOW * self.workers, int(in_time)), self.most_cheap, most)):
             return False
         self.growable_at = self.gone + self.room.limit / 4
         self.cramped = False

@@ -53,6 +53,7 @@ SELECTION = (
     "tests/test_bounds.py::test_a_chain_holds_what_its_stages_may_hold",
     "tests/test_bounds.py::test_idle_workers_keep_nothing_of_what_they_had",
     "tests/test_ends.py::test_a_generator_that_others_hold_is_closed",
+    "tests/test_ends.py::test_a_stream_that_a_source_starts_when_all_is_over_ends_at_once",
     "tests/test_processes.py",
     "tests/test_interrupts.py",
     "tests/faults/test_fault_cases.py::test_everything_is_released_when_the_consumer_leaves",
@@ -122,7 +123,7 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
             "if self.maxsize is not None or self.limit >= most",
             "if self.limit >= most",
         ),
-        ("maxsize=0 is taken for none given", 'float("inf") if maxsize == 0 else maxsize', "maxsize"),
+        ("maxsize=0 is taken for none given", "sys.maxsize if maxsize == 0 else maxsize", "maxsize"),
         ("items that are pulled are not counted", "        self.room.held += count\n", ""),
         (
             "one of several feeders has all the room",
@@ -146,19 +147,33 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
             "if self.feeders <= 0 and",
             "if self.feeders <= 1 and",
         ),
-        ("a list that ended may go on", "return 0 if self.over else max(0,", "return max(0,"),
+        ("a list that ended may go on", "left > 0 and not self.over", "left > 0"),
         (
             "a stage takes one more than it has room for",
-            "available = min(there, room.free)",
-            "available = min(there, room.free + 1)",
+            "min(available, room.limit - room.held)",
+            "min(available, room.limit - room.held + 1)",
         ),
         (
             "the rest of a returned span is forgotten",
             "self.returned.append(span.split(size))",
             "span.split(size)",
         ),
-        ("a span counts as one item", "room.held += len(outputs)", "room.held += 1"),
-        ("the stage upstream never gets its room back", "        upstream.release(credits)\n", ""),
+        ("a span counts as one item", "self.room.held += len(items)", "self.room.held += 1"),
+        (
+            "the stage upstream never gets its room back",
+            "        if credits:\n            upstream.release(credits)\n",
+            "",
+        ),
+        (
+            "items that wait side by side are taken past those that came back",
+            "if self.stopped or self.failure is not None or self.returned:",
+            "if self.stopped or self.failure is not None:",
+        ),
+        (
+            "items that wait side by side have one index",
+            "            self.next_index += 1\n",
+            "",
+        ),
         (
             "what waits behind a slow item stays there for seconds",
             "now - span.begun >= patience",
@@ -238,34 +253,60 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
         ),
         (
             "what is finished after a failure opens the end again",
-            "            if self.failure is not None:  # what comes now is too late\n                return\n",
-            "",
+            "elif self.failure is None:  # else",
+            "else:  #",
+        ),
+        (
+            "what is finished late after a failure opens the end again",
+            "if self.failure is None and self.spans.get(span.start) is span:",
+            "if self.spans.get(span.start) is span:",
+        ),
+        (
+            "a span of which nothing is left takes the place of what was taken back",
+            "if self.failure is None and self.spans.get(span.start) is span:",
+            "if self.failure is None:",
         ),
         (
             "the order is that in which spans were handed out",
-            "first := spans.get(self.head)",
-            "first := next(iter(spans.values()), None)",
+            "span := spans.get(self.head)",
+            "span := next(iter(spans.values()), None)",
         ),
-        ("only one finished span is looked at", "while (first := spans", "if (first := spans"),
+        (
+            "only one finished span is looked at",
+            "                self.head += span.given\n",
+            "                self.head += span.given\n                break\n",
+        ),
         (
             "what left a span early leaves it again",
-            "span.slots if span.closed and not span.given else",
-            "span.slots if span.closed else",
+            "slots if span.closed and not given else",
+            "slots if span.closed else",
         ),
         (
             "outputs share their list with a span that is not closed",
-            "span.slots if span.closed and not span.given else",
-            "span.slots if count == len(span.items) and not span.given else",
+            "slots if span.closed and not given else",
+            "slots if count == len(span.items) and not given else",
         ),
         (
             "items without outputs are held for ever",
-            "                self.release(credits)\n",
-            "                pass\n",
+            "            self.release(credits)\n            return\n",
+            "            return\n",
         ),
         (
             "finished slots wait for the end of their span",
-            "if count > span.given:",
-            "if span.closed and count > span.given:",
+            "span.given = count = len(slots)",
+            "span.given = count = len(slots) if span.closed else given",
+        ),
+        (
+            "all slots of a span are there, and the next one waits for its worker's word",
+            "if span.closed or count == len(span.items):",
+            "if span.closed:",
+        ),
+        ("outputs that are joined give no room back", "self.entries[-1][2] += credits", "pass"),
+        ("outputs are joined to the slots of a span", "outputs = [*outputs]", "pass"),
+        (
+            "an item's outputs are joined to those of others",
+            "and owed == len(last) - position:",
+            "and True:",
         ),
         ("the room of an output is given back twice", "                    entry[2] -= len(part)\n", ""),
         (
@@ -369,6 +410,11 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
         ("threads that wait long never insist", "        if not woken:\n", "        if woken:\n"),
     ],
     "_run.py": [
+        (
+            "a stream that a source starts when all is over runs on",
+            "if outer is not None and outer.run.feed.stopped:",
+            "if False:",
+        ),
         ("an interrupt leaves a run half stopped", "with Uninterrupted(), self.lock:", "with self.lock:"),
         (
             "an interrupt in the middle of a wake-up leaves a taker asleep",
@@ -533,12 +579,47 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
         ("idle threads keep their last span", "self.call.set_place(None)", "pass"),
     ],
     "_workers/task.py": [
-        ("idle tasks keep their last span", "self.call.set_place(None)", "pass"),
+        ("idle tasks keep their last span", "                call.place = None\n", "                pass\n"),
+        (
+            "what has waited goes out at the end of the loop's turn",
+            "if self.spare and not self.window.next_out(span):",
+            "if self.spare:",
+        ),
+        (
+            "what was taken ahead does not come while others have nothing to do",
+            "if not (self.spare or self.queue.takers):",
+            "if not self.spare:",
+        ),
+        (
+            "items are taken ahead while workers are still to be started",
+            "SIDE_BY_SIDE if all_busy else 1",
+            "SIDE_BY_SIDE",
+        ),
+        (
+            "what was taken ahead is left to workers that have waited",
+            "self.spare.popleft() if self.spare else super().poll()",
+            "super().poll()",
+        ),
+        (
+            "what was taken ahead is left by a worker that lets others have their turn",
+            "span = crew.spare.popleft() if crew.spare else None",
+            "span = None",
+        ),
+        (
+            "what f makes of its time-out is a failure",
+            "if self.abandoned:\n            #",
+            "if False:\n            #",
+        ),
+        (
+            "a StopIteration out of a coroutine names nobody",
+            "            error = error.__cause__  #",
+            "            pass  #",
+        ),
         ("tasks have one retry too few", "tries > self.stage.retries", "tries >= self.stage.retries"),
         (
             "tasks that are closed are not cancelled",
-            "if worker.in_f and worker.task is not None:",
-            "if not worker.in_f and worker.task is not None:",
+            "if worker.span is not None and worker.task is not None:",
+            "if worker.span is None and worker.task is not None:",
         ),
         (
             "a task over its time is not cancelled",
@@ -693,6 +774,7 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
         ("workers of another start method are reused", "if link.method == method), None)", "), None)"),
     ],
     "_workers/wire.py": [
+        ("functions that are sent by value forget their file", ".replace(co_filename=file)", ""),
         (
             "a message is sent from its start again",
             "                out[0] = out[0][sent:]\n",
@@ -766,8 +848,8 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
         ("close of the source of a row closes nothing", "            taker.close()\n", "            pass\n"),
         (
             "the source is pulled before the first next",
-            "        self._parts = None\n        return self",
-            "        self._parts = None\n        outputs.start()\n        return self",
+            "        self._parts = None\n",
+            "        self._parts = None\n        outputs.start()\n",
         ),
     ],
     "combinators.py": [

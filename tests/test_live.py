@@ -117,6 +117,33 @@ def test_an_output_comes_while_the_next_item_blocks_the_loop(
     assert sorted(outputs) == list(range(200))
 
 
+@pytest.mark.parametrize("kinds", [("task",), ("task", "thread"), ("task", "process")])
+def test_all_that_was_waited_for_comes_while_another_item_blocks_the_loop(
+    kinds: tuple[str, ...], is_ordered: bool, gate: Gate
+):
+    """They are done in one and the same turn of the loop, and so may be what is decided about them."""
+    last = 20
+    others_go_on = None
+
+    async def f(item: int) -> int:
+        nonlocal others_go_on
+        others_go_on = others_go_on or asyncio.Event()
+        if item < last:
+            await others_go_on.wait()
+        else:
+            others_go_on.set()
+            await asyncio.sleep(0)  # they come first
+            gate.wait()
+        return item
+
+    stream = iter(range(last + 5)) | pmap(f, kind="task", workers=last + 1, ordered=is_ordered)
+    for kind in kinds[1:]:
+        stream = stream | pmap(suited(identity, kind), kind=kind, workers=2, ordered=is_ordered)
+    assert sorted(islice(stream, last)) == list(range(last))
+    gate.open()
+    assert sorted(stream) == list(range(last, last + 5))
+
+
 @pytest.mark.parametrize("position", [0, 1, MANY // 3])
 def test_others_overtake_a_slow_item_where_order_is_not_asked_for(
     concurrent_kind: str, position: int, gate: Gate

@@ -342,17 +342,31 @@ def test_a_worker_that_dies_before_an_item_does_not_take_it_along(
 @pytest.mark.parametrize("on_error", ["raise", "skip"])
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_item_that_workers_die_of_before_they_begin_it_fails(
-    workers: int, on_error: Any, monkeypatch: pytest.MonkeyPatch
+    workers: int, on_error: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     """As one that the kernel finds too large for the memory that there is, while it is received."""
     send = Workers.send
+
+    def square_there(folder: Path) -> Callable[[int], int]:
+        (folder / str(os.getpid())).touch()
+        return square
+
+    class Square:
+        """It leaves a file where it is unpickled."""
+
+        def __call__(self, number: int) -> int:
+            raise AssertionError("not here")
+
+        def __reduce__(self) -> Any:
+            return square_there, (tmp_path,)
 
     def send_poison(workers: Workers, worker: Worker, span: Span) -> None:
         if span.items != [30]:
             send(workers, worker, span)
             return
         pid = worker.link.process.pid or 0
-        assert eventually(lambda: worker.link.state(0) == child.IDLE)
+        opening = tmp_path / str(pid)
+        assert eventually(lambda: opening.exists() and worker.link.state(0) == child.IDLE)
         os.kill(pid, signal.SIGSTOP)  # so that it does not begin
         send(workers, worker, span)
         os.kill(pid, signal.SIGKILL)
@@ -360,7 +374,9 @@ def test_an_item_that_workers_die_of_before_they_begin_it_fails(
     monkeypatch.setattr(Workers, "send", send_poison)
     outputs = []
     with nullcontext() if on_error == "skip" else pytest.raises(WorkerDied, match="item 30") as caught:
-        outputs.extend(pmap(square, range(50), kind="process", workers=workers, maxsize=1, on_error=on_error))
+        outputs.extend(
+            pmap(Square(), range(50), kind="process", workers=workers, maxsize=1, on_error=on_error)
+        )
     good = [n for n in range(50 if on_error == "skip" else 30) if n != 30]
     assert outputs == [n * n for n in good]
     assert on_error == "skip" or caught.value.item == 30

@@ -27,6 +27,7 @@ def window_over(
         workers=workers,
         ordered=ordered,
         outputs=lambda slots: kernel.outputs(slots, skips=False),
+        one_each=kernel.plain,
         shares=workers,
         **options,
     )
@@ -62,9 +63,13 @@ def work_off(window: Window) -> None:
         finish(window, taken(window))
 
 
+def draw(window: Window, most: int) -> tuple[list[Any], int]:
+    """Draw as takers do, who look first whether there is something."""
+    return window.draw(most) if window.available() else ([], 0)
+
+
 def drawn(window: Window) -> list[Any]:
-    window.harvest()
-    outputs, credits = window.draw(999)
+    outputs, credits = draw(window, 999)
     window.release(credits)
     return outputs
 
@@ -263,12 +268,50 @@ def test_an_item_is_held_until_its_output_was_released():
         assert len(span.items) == 1
         finish(window, span)
     assert window.take(0.0) is None
-    _, credits = window.draw(1)
+    _, credits = draw(window, 1)
     assert window.take(0.0) is None
     window.release(credits)
     assert window.room.held == 1
     assert held_by(taken(window)) == (2, ["c"])
     assert window.take(0.0) is None
+
+
+@pytest.mark.parametrize("maxsize", [3, 0])
+def test_items_that_wait_side_by_side_are_spans_of_their_own(maxsize: int):
+    window = window_over(Slices("abcd"), maxsize=maxsize)
+    spans = window.take_each(7.0, 9)
+    assert [held_by(span) for span in spans] == [(0, ["a"]), (1, ["b"]), (2, ["c"]), (3, ["d"])][
+        : maxsize or 4
+    ]
+    assert window.room.held == window.busy == len(spans)
+    assert {span.begun for span in spans} == {7.0}
+    assert window.take_each(7.0, 9) == []
+    for span in reversed(spans):
+        finish(window, span)
+    assert drawn(window) == list("abcd")[: maxsize or 4]
+    assert window.room.held == window.busy == 0
+
+
+def test_no_more_items_are_taken_side_by_side_than_are_asked_for():
+    window = window_over(Slices("abcd"))
+    assert [held_by(span) for span in window.take_each(0.0, 2)] == [(0, ["a"]), (1, ["b"])]
+    assert held_by(taken(window)) == (2, ["c"])
+
+
+def test_what_came_back_is_taken_first_where_items_wait_side_by_side():
+    window = window_over(Slices("abcd"))
+    first = taken(window)
+    next(first.todo)
+    window.lose(first, retries=1)
+    assert [held_by(span) for span in window.take_each(0.0, 2)] == [(0, ["a"])]
+    assert [held_by(span) for span in window.take_each(0.0, 2)] == [(1, ["b"]), (2, ["c"])]
+
+
+def test_nothing_is_taken_side_by_side_after_a_failure_or_a_stop():
+    for end in (lambda window: window.fail(Failure(0, "a", ValueError())), Window.stop):
+        window = window_over(Slices("abcd"))
+        end(window)
+        assert window.take_each(0.0, 2) == []
 
 
 def test_a_span_counts_as_many_items_as_it_has():
@@ -302,7 +345,7 @@ def test_what_a_feeder_pulled_is_held_by_the_stage_that_draws_it():
 def test_the_room_of_each_output_is_given_back_once():
     window = window_of("abcd")
     finish(window, taken(window))
-    credits = [window.draw(most)[1] for most in (1, 2, 9)]
+    credits = [draw(window, most)[1] for most in (1, 2, 9)]
     assert credits == [1, 2, 1]
 
 
@@ -375,6 +418,47 @@ def test_spans_without_outputs_do_not_hold_up_those_after_them():
         window.done(span)
     assert window.available()
     assert drawn(window) == ["c"]
+
+
+def test_a_span_of_which_all_is_there_is_over_before_its_worker_says_so():
+    window = window_of("abcd")
+    first, second, third = taken(window, 1), taken(window, 2), taken(window)
+    first.slots.extend(first.todo)
+    second.slots.extend(second.todo)
+    assert drawn(window) == ["a", "b", "c"]
+    window.done(second)
+    window.done(first)
+    assert drawn(window) == []
+    finish(window, third)
+    assert drawn(window) == ["d"]
+    assert window.end is not None
+
+
+@pytest.mark.parametrize("kernel", [MAP, FILTER])
+@pytest.mark.parametrize("ordered", [True, False])
+def test_outputs_of_short_spans_are_drawn_as_one_list(kernel: Kernel, ordered: bool):
+    window = window_of("abcdef", kernel=kernel, ordered=ordered)
+    spans = [taken(window, 1) for _ in range(6)]
+    for span in spans[:4]:
+        finish(window, span)
+    assert draw(window, 3) == (["a", "b", "c"], 3)
+    for span in spans[4:]:
+        finish(window, span)
+    assert drawn(window) == ["d", "e", "f"]
+    assert [span.slots for span in spans] == [[item] for item in "abcdef"]
+    assert window.room.held == 3
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_what_is_next_to_go_out_is_told_from_what_waits_for_its_turn(ordered: bool):
+    window = window_of("abc", ordered=ordered)
+    first, second, third = (taken(window, 1) for _ in range(3))
+    assert [window.next_out(span) for span in (first, second)] == [True, not ordered]
+    finish(window, first)
+    assert window.available()
+    assert not window.next_out(second)
+    assert drawn(window) == ["a"]
+    assert [window.next_out(span) for span in (second, third)] == [True, not ordered]
 
 
 # What is given back
@@ -673,7 +757,7 @@ def test_a_window_that_nothing_goes_through_grows_once():
     assert not window.grow()
     for span in spans[:2]:
         finish(window, span)
-    window.release(window.draw(99)[1])
+    drawn(window)
     starve()
     assert window.grow()
     assert window.room.limit == 16
@@ -750,5 +834,5 @@ def test_what_becomes_of_outputs_downstream_does_not_touch_the_span_they_came_fr
     first.done(span, 0.0)
     assert first.end is not None
     finish(second, taken(second))
-    assert second.draw(9)[0] == ["a"]
+    assert drawn(second) == ["a"]
     assert second.end is not None

@@ -5,11 +5,19 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
+from typing import Any
 
 import pytest
 
 from fstream import peach, pmap
+from fstream._kernels import MAP
+from fstream._run import Run
+from fstream._spans import Span
+from fstream._stage import Stage
+from fstream._workers.task import SIDE_BY_SIDE
 from tests.functions import suited
 from tests.gates import Gate, Log, check_sequence_matches, holding, opened_when
 
@@ -82,3 +90,84 @@ def test_work_goes_on_while_the_consumer_is_busy(concurrent_kind: str, log: Log)
     next(stream)
     log.take(10)
     stream.close()
+
+
+# What is taken ahead for tasks that wait side by side
+
+
+@contextmanager
+def three_tasks() -> Iterator[Any]:
+    """A stage of three tasks that have started, as far as it knows, and are all at work."""
+    loop = asyncio.new_event_loop()
+    crew: Any = Run([range(99)], [Stage(MAP, abs, "task", 3, name="abs")], loop).crews[0]
+    crew.queue.loop = loop
+    for _ in range(3):
+        crew.place()
+    try:
+        yield crew
+    finally:
+        loop.close()
+
+
+def done_by(crew: Any) -> Span:
+    span: Span = crew.window.take(0.0, 1)
+    span.slots.extend(span.todo)
+    return span
+
+
+def test_who_has_waited_takes_some_items_for_others_too():
+    with three_tasks() as crew:
+        first, second = done_by(crew), done_by(crew)
+        assert crew.swap(first).start == 2
+        assert [span.start for span in crew.spare] == [3, 4, 5]  # all that there is room for
+        assert crew.swap(second).start == 3
+        assert crew.poll().start == 4
+
+
+def test_no_more_than_a_few_items_are_taken_for_others():
+    with three_tasks() as crew:
+        crew.window.room.limit = 99
+        crew.swap(done_by(crew))
+        assert len(crew.spare) == SIDE_BY_SIDE - 1
+
+
+def test_nothing_is_taken_for_others_while_some_have_nothing_to_do():
+    with three_tasks() as crew:
+        crew.queue.takers = 1
+        assert crew.swap(done_by(crew)).start == 1
+        assert not crew.spare
+
+
+@pytest.mark.parametrize("missing", ["to be started", "starting"])
+def test_nothing_is_taken_for_others_while_some_are(missing: str):
+    with three_tasks() as crew:
+        if missing == "starting":
+            crew.coming = 1
+        else:
+            crew._places -= 1
+        assert crew.swap(done_by(crew)).start == 1
+        assert not crew.spare
+
+
+def test_what_is_not_waited_for_is_settled_at_the_end_of_the_turn():
+    with three_tasks() as crew:
+        first, second, third = done_by(crew), crew.window.take(0.0), done_by(crew)
+        crew.swap(first)
+        crew.swap(third)
+        assert (first.closed, third.closed) == (True, False)
+        assert crew.window.available() == 1
+        crew.window.draw(1)
+        second.slots.extend(second.todo)
+        crew.swap(second)  # what the taker downstream waits for
+        assert (second.closed, third.closed) == (True, True)
+
+
+def test_the_end_of_the_turn_settles_what_is_left():
+    with three_tasks() as crew:
+        first, second = done_by(crew), done_by(crew)
+        crew.swap(first)
+        crew.swap(second)
+        assert not second.closed
+        crew.end_of_turn()
+        assert second.closed
+        assert crew.window.available() == 2

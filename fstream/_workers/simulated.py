@@ -20,7 +20,6 @@ from contextlib import contextmanager
 from contextvars import Context, ContextVar
 from dataclasses import dataclass, replace
 from functools import cached_property
-from inspect import isawaitable
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final, TypeVarTuple, Unpack, cast
 
@@ -553,8 +552,7 @@ class Worker(Member):
 
     async def slot_on_loop(self, call: AsyncCall, item: Any, index: int, tries: int) -> Any:
         try:
-            slot = call.step(item)
-            return await slot if isawaitable(slot) else slot
+            return await call.step(item)
         except BaseException as error:
             if self.is_gone():
                 raise

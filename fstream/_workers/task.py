@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from inspect import isawaitable
 from time import monotonic, perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from fstream._kernels import DROP
 from fstream._queues import Work
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Workers"]
 
+#: How many items are taken at once, where each waits beside the others and all workers are busy.
+SIDE_BY_SIDE: Final = 16
+
 
 class Workers(Crew):
     """The tasks of one stage, started one by one while there is more than they can take."""
@@ -33,6 +37,12 @@ class Workers(Crew):
         self.ending = asyncio.Lock()
         #: Who took up or finished a span last.
         self.latest: Worker | None = None
+        #: Spans of one item each, for whichever worker is free next.
+        #: Invariant: while there are any, no worker waits for something to do, and none is to be started.
+        self.spare: deque[Span] = deque()
+        #: Spans whose items waited and are done, until the end of this turn of the loop.
+        self.finished: list[Span] = []
+        self.settling = False
         #: Runs out when the next item could be over its time.
         self.timer: asyncio.TimerHandle | None = None
 
@@ -54,6 +64,42 @@ class Workers(Crew):
             if worker.span is not None and worker.task is not None:
                 cancel(worker.task)
         self.unwatch()
+
+    def poll(self) -> Span | Closed | None:
+        return self.spare.popleft() if self.spare else super().poll()
+
+    def swap(self, span: Span) -> Span | Closed | None:
+        """A worker is through with *span*, whose item has waited: give it another one, None if there is none now.
+
+        Many such items are done in one turn of the loop, when what they waited for has come. To decide about one takes
+        as long as f, so it is done for all of them at the end of the turn, unless a taker downstream may wait for this.
+        """
+        self.finished.append(span)
+        if self.spare and not self.window.next_out(span):
+            if not self.settling:
+                self.settling = True
+                self.host.loop.call_soon(self.end_of_turn)
+            return self.spare.popleft()
+        with self.run.lock:
+            self.close_accounts()
+            if not (self.spare or self.queue.takers):
+                all_busy = self._places == self.window.workers and not self.coming
+                self.spare += self.window.take_each(self.run.clock(), SIDE_BY_SIDE if all_busy else 1)
+            taken = self.poll()
+            self.run.settle()
+        return taken
+
+    def end_of_turn(self) -> None:
+        self.settling = False
+        if self.finished:
+            with self.run.lock:
+                self.close_accounts()
+                self.run.settle()
+
+    def close_accounts(self) -> None:
+        for span in self.finished:
+            self.window.done(span, SPAN_SECONDS)
+        self.finished.clear()
 
     def unwatch(self) -> None:
         if self.timer is not None:
@@ -186,16 +232,20 @@ class Worker:
             self.span = None
             if crew.latest is not self:
                 # Items that wait are to wait side by side, each with a worker of its own.
-                elapsed, streak = max(elapsed, SPAN_SECONDS * len(span.slots)), 0.0
-                crew.latest = self
-            else:
-                streak += elapsed
-            tired = streak > SPAN_SECONDS
-            if (span := crew.next_for(span, elapsed, not tired)) is None:
-                call.place = None
-            if tired:  # f never waits: let the others on the loop have their turn
+                crew.latest, streak = self, 0.0
+                if len(span.slots) == len(span.items) == 1:
+                    span = crew.swap(span)
+                else:
+                    span = crew.next_for(span, max(elapsed, SPAN_SECONDS * len(span.slots)))
+            elif (streak := streak + elapsed) <= SPAN_SECONDS:
+                span = crew.next_for(span, elapsed)
+            else:  # f never waits: let the others on the loop have their turn
+                crew.next_for(span, elapsed, wanted=False)
                 streak = 0.0
                 await asyncio.sleep(0)
+                span = crew.spare.popleft() if crew.spare else None
+            if span is None:
+                call.place = None
 
     async def end(self) -> None:
         crew = self.crew
@@ -254,9 +304,8 @@ class Worker:
         index, tries = span.start + len(span.slots), span.tries if not span.slots else 0
         if self.is_stopped(error):
             raise error
-        if (
-            self.abandoned
-        ):  # f made another error of its cancellation: the item is tried again elsewhere, or has failed
+        if self.abandoned:
+            # f made an error of its own of being cancelled: the item is tried again elsewhere by now, or has failed.
             return Failure(index, item, error)
         slot = await self.call.arescue(error, item, index, tries)
         self.begun = None
