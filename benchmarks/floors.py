@@ -6,13 +6,13 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from heapq import heapreplace
-from itertools import islice
+from itertools import chain, islice
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from threading import Lock, Thread
 from typing import Any
 
-from benchmarks.rows import ChunkMapper
+from benchmarks.rows import ChunkMapper, Mapper
 
 Pipeline = tuple[Callable[[Any], Any], Callable[[Any], Any], Callable[[Any], Any]]
 
@@ -126,9 +126,23 @@ def hundred_tasks(f: Callable[[Any], Awaitable[Any]], items: Iterable[Any]) -> l
     return asyncio.run(share_among_tasks(f, items))
 
 
-def list_schedule(costs: Iterable[float], workers: int) -> float:
-    """When the last of *workers* ends if each takes the next item as soon as it is free."""
-    ends = [0.0] * workers
+def list_schedule(costs: Iterable[int], workers: int) -> list[list[int]]:
+    """Which costs each of *workers* has if it takes the next one as soon as it is free."""
+    shares: list[list[int]] = [[] for _ in range(workers)]
+    ends = [(0, worker) for worker in range(workers)]
     for cost in costs:
-        heapreplace(ends, ends[0] + cost)
-    return max(ends)
+        end, worker = ends[0]
+        shares[worker].append(cost)
+        heapreplace(ends, (end + cost, worker))
+    return shares
+
+
+@contextmanager
+def two_scheduled_forks() -> Iterator[Mapper]:
+    """Two forked processes that know beforehand who does which item, an item being its cost: all that CPUs can do."""
+    with two_forks(map_span) as mapper:
+
+        def scheduled(job: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+            return chain.from_iterable(mapper(partial(map_span, job), list_schedule(items, 2), 1))
+
+        yield scheduled

@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol, TypeAlias
 
 from fstream._spans import MAX_CHEAP, Closed, Feed, Room, Span, Upstream, Window
 
-__all__ = ["OVERDUE", "Buffer", "Credits", "Outlet", "TakerQueue", "ThreadQueue", "Work"]
+__all__ = ["OVERDUE", "Buffer", "Clock", "Credits", "Outlet", "TakerQueue", "ThreadQueue", "Work"]
 
 #: What waits behind an item that takes this long, in seconds, is taken over also by workers that have enough to do:
 #: an endless source would keep them from it for ever.

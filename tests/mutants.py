@@ -582,18 +582,18 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
         ("idle tasks keep their last span", "                call.place = None\n", "                pass\n"),
         (
             "what has waited goes out at the end of the loop's turn",
-            "if self.spare and not self.window.next_out(span):",
-            "if self.spare:",
+            "if work.spare and not self.window.next_out(span):",
+            "if work.spare:",
         ),
         (
             "what was taken ahead does not come while others have nothing to do",
-            "if not (self.spare or self.queue.takers):",
-            "if not self.spare:",
+            "if not (work.spare or self.coming or self.queue.takers) and",
+            "if not (work.spare or self.coming) and",
         ),
         (
             "items are taken ahead while workers are still to be started",
-            "SIDE_BY_SIDE if all_busy else 1",
-            "SIDE_BY_SIDE",
+            "if not (work.spare or self.coming or self.queue.takers) and self._places == self.window.workers:",
+            "if not (work.spare or self.queue.takers):",
         ),
         (
             "what was taken ahead is left to workers that have waited",
@@ -601,9 +601,9 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
             "super().poll()",
         ),
         (
-            "what was taken ahead is left by a worker that lets others have their turn",
-            "span = crew.spare.popleft() if crew.spare else None",
-            "span = None",
+            "a task that waits does not see what was taken ahead",
+            "bool(self.spare) or super().ready()",
+            "super().ready()",
         ),
         (
             "what f makes of its time-out is a failure",

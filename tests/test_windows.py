@@ -8,7 +8,7 @@ import pytest
 
 from fstream._kernels import DROP, FILTER, FLAT_MAP, MAP, Kernel
 from fstream._queues import OVERDUE, Credits, Outlet, Work
-from fstream._spans import Closed, Failure, Feed, Room, Slices, Span, Upstream, Window
+from fstream._spans import SHORT, Closed, Failure, Feed, Room, Slices, Span, Upstream, Window
 
 
 def window_over(
@@ -824,15 +824,19 @@ def test_workers_are_told_of_the_end():
     assert Work(window, Time()).take() == Closed()
 
 
-def test_what_becomes_of_outputs_downstream_does_not_touch_the_span_they_came_from():
-    first = window_over(Slices("a"))
-    second = window_over(first)
+@pytest.mark.parametrize("count", [1, 2 * SHORT])
+def test_what_becomes_of_outputs_downstream_does_not_touch_the_span_they_came_from(count: int):
+    first = window_of("a" * count)
+    second = window_over(first, maxsize=0)
+    second.cost, second.last_size = 0.0, count
     span = taken(first)
     span.slots.extend(span.todo)  # all is there, but its worker has not said so yet
     lost = taken(second)
+    assert len(lost.items) == count
     assert second.lose(lost, retries=1) is None
-    first.done(span, 0.0)
+    assert first.lose(span, retries=1) is None
+    assert first.take(0.0) is None
     assert first.end is not None
-    finish(second, taken(second))
-    assert drawn(second) == ["a"]
+    work_off(second)
+    assert drawn(second) == ["a"] * count
     assert second.end is not None

@@ -119,23 +119,31 @@ def test_who_has_waited_takes_some_items_for_others_too():
     with three_tasks() as crew:
         first, second = done_by(crew), done_by(crew)
         assert crew.swap(first).start == 2
-        assert [span.start for span in crew.spare] == [3, 4, 5]  # all that there is room for
+        assert [span.start for span in crew.work.spare] == [3, 4, 5]  # all that there is room for
         assert crew.swap(second).start == 3
-        assert crew.poll().start == 4
+        assert crew.work.poll().start == 4
+
+
+def test_what_was_taken_for_others_is_there_for_one_that_waits():
+    with three_tasks() as crew:
+        crew.swap(done_by(crew))
+        assert not crew.window.takable()
+        assert crew.queue.buffer.ready()
+        assert crew.queue.buffer.take().start == 2
 
 
 def test_no_more_than_a_few_items_are_taken_for_others():
     with three_tasks() as crew:
         crew.window.room.limit = 99
         crew.swap(done_by(crew))
-        assert len(crew.spare) == SIDE_BY_SIDE - 1
+        assert len(crew.work.spare) == SIDE_BY_SIDE - 1
 
 
 def test_nothing_is_taken_for_others_while_some_have_nothing_to_do():
     with three_tasks() as crew:
         crew.queue.takers = 1
         assert crew.swap(done_by(crew)).start == 1
-        assert not crew.spare
+        assert not crew.work.spare
 
 
 @pytest.mark.parametrize("missing", ["to be started", "starting"])
@@ -146,7 +154,7 @@ def test_nothing_is_taken_for_others_while_some_are(missing: str):
         else:
             crew._places -= 1
         assert crew.swap(done_by(crew)).start == 1
-        assert not crew.spare
+        assert not crew.work.spare
 
 
 def test_what_is_not_waited_for_is_settled_at_the_end_of_the_turn():

@@ -74,7 +74,7 @@ class Crew:
         """
         with self.run.lock:
             self.coming -= 1
-            taken = self.poll()
+            taken: Span | Closed | None = self.queue.buffer.poll()
             count = min(len(self.members), self.window.backlog)
             self.run.settle()
         self.recruit(count)
@@ -84,14 +84,9 @@ class Crew:
         """A worker is through with *span*, in *elapsed* seconds: give it its next one if *wanted*, None if it waits."""
         with self.run.lock:
             self.window.done(span, elapsed)
-            taken = self.poll() if wanted else None
+            taken: Span | Closed | None = self.queue.buffer.poll() if wanted else None
             self.run.settle()
             return taken
-
-    def poll(self) -> Span | Closed | None:
-        """What there is for a worker now, if anything. Under the lock."""
-        taken: Span | Closed | None = self.queue.buffer.poll()
-        return taken
 
     def progress(self, span: Span) -> None:
         """A slot was added to *span*, and the taker downstream waits: perhaps for this one."""

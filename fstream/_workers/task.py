@@ -10,7 +10,7 @@ from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
 from fstream._kernels import DROP
-from fstream._queues import Work
+from fstream._queues import Clock, Work
 from fstream._spans import SPAN_SECONDS, Closed, Failure, Span, Window
 from fstream._stage import Stage, StageStatus
 from fstream._workers.call import Call, annotate, describe, handled, is_failure, replaced
@@ -26,20 +26,36 @@ __all__ = ["Workers"]
 SIDE_BY_SIDE: Final = 16
 
 
+class WorkAhead(Work):
+    """The buffer of tasks: what one of them has taken for the others comes first."""
+
+    def __init__(self, window: Window, clock: Clock) -> None:
+        super().__init__(window, clock)
+        #: Spans of one item each. Invariant: when they are taken, all workers are there and have something to do.
+        self.spare: deque[Span] = deque()
+
+    def take_ahead(self) -> None:
+        self.spare += self.window.take_each(self.clock(), SIDE_BY_SIDE)
+
+    def ready(self) -> bool:
+        return bool(self.spare) or super().ready()
+
+    def poll(self) -> Span | Closed | None:
+        return self.spare.popleft() if self.spare else super().poll()
+
+
 class Workers(Crew):
     """The tasks of one stage, started one by one while there is more than they can take."""
 
     def __init__(self, run: Run, stage: Stage, window: Window) -> None:
         super().__init__(run, stage, window)
         self.worker = Worker
-        self.queue = TaskQueue(Work(window, run.clock), run.lock, run.settle)
+        self.work = WorkAhead(window, run.clock)
+        self.queue = TaskQueue(self.work, run.lock, run.settle)
         self.host = run.host
         self.ending = asyncio.Lock()
         #: Who took up or finished a span last.
         self.latest: Worker | None = None
-        #: Spans of one item each, for whichever worker is free next.
-        #: Invariant: while there are any, no worker waits for something to do, and none is to be started.
-        self.spare: deque[Span] = deque()
         #: Spans whose items waited and are done, until the end of this turn of the loop.
         self.finished: list[Span] = []
         self.settling = False
@@ -65,9 +81,6 @@ class Workers(Crew):
                 cancel(worker.task)
         self.unwatch()
 
-    def poll(self) -> Span | Closed | None:
-        return self.spare.popleft() if self.spare else super().poll()
-
     def swap(self, span: Span) -> Span | Closed | None:
         """A worker is through with *span*, whose item has waited: give it another one, None if there is none now.
 
@@ -75,17 +88,17 @@ class Workers(Crew):
         as long as f, so it is done for all of them at the end of the turn, unless a taker downstream may wait for this.
         """
         self.finished.append(span)
-        if self.spare and not self.window.next_out(span):
+        work = self.work
+        if work.spare and not self.window.next_out(span):
             if not self.settling:
                 self.settling = True
                 self.host.loop.call_soon(self.end_of_turn)
-            return self.spare.popleft()
+            return work.spare.popleft()
         with self.run.lock:
             self.close_accounts()
-            if not (self.spare or self.queue.takers):
-                all_busy = self._places == self.window.workers and not self.coming
-                self.spare += self.window.take_each(self.run.clock(), SIDE_BY_SIDE if all_busy else 1)
-            taken = self.poll()
+            if not (work.spare or self.coming or self.queue.takers) and self._places == self.window.workers:
+                work.take_ahead()
+            taken = work.poll()
             self.run.settle()
         return taken
 
@@ -242,8 +255,8 @@ class Worker:
             else:  # f never waits: let the others on the loop have their turn
                 crew.next_for(span, elapsed, wanted=False)
                 streak = 0.0
+                span = None
                 await asyncio.sleep(0)
-                span = crew.spare.popleft() if crew.spare else None
             if span is None:
                 call.place = None
 
