@@ -5,7 +5,7 @@
 VERSIONS := 3.11 3.12 3.13
 VENV     ?= .venv
 # How many tests run at once: most of them wait, so more than there are CPUs.
-JOBS     ?= 3
+JOBS     ?= 4
 PY       := $(VENV)/bin/python
 
 # The first interpreter that is new enough; `make PYTHON=...` takes another.
