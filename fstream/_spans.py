@@ -283,6 +283,8 @@ class Slices:
 
     def __init__(self, source: Sequence[Any]) -> None:
         self.source = source
+        #: One that cannot change: a slice of one item costs five times as much, but is empty where that has gone.
+        self.is_range = type(source) is range
         self.position = 0
         self.over = False
 
@@ -293,10 +295,10 @@ class Slices:
 
     def draw(self, most: int) -> Drawn:
         position = self.position
-        if most == 1:
-            self.position = position + 1
-            return [self.source[position]], 0
-        outputs = list(self.source[position : position + most])
+        if most == 1 and self.is_range:
+            outputs = [self.source[position]]
+        else:
+            outputs = list(self.source[position : position + most])
         self.position = position + len(outputs)
         return outputs, 0
 

@@ -135,6 +135,16 @@ def test_a_list_that_grows_after_its_end_was_seen_has_ended():
     assert not slices.available()
 
 
+@pytest.mark.parametrize("most", [1, 2])
+def test_a_list_that_shrinks_between_two_looks_gives_what_is_left(most: int):
+    source = [1, 2]
+    slices = Slices(source)
+    assert slices.available()
+    source.clear()
+    assert slices.draw(most) == ([], 0)
+    assert slices.end is not None
+
+
 # Spans
 
 
