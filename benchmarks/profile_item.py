@@ -56,7 +56,10 @@ class Sampler:
                 frame = frames.get(thread.ident or 0)
                 if thread is self._thread or frame is None:
                     continue
-                used = _used(thread)
+                try:
+                    used = _used(thread)
+                except ProcessLookupError:  # it has just ended
+                    continue
                 name = f"{self._process} {re.sub(r'-[0-9]+$', '', thread.name)}"
                 function = f"{Path(frame.f_code.co_filename).stem}: {frame.f_code.co_qualname}"
                 self.seconds[name, function, frame.f_lineno] += used - before.get(thread, 0)
