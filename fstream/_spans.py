@@ -643,7 +643,8 @@ class Window:
         if len(parts) > 1 and self.one_each:
             parts = [list(chain.from_iterable(parts))]
         for slots in parts:
-            self._enter(slots)
+            if slots:
+                self._enter(slots)
 
     def _fresh(self, span: Span) -> list[Any]:
         """Take what *span* has finished since the last time, and leave the span if that was its end."""
