@@ -144,7 +144,7 @@ class Stream(_Chain[T_co], AsyncGenerator[T_co, None]):
     async def _more(self) -> bool:
         """Wait for more outputs; False at the end."""
         outputs = self._outputs
-        if not length_hint(outputs.current):
+        if self._current is outputs.current:  # else `next` took some, and what is left of those comes first
             if self._parts is None:
                 self._parts = outputs.iterate_async()
             part = await anext(self._parts, None)

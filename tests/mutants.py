@@ -49,6 +49,7 @@ SELECTION = (
     "tests/test_async_callables.py",
     "tests/test_async_errors.py",
     "tests/test_async_sources.py",
+    "tests/test_async_iteration.py::test_what_next_has_left_comes_in_a_loop",
     "tests/test_async_cancel.py::test_a_stream_that_is_collected_in_a_cycle_is_closed_by_its_tasks",
     "tests/test_bounds.py::test_a_chain_holds_what_its_stages_may_hold",
     "tests/test_bounds.py::test_idle_workers_keep_nothing_of_what_they_had",
@@ -845,6 +846,7 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
             "                if self._taker is not None:\n                    self.taken()\n",
             "                if self._taker is not None:\n",
         ),
+        ("what next has left is lost to async for", "if self._current is outputs.current:", "if True:"),
         ("close of the source of a row closes nothing", "            taker.close()\n", "            pass\n"),
         (
             "the source is pulled before the first next",

@@ -53,6 +53,22 @@ async def test_unordered_outputs_are_the_same_multiset(kind: str) -> None:
     assert sorted(outputs) == list(map(square, range(50)))
 
 
+@pytest.mark.parametrize("taken", [1, 3, 5])
+@pytest.mark.parametrize("by", ["async for", "await", "anext and next"])
+def test_what_next_has_left_comes_in_a_loop(kind: str, taken: int, by: str) -> None:
+    async def rest() -> list[int]:
+        if by == "await":
+            return await stream
+        if by == "async for":
+            return [output async for output in stream]
+        return [await anext(stream), *stream]
+
+    stream = pmap(suited(square, kind), range(6), kind=kind, workers=2)
+    outputs = [next(stream) for _ in range(taken)]
+    outputs += asyncio.run(rest())
+    assert outputs == [0, 1, 4, 9, 16, 25]
+
+
 @in_loop
 async def test_an_empty_source_gives_nothing(kind: str) -> None:
     assert await pmap(suited(square, kind), [], kind=kind) == []
