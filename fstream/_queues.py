@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol, TypeAlias
 
 from fstream._spans import MAX_CHEAP, Closed, Feed, Room, Span, Upstream, Window
@@ -25,7 +25,7 @@ __all__ = ["OVERDUE", "Buffer", "Clock", "Credits", "Outlet", "TakerQueue", "Thr
 OVERDUE: Final = 0.04
 
 #: A consumer that is away for less than this, in seconds, does nothing with the outputs that takes time.
-AT_ONCE: Final = 0.0001
+AT_ONCE: Final = 0.0005
 
 #: How long a consumer is taken to be away that has had nothing yet, and may never have, in seconds.
 UNKNOWN: Final = 0.0002
@@ -102,7 +102,7 @@ class Work:
 
 
 class Outlet:
-    """The consumer's buffer: outputs in a list, or `Closed`."""
+    """The consumer's buffer: some outputs, or `Closed`."""
 
     def __init__(self, upstream: Upstream, room: Room, clock: Clock) -> None:
         self.upstream = upstream
@@ -126,7 +126,7 @@ class Outlet:
     def ready(self) -> bool:
         return self.upstream.available() > 0 or self.upstream.end is not None
 
-    def take(self) -> list[Any] | Closed:
+    def take(self) -> Sequence[Any] | Closed:
         # Half of the window at most: while these are consumed, the workers have room for as many.
         outputs, self.owed = self.upstream.draw(max(1, min(self.room.limit, MAX_CHEAP) // 2))
         self.left, self.limit = self.clock(), self.room.limit

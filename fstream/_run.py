@@ -23,7 +23,7 @@ import atexit
 import os
 import threading
 import weakref
-from collections.abc import AsyncIterable, Callable, Generator, Iterable
+from collections.abc import AsyncIterable, Callable, Generator, Iterable, Sequence
 from contextvars import Context, ContextVar, copy_context
 from functools import partial
 from time import perf_counter
@@ -192,6 +192,7 @@ class Run:
                 longest_span=LONGEST_SPAN_SECONDS if stage.kind == "process" else SPAN_SECONDS,
                 most_cheap=MAX_CHEAP_PROCESS if stage.kind == "process" else MAX_CHEAP,
                 loses=stage.kind == "process" or stage.timeout is not None,
+                remote=stage.kind == "process",
             )
             self.windows.append(window)
             self.crews.append(self._workers(stage, window))
@@ -309,7 +310,7 @@ class Run:
             self.queues.insert(0, queue)
         return queue
 
-    def take(self, queue: ConsumerQueue) -> list[Any]:
+    def take(self, queue: ConsumerQueue) -> Sequence[Any]:
         """Wait for outputs; at the end close all and raise StopIteration, or the error that ended it."""
         if self.pid != os.getpid():
             raise RuntimeError(

@@ -88,21 +88,24 @@ CLOSED: Final = Closed()
 
 #: Outputs for a taker, and how many items' room they give back once they are out of its hands. A plain tuple: one of a
 #: class of its own takes as long to make as all the rest of a draw.
-Drawn: TypeAlias = tuple[list[Any], int]
+Drawn: TypeAlias = tuple[Sequence[Any], int]
 
 
 class Span:
     """A contiguous run of a stage's inputs in the hands of one worker.
 
     Invariant: ``slots[n]`` is the slot of ``items[n]``; its worker appends them in order, nobody else does.
-    Invariant: an item is started by exactly one ``next(todo)``. A list iterator gives each item to one caller only, so
-    whoever drains *todo* has taken the rest of the span from its worker, even while that is busy with the item before.
+    Invariant: an item is started by exactly one ``next(todo)``. The iterator of a sequence that is made in C gives each
+    item to one caller only, so whoever drains *todo* has taken the rest of the span from its worker, even while that is
+    busy with the item before.
     """
 
     __slots__ = ("begun", "closed", "given", "items", "slots", "start", "todo", "tries")
 
-    def __init__(self, start: int, items: list[Any], tries: int = 0) -> None:
+    def __init__(self, start: int, items: Sequence[Any], tries: int = 0) -> None:
         self.start = start
+        #: A slice of the source, perhaps: that of a range makes no items before they are asked for, nor on its way to a
+        #: process.
         self.items = items
         self.todo: Iterator[Any] = iter(items)
         self.slots: list[Any] = []
@@ -121,13 +124,13 @@ class Span:
         if not items:
             return None
         kept = len(self.items) - len(items)
-        del self.items[kept:]
+        self.items = self.items[:kept]
         return Span(self.start + kept, items, 0 if kept else self.tries)
 
     def split(self, count: int) -> Span:
         """Keep the first *count* items of a span that no worker has; give the others as a new one."""
         tail = Span(self.start + count, self.items[count:])
-        del self.items[count:]
+        self.items = self.items[:count]
         self.todo = iter(self.items)
         return tail
 
@@ -195,7 +198,7 @@ class Upstream(Protocol):
         ...
 
     def press(self) -> None:
-        """The taker has waited long: it is to be told after each item."""
+        """The taker has waited long: it is to have what is finished, and what is now at work as soon as that is."""
         ...
 
 
@@ -296,9 +299,9 @@ class Slices:
     def draw(self, most: int) -> Drawn:
         position = self.position
         if most == 1 and self.is_range:
-            outputs = [self.source[position]]
+            outputs: Sequence[Any] = [self.source[position]]
         else:
-            outputs = list(self.source[position : position + most])
+            outputs = self.source[position : position + most]
         self.position = position + len(outputs)
         return outputs, 0
 
@@ -340,6 +343,7 @@ class Window:
         longest_span: float = SPAN_SECONDS,
         most_cheap: int = MAX_CHEAP,
         loses: bool = True,
+        remote: bool = False,
     ) -> None:
         self.upstream = upstream
         self.room = room
@@ -363,6 +367,8 @@ class Window:
         self.worked = 0.0
         #: A worker may be lost in the middle of a span, and what it had be run again.
         self.loses = loses
+        #: Spans are worked on elsewhere: who minds the workers has to ask for what is finished of one.
+        self.remote = remote
         #: Index of the next item to draw.
         self.next_index = 0
         #: Ordered: index of the next item whose outputs go downstream.
@@ -390,7 +396,7 @@ class Window:
         self.growable_at = 0.0
         #: The open spans of several items that nobody has taken the rest of.
         self.divisible: set[Span] = set()
-        #: The taker downstream has waited long, perhaps for slots of an unfinished span: tell it after each item.
+        #: The taker downstream has waited long, perhaps for slots of an unfinished span of a remote worker.
         self.hungry = False
         self.failure: Failure | None = None
         self.stopped = False
@@ -477,7 +483,7 @@ class Window:
         available = upstream.available()
         return available if upstream.prepaid else min(available, room.limit - room.held)
 
-    def _draw(self, count: int) -> list[Any]:
+    def _draw(self, count: int) -> Sequence[Any]:
         """Take *count* items from upstream, and hold them."""
         upstream = self.upstream
         items, credits = upstream.draw(count)
@@ -543,7 +549,7 @@ class Window:
             return
         first = len(span.items) - count
         rest = Span(span.start + first, span.items[first:], 0 if first else span.tries)
-        del span.items[first:]
+        span.items = span.items[:first]
         self._return(rest)
         if not first:
             self.done(span)
@@ -553,7 +559,7 @@ class Window:
         position = len(span.slots)
         for number in range(position, len(span.items)):
             self._return(Span(span.start + number, [span.items[number]], span.tries if number == 0 else 0))
-        del span.items[position:]
+        span.items = span.items[:position]
         self.done(span)
 
     def _return(self, span: Span) -> None:
@@ -577,10 +583,10 @@ class Window:
         item, tries = span.items[at], (span.tries if at == 0 else 0) + 1
         victim = Span(span.start + at, [item], tries)
         self.take_back(span, len(span.items) - at - 1)
-        del span.items[at:]
+        span.items = span.items[:at]
         if at > position:
             self._return(Span(span.start + position, span.items[position:]))
-            del span.items[position:]
+            span.items = span.items[:position]
         self.done(span)
         if tries <= retries:
             self._return(victim)
@@ -727,7 +733,9 @@ class Window:
 
     @property
     def withholds(self) -> bool:
-        return bool(self.divisible) and not self.hungry
+        if self.hungry:
+            return False
+        return self.spans.get(self.head) in self.divisible if self.ordered else bool(self.divisible)
 
     @property
     def patience(self) -> float:
@@ -735,7 +743,14 @@ class Window:
         return 2 * self.span_seconds
 
     def press(self) -> None:
-        self.hungry = self.hungry or self.withholds
+        if not self.withholds:
+            return
+        if self.remote:
+            self.hungry = True
+            return
+        # The span ends with the item that is at work, and the taker is told of that.
+        for span in [self.spans[self.head]] if self.ordered else list(self.divisible):
+            self.give_back(span)
 
     def grow(self, most: int = MAX_CHEAP_PROCESS) -> bool:
         """Let the stage hold more, if its workers lack items for want of room. The taker downstream waits.

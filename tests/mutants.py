@@ -102,7 +102,7 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
             "Span(self.start + kept, items,",
             "Span(self.start + kept + 1, items,",
         ),
-        ("what was taken back stays in its span, too", "        del self.items[kept:]\n", ""),
+        ("what was taken back stays in its span, too", "        self.items = self.items[:kept]\n", ""),
         (
             "a span that is given out in parts skips an item",
             "Span(self.start + count, self.items[count:])",
@@ -179,6 +179,26 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
             "what waits behind a slow item stays there for seconds",
             "now - span.begun >= patience",
             "now - span.begun >= 1000 * patience",
+        ),
+        (
+            "a span that keeps its taker waiting goes on",
+            "            self.give_back(span)\n\n    def grow",
+            "            pass\n\n    def grow",
+        ),
+        (
+            "the taker asks for what cannot go out before something else",
+            "self.spans.get(self.head) in self.divisible if self.ordered else bool(self.divisible)",
+            "bool(self.divisible)",
+        ),
+        (
+            "the taker asks for the first span, though any might have something",
+            "[self.spans[self.head]] if self.ordered else list(self.divisible)",
+            "list(self.divisible)[:1]",
+        ),
+        (
+            "who minds remote workers is not told that the taker waits",
+            "            self.hungry = True\n            return\n",
+            "            return\n",
         ),
         (
             "a worker gives back one item too few",
@@ -566,8 +586,8 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
         ),
         (
             "a thread that waits for work is over its time",
-            "                    self.begun = None\n                    append(slot)",
-            "                    append(slot)",
+            "                    self.begun = None\n                    slots.append(slot)",
+            "                    slots.append(slot)",
         ),
         ("an abandoned thread is not replaced", "self.crew.add(worker.index)", "pass"),
         ("an abandoned thread still fills its span", "worker.abandoned = True", "pass"),
@@ -632,7 +652,6 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
             "index, tries = span.start + len(span.slots),",
             "index, tries = span.start,",
         ),
-        ("tasks do not tell of what they finish", "if window.hungry and slot is not DROP:", "if False:"),
     ],
     "_workers/loop.py": [
         ("nobody keeps the tasks of a loop", "kept_by(self.loop).add(self)", "pass"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from typing import Any
 
 import pytest
@@ -75,7 +76,7 @@ def drawn(window: Window) -> list[Any]:
 
 
 def held_by(span: Span) -> tuple[int, list[Any]]:
-    return span.start, span.items
+    return span.start, list(span.items)
 
 
 def test_what_is_finished_after_an_unordered_stage_failed_does_not_open_its_end_again():
@@ -495,9 +496,11 @@ def test_a_span_that_came_back_may_be_given_out_in_parts():
 def test_a_worker_gives_back_its_last_items(count: int):
     window = window_of("abcd")
     span = taken(window)
+    span.todo = iter(())  # it is in another process
     window.take_back(span, count)
     if count < 4:
-        finish(window, span)
+        span.slots.extend(span.items)
+        window.done(span, 0.0)
     work_off(window)
     assert drawn(window) == ["a", "b", "c", "d"]
     assert window.end is not None
@@ -793,15 +796,63 @@ def test_takers_that_wait_long_ask_for_what_is_finished_and_for_what_has_not_sta
     work, outlet, beside = Work(below, time), outlet_over(above, time), Work(above, time)
     for buffer in (work, outlet, beside):
         assert buffer.impatient()
-    work.insist()
-    assert above.hungry
-    above.hungry = False
-    outlet.insist()
-    assert above.hungry
-    time.now += above.patience * 1.5
     beside.insist()
+    assert not above.returned
+    work.insist()
     assert held_by(taken(above)) == (2, ["c", "d"])
+    assert not work.impatient()
     assert not Work(window_of("ab"), time).impatient()
+
+
+def test_a_span_that_keeps_the_taker_waiting_ends_with_the_item_at_work():
+    window = window_of("abcdef")
+    first, second = taken(window, 3), taken(window, 3)
+    begin(first, 1)
+    begin(second, 1)
+    assert drawn(window) == ["a"]
+    assert window.withholds
+    window.press()
+    assert not window.withholds  # what is finished of the second one cannot go out before
+    first.slots.append("b")
+    window.done(first, 0.0)
+    assert drawn(window) == ["b"]
+    finish(window, taken(window))
+    assert drawn(window) == ["c", "d"]
+    assert window.withholds
+
+
+def test_any_span_may_keep_the_taker_waiting_where_order_is_not_asked_for():
+    window = window_of("abcdef", ordered=False)
+    for _ in range(2):
+        begin(taken(window, 3), 0)
+    window.press()
+    assert not window.withholds
+    assert sorted(held_by(taken(window)) for _ in range(2)) == [(1, ["b", "c"]), (4, ["e", "f"])]
+
+
+def test_who_minds_remote_workers_is_told_that_the_taker_waits():
+    window = window_of("abc", remote=True)
+    taken(window)
+    window.press()
+    assert window.hungry
+    assert not window.withholds
+    assert not window.returned
+
+
+@pytest.mark.parametrize(
+    "source", [range(5), "abcde", b"abcde", array("i", range(5)), tuple("abcde"), list("abcde")]
+)
+def test_the_items_of_a_span_are_a_slice_of_the_sequence_itself(source: Any):
+    window = window_over(Slices(source), workers=1, maxsize=0)
+    window.cost, window.last_size = 0.0, 5
+    span = taken(window, 3)
+    assert span.items == source[:3]
+    next(span.todo)
+    rest = span.rest()
+    assert rest is not None
+    assert list(rest.items) == list(source[1:3])
+    assert span.items == source[:1]
+    assert list(taken(window).todo) == list(source[3:])
 
 
 def test_who_has_enough_to_do_takes_over_what_has_waited_too_long_first():

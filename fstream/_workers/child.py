@@ -268,7 +268,7 @@ class Child:
             self.in_f = False
 
     def fill(self, call: Call | FusedCall, tries: int) -> None:
-        cell, step, append = self.cell, call.step, self.slots.append
+        cell, step, slots = self.cell, call.step, self.slots
         timed = call.stage.timeout is not None
         index = self.start
         for item in self.todo:
@@ -285,9 +285,9 @@ class Child:
                 slot = call.rescue(error, item, index, tries if index == self.start else 0)
                 self.failure(slot, index)
                 if is_failure(slot) and call.stage.on_error == "raise":
-                    append(slot)
+                    slots.append(slot)
                     return
-            append(slot)
+            slots.append(slot)
             index += 1
             if self.hungry:
                 cell[0] = SENDING

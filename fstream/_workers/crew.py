@@ -88,15 +88,6 @@ class Crew:
             self.run.settle()
             return taken
 
-    def progress(self, span: Span) -> None:
-        """A slot was added to *span*, and the taker downstream waits: perhaps for this one."""
-        if self.window.ordered and span.start > self.window.head:
-            return  # what comes before will show it
-        with self.run.lock:
-            if self.window.available():  # else it is another item that the taker waits for
-                self.window.hungry = False
-            self.run.settle()
-
     def status(self) -> StageStatus:
         """What the worker that ends now is told. Who takes its place counts, while the stage goes on."""
         with self.run.lock:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Sequence
 from contextlib import aclosing as closing
 from functools import partial
 from time import monotonic
@@ -383,7 +383,7 @@ def consumer_queue(run: Run) -> TaskQueue:
     return queue
 
 
-async def take(run: Run, queue: TaskQueue) -> list[Any] | None:
+async def take(run: Run, queue: TaskQueue) -> Sequence[Any] | None:
     """Wait for outputs; at the end close all, and give None or raise the error that ended it."""
     if run.pid != os.getpid():
         raise RuntimeError(

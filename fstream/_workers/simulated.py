@@ -23,7 +23,6 @@ from functools import cached_property
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final, TypeVarTuple, Unpack, cast
 
-from fstream._kernels import DROP
 from fstream._queues import Buffer, Credits, Work
 from fstream._run import Run
 from fstream._simulation import Actor, Fault, SimulatedError, Simulation, Steps
@@ -487,9 +486,11 @@ class Worker(Member):
             yield None
             if self.is_gone():
                 return
-            if window.hungry and slot is not DROP:
+            if window.hungry:  # a process is asked
                 self.send()
-                self.crew.progress(span)
+                if window.available():
+                    window.hungry = False
+                self.run.settle()
 
     def meet_fault(self, item: Any) -> None:
         """Fail in the place of f, if the schedule says so."""

@@ -9,7 +9,6 @@ from inspect import isawaitable
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
-from fstream._kernels import DROP
 from fstream._queues import Clock, Work
 from fstream._spans import SPAN_SECONDS, Closed, Failure, Span, Window
 from fstream._stage import Stage, StageStatus
@@ -289,7 +288,7 @@ class Worker:
 
     async def fill(self, span: Span) -> None:
         """Append the slots of *span*, up to its end or to a failure that stays."""
-        step, window, append = self.call.step, self.crew.window, span.slots.append
+        step, slots = self.call.step, span.slots
         if self.crew.stage.timeout is not None:
             step = self.timed
         for item in span.todo:
@@ -299,9 +298,7 @@ class Worker:
                 slot = await self.failed(error, item, span)
                 if is_failure(slot):
                     return
-            append(slot)
-            if window.hungry and slot is not DROP:
-                self.crew.progress(span)
+            slots.append(slot)
 
     async def timed(self, item: Any) -> Any:
         self.begun = monotonic()

@@ -6,7 +6,6 @@ import threading
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any
 
-from fstream._kernels import DROP
 from fstream._queues import ThreadQueue, Work
 from fstream._spans import Closed, Failure, Span, Window
 from fstream._stage import Stage
@@ -122,8 +121,9 @@ class Worker:
 
     def fill(self, span: Span) -> None:
         """Append the slots of *span*, up to its end or to a failure that stays."""
-        step, window, append = self.call.step, self.crew.window, span.slots.append
-        if self.crew.watch is not None:
+        step, slots = self.call.step, span.slots
+        timed = self.crew.watch is not None
+        if timed:
             step = self.watched(step)
         for item in span.todo:
             try:
@@ -132,16 +132,14 @@ class Worker:
                 slot = self.failed(error, item, span)
                 if is_failure(slot):
                     return
-            if self.crew.watch is None:
-                append(slot)
+            if not timed:
+                slots.append(slot)
             else:
                 with self.run.lock:  # so that the watch sees the item either at work or done
                     if self.abandoned:
                         return
                     self.begun = None
-                    append(slot)
-            if window.hungry and slot is not DROP:
-                self.crew.progress(span)
+                    slots.append(slot)
 
     def watched(self, step: Any) -> Any:
         watch = self.crew.watch
