@@ -113,7 +113,7 @@ class Span:
         self.given = 0
         #: True when the worker will append no more.
         self.closed = False
-        #: When the worker got it, in the caller's time.
+        #: When the worker got it, if it is of several items, in the caller's time.
         self.begun = 0.0
         #: How often its first item was tried before: by workers that died or ran over their time.
         self.tries = tries
@@ -444,7 +444,6 @@ class Window:
         for item in self._draw(min(self._drawable(), most)):
             span = Span(self.next_index, [item])
             self.next_index += 1
-            span.begun = now
             self.spans[span.start] = span
             spans.append(span)
         self.busy += len(spans)
@@ -640,6 +639,11 @@ class Window:
         parts: list[list[Any]] = []
         if self.ordered:
             while (span := spans.get(self.head)) is not None:
+                if span.closed and not span.given:  # all of it, as most often
+                    del spans[self.head]
+                    parts.append(span.slots)
+                    self.head += len(span.slots)
+                    continue
                 parts.append(self._fresh(span))
                 if self.head in spans:
                     break

@@ -603,8 +603,8 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
         ("idle tasks keep their last span", "                call.place = None\n", "                pass\n"),
         (
             "what has waited goes out at the end of the loop's turn",
-            "if work.spare and not self.window.next_out(span):",
-            "if work.spare:",
+            "if (work.spare or work.over) and not self.window.next_out(span):",
+            "if work.spare or work.over:",
         ),
         (
             "what was taken ahead does not come while others have nothing to do",
@@ -618,8 +618,8 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
         ),
         (
             "what was taken ahead is left to workers that have waited",
-            "self.spare.popleft() if self.spare else super().poll()",
-            "super().poll()",
+            "        if self.spare:\n            return self.spare.popleft()\n        taken",
+            "        taken",
         ),
         (
             "a task that waits does not see what was taken ahead",
@@ -646,6 +646,11 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
             "a task over its time is not cancelled",
             "            cancel(worker.task)\n            self.lost",
             "            self.lost",
+        ),
+        (
+            "tasks that find nothing go home for good",
+            "self.over = type(taken) is Closed",
+            "self.over = taken is None",
         ),
         (
             "a failure on tasks has the place of its span",

@@ -10,7 +10,7 @@ from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
 from fstream._queues import Clock, Work
-from fstream._spans import SPAN_SECONDS, Closed, Failure, Span, Window
+from fstream._spans import CLOSED, SPAN_SECONDS, Closed, Failure, Span, Window
 from fstream._stage import Stage, StageStatus
 from fstream._workers.call import Call, annotate, describe, handled, is_failure, replaced
 from fstream._workers.crew import Crew
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Workers"]
 
 #: How many items are taken at once, where each waits beside the others and all workers are busy.
-SIDE_BY_SIDE: Final = 16
+SIDE_BY_SIDE: Final = 64
 
 
 class WorkAhead(Work):
@@ -32,6 +32,8 @@ class WorkAhead(Work):
         super().__init__(window, clock)
         #: Spans of one item each. Invariant: when they are taken, all workers are there and have something to do.
         self.spare: deque[Span] = deque()
+        #: There will never be another span. Some workers may still have one in hand.
+        self.over = False
 
     def take_ahead(self) -> None:
         self.spare += self.window.take_each(self.clock(), SIDE_BY_SIDE)
@@ -40,7 +42,11 @@ class WorkAhead(Work):
         return bool(self.spare) or super().ready()
 
     def poll(self) -> Span | Closed | None:
-        return self.spare.popleft() if self.spare else super().poll()
+        if self.spare:
+            return self.spare.popleft()
+        taken = super().poll()
+        self.over = type(taken) is Closed
+        return taken
 
 
 class Workers(Crew):
@@ -88,11 +94,11 @@ class Workers(Crew):
         """
         self.finished.append(span)
         work = self.work
-        if work.spare and not self.window.next_out(span):
+        if (work.spare or work.over) and not self.window.next_out(span):
             if not self.settling:
                 self.settling = True
                 self.host.loop.call_soon(self.end_of_turn)
-            return work.spare.popleft()
+            return work.spare.popleft() if work.spare else CLOSED
         with self.run.lock:
             self.close_accounts()
             if not (work.spare or self.coming or self.queue.takers) and self._places == self.window.workers:
