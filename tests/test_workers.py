@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from typing import Any
@@ -15,7 +15,7 @@ import pytest
 from fstream import peach, pmap
 from fstream._kernels import MAP
 from fstream._run import Run
-from fstream._spans import Span
+from fstream._spans import CLOSED, Span
 from fstream._stage import Stage
 from fstream._workers.task import SIDE_BY_SIDE
 from tests.functions import suited
@@ -52,6 +52,31 @@ def test_the_first_items_start_together(concurrent_kind: str, gate: Gate, log: L
     with opened_when(gate, lambda: log.take(2)):
         list(peach(f, range(3), kind=concurrent_kind, workers=2))
     check_sequence_matches(log.entries()[:2], [{("start", 0), ("start", 1)}])
+
+
+def test_as_many_work_at_once_after_a_pause_of_the_source(
+    concurrent_kind: str, make_gate: Callable[[], Gate], log: Log
+):
+    first, pause, second = (make_gate() for _ in range(3))
+
+    def source() -> Iterator[int]:
+        yield from range(3)
+        pause.wait()
+        yield from range(3, 6)
+
+    def watch() -> None:
+        try:
+            log.take(3)
+            first.open()
+            log.take(6)
+        finally:
+            first.open()
+            pause.open()
+        log.take(9)
+
+    f = holding(concurrent_kind, {item: first if item < 3 else second for item in range(6)}, log)
+    with opened_when(second, watch):
+        assert list(pmap(f, source(), kind=concurrent_kind, workers=3)) == list(range(6))
 
 
 def test_a_hundred_tasks_by_default(gate: Gate, log: Log):
@@ -155,6 +180,24 @@ def test_nothing_is_taken_for_others_while_some_are(missing: str):
             crew._places -= 1
         assert crew.swap(done_by(crew)).start == 1
         assert not crew.work.spare
+
+
+def test_nobody_goes_home_before_there_can_be_nothing_more():
+    with three_tasks() as crew:
+        spans = [done_by(crew) for _ in range(6)]  # all that there is room for
+        assert [crew.swap(span) for span in spans[:3]] == [None] * 3
+        assert not crew.work.over
+
+
+def test_who_is_through_when_all_is_over_asks_for_nothing():
+    with three_tasks() as crew:
+        spans = [done_by(crew) for _ in range(4)]
+        crew.window.upstream.over = True
+        assert crew.swap(spans[1]) == CLOSED
+        assert crew.swap(spans[3]) == CLOSED
+        assert (spans[1].closed, spans[3].closed) == (True, False)  # the other one at the end of the turn
+        crew.swap(spans[0])  # what the taker downstream waits for
+        assert spans[3].closed
 
 
 def test_what_is_not_waited_for_is_settled_at_the_end_of_the_turn():
