@@ -686,8 +686,8 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
     "_workers/process.py": [
         (
             "a second process is never started",
-            "for worker in self.ready_workers()) and self.may_hire():",
-            "for worker in self.ready_workers()) and not self.workers:",
+            "if self.may_hire() and not any(worker.idle",
+            "if not self.workers and not any(worker.idle",
         ),
         (
             "an item that workers die of before they begin it is sent for ever",

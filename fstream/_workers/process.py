@@ -222,9 +222,11 @@ class Workers(Crew):
 
     def may_hire(self) -> bool:
         """There is a place for one more worker, and more to take than those will that are starting."""
+        if not self.free_indexes:
+            return False
         starting = sum(not worker.opened for worker in self.workers)
         with self.run.lock:
-            return bool(self.free_indexes) and starting < max(1, self.window.backlog)
+            return starting < max(1, self.window.backlog)
 
     def used_up(self, worker: Worker) -> bool:
         most = self.stage.max_items_per_worker
@@ -287,11 +289,11 @@ class Workers(Crew):
             self.send(worker, span)
 
     def next_worker(self) -> Worker | None:
-        with self.run.lock:
-            if not self.window.takable() or self.window.stopped:
-                return None
-        if not any(worker.idle for worker in self.ready_workers()) and self.may_hire():
-            self.hire()
+        if self.may_hire() and not any(worker.idle for worker in self.ready_workers()):
+            with self.run.lock:
+                wanted = self.window.takable()
+            if wanted:
+                self.hire()
         return min(self.ready_workers(), key=lambda w: len(w.flight), default=None)
 
     def hire(self) -> None:
@@ -443,13 +445,14 @@ class Workers(Crew):
         now = perf_counter()
         patience = self.window.patience
         late = [worker for worker in self.workers if self.loaded(worker) and now - worker.heard >= patience]
-        with self.run.lock:
-            spare = self.spare() and not self.window.takable()
-        if late and spare and not any(worker.opened and worker.idle for worker in self.workers):
-            self.hire()
-        if not (spare or self.window.hungry):
-            late = [worker for worker in late if now - worker.heard >= OVERTIME * patience]
-        self.recall(late)
+        if late:
+            with self.run.lock:
+                spare = self.spare() and not self.window.takable()
+            if spare and not any(worker.opened and worker.idle for worker in self.workers):
+                self.hire()
+            if not (spare or self.window.hungry):
+                late = [worker for worker in late if now - worker.heard >= OVERTIME * patience]
+            self.recall(late)
         if self.queue.deadline is not None and now >= self.queue.deadline:
             with self.run.lock:
                 self.queue.deadline = None
