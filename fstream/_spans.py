@@ -100,7 +100,7 @@ class Span:
     busy with the item before.
     """
 
-    __slots__ = ("begun", "closed", "given", "items", "slots", "start", "todo", "tries")
+    __slots__ = ("begun", "closed", "given", "items", "slots", "start", "todo", "tried", "tries")
 
     def __init__(self, start: int, items: Sequence[Any], tries: int = 0) -> None:
         self.start = start
@@ -117,6 +117,8 @@ class Span:
         self.begun = 0.0
         #: How often its first item was tried before: by workers that died or ran over their time.
         self.tries = tries
+        #: How often the item at work was tried so far and failed; 0 before its worker tries it again.
+        self.tried = 0
 
     def rest(self) -> Span | None:
         """Take the items back that the worker has not started, as a span of their own."""
@@ -579,7 +581,7 @@ class Window:
         if at >= len(span.items):
             self.done(span)
             return None
-        item, tries = span.items[at], (span.tries if at == 0 else 0) + 1
+        item, tries = span.items[at], max(span.tried, span.tries if at == 0 else 0) + 1
         victim = Span(span.start + at, [item], tries)
         self.take_back(span, len(span.items) - at - 1)
         span.items = span.items[:at]

@@ -81,7 +81,8 @@ def pmap(f: Any = MISSING, source: Any = MISSING, /, **options: Any) -> Any:
     *timeout* is in seconds, for one item, from the start of f. Beyond it the item fails with `TimeoutError`; its
     process is killed, its task cancelled, its thread left to itself. Default None: no limit.
 
-    *retries* is how many more times an item is tried that failed, ran over its time, or whose worker died. Default 0.
+    *retries* is how many more times an item is tried that failed, ran over its time, or whose worker died; each try has
+    the whole *timeout*. Default 0.
 
     *on_error* is what becomes of an item that failed for good: ``"raise"`` (the default), ``"skip"``, or a function
     ``g(error, item)`` whose result stands for f's; it runs in this process and may return `SKIP`, or raise.

@@ -517,12 +517,12 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
         ),
     ],
     "_workers/call.py": [
-        ("one retry too few", "if tries > self.stage.retries or", "if tries >= self.stage.retries or"),
-        ("one retry too many", "if tries > self.stage.retries or", "if tries > self.stage.retries + 1 or"),
+        ("one retry too few", "tries <= self.stage.retries and", "tries < self.stage.retries and"),
+        ("one retry too many", "tries <= self.stage.retries and", "tries <= self.stage.retries + 1 and"),
         (
             "an exit is tried again",
-            " or not isinstance(error, Exception):\n                return F",
-            ":\n                return F",
+            " and isinstance(error, Exception)\n\n    def named",
+            "\n\n    def named",
         ),
         (
             "an exit is skipped",
@@ -586,8 +586,23 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
         ),
         (
             "a thread that waits for work is over its time",
-            "                    self.begun = None\n                    slots.append(slot)",
-            "                    slots.append(slot)",
+            "                    self.begun = None\n                    span.tried = 0",
+            "                    span.tried = 0",
+        ),
+        (
+            "a thread that runs over its time forgets the tries before",
+            "            self.span.tried = tries\n",
+            "",
+        ),
+        (
+            "all tries of a thread share its time",
+            "                self.begun = monotonic()\n            return True",
+            "                pass\n            return True",
+        ),
+        (
+            "an abandoned thread tries again",
+            "if self.abandoned or self.crew.window.stopped:",
+            "if self.crew.window.stopped:",
         ),
         ("an abandoned thread is not replaced", "self.crew.add(worker.index)", "pass"),
         ("an abandoned thread still fills its span", "worker.abandoned = True", "pass"),
@@ -636,7 +651,17 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
             "            error = error.__cause__  #",
             "            pass  #",
         ),
-        ("tasks have one retry too few", "tries > self.stage.retries", "tries >= self.stage.retries"),
+        ("a task that runs over its time forgets the tries before", "        self.span.tried = tries\n", ""),
+        (
+            "all tries of a task share its time",
+            "            self.begun = monotonic()\n        return True",
+            "            pass\n        return True",
+        ),
+        (
+            "a coroutine that handles an error of one over its time is an output",
+            "        if isinstance(self.stage.on_error, str):\n            super()",
+            "        if True:\n            super()",
+        ),
         (
             "tasks that are closed are not cancelled",
             "if worker.span is not None and worker.task is not None:",
@@ -734,7 +759,7 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
             "if False:",
         ),
         ("a worker that retires is thrown out", "            worker.link.close()\n", ""),
-        ("no pump asks for what is finished", "        self.recall(late)\n", ""),
+        ("no pump asks for what is finished", "            self.recall(late)\n", "            pass\n"),
         (
             "large items travel together on their way there",
             '        self.weigh("there", body, len(span.items))\n',
@@ -770,8 +795,8 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
         ),
         (
             "what a span has sent counts for the next",
-            "start, items, [], 0, {}",
-            "start, items, [], self.sent, {}",
+            "start, items, [], 0\n",
+            "start, items, [], self.sent\n",
         ),
         (
             "what a process is asked for is lost",
@@ -788,10 +813,21 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
             "{position - self.sent: tried",
             "{position: tried",
         ),
+        ("a process that dies takes its tries with it", "        self.cell[4] = tries\n", ""),
+        (
+            "all tries in a process share its time",
+            "        self.cell[1] = monotonic_ns()\n        self.cell[4]",
+            "        self.cell[4]",
+        ),
+        (
+            "an item is charged with the tries of another",
+            "cell[4] = cell[4], 0",
+            "cell[4] = cell[4], cell[4]",
+        ),
         ("the cell is one item behind", "            index += 1\n", ""),
         (
             "an error in a process is an output",
-            "            self.failed[index - self.start] = True\n",
+            "            self.failed[index - self.start] = None\n",
             "            pass\n",
         ),
     ],

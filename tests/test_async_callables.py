@@ -14,6 +14,7 @@ import pytest
 
 from fstream import StageStatus, Transformer, WorkerInfo, peach, pfilter, pflat_map, pmap
 from tests.functions import square, square_async
+from tests.gates import PATIENCE, Gate
 from tests.loops import Boom, in_every_loop, in_loop, no_complaints, run_strictly
 
 NOT_TASK = ("sync", "thread", "process")
@@ -346,3 +347,49 @@ def test_a_transformer_is_reused_in_other_loops() -> None:
     for _ in range(3):
         assert run_strictly(main) == [0, 1, 4]
         assert list(transformer(range(3))) == [0, 1, 4]
+
+
+async def hang(item: int):
+    await asyncio.sleep(PATIENCE)
+
+
+async def fails(item: int):
+    raise KeyError(item)
+
+
+def test_a_coroutine_handles_also_what_ran_over_its_time():
+    async def handler(error: BaseException, item: int) -> tuple[str, int]:
+        await asyncio.sleep(0)
+        return type(error).__name__, item
+
+    stage = pmap(hang, kind="task", timeout=0.2, on_error=handler)
+    assert list(stage(range(3))) == [("TimeoutError", item) for item in range(3)]
+
+
+def test_a_handler_of_what_ran_over_its_time_is_stopped_with_the_stage(gate: Gate):
+    stopped: list[int] = []
+
+    async def handler(error: BaseException, item: int):
+        try:
+            gate.open()
+            await asyncio.sleep(PATIENCE)
+        finally:
+            stopped.append(item)
+
+    async def hangs_first(item: int) -> int:
+        await asyncio.sleep(0 if item else PATIENCE)
+        return item
+
+    stage = pmap(hangs_first, kind="task", timeout=0.2, on_error=handler, ordered=False)
+    with stage(itertools.count()) as stream:
+        assert next(stream) == 1
+        gate.wait()
+    assert stopped == [0]
+
+
+def test_a_handler_has_the_time_that_it_takes():
+    async def handler(error: BaseException, item: int) -> str:
+        await asyncio.sleep(0.4)
+        return type(error).__name__
+
+    assert list(pmap(fails, kind="task", timeout=0.2, on_error=handler)(range(3))) == ["KeyError"] * 3

@@ -33,7 +33,7 @@ class Parent:
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
-        self.cell = array("q", [child.IDLE, 0, 0, -1])
+        self.cell = array("q", [child.IDLE, 0, 0, -1, 0])
         self.wire = Wire(ours)
         self.child = Child(theirs, memoryview(self.cell))
 
@@ -69,7 +69,7 @@ def parent() -> Iterator[Parent]:
 
 
 def check_together(
-    said: list[tuple[Any, ...]], start: int, slots: list[Any], failed: dict[int, bool]
+    said: list[tuple[Any, ...]], start: int, slots: list[Any], failed: dict[int, int | None]
 ) -> None:
     """Assert what the last messages of a span say, be they one or, as somebody waits, two."""
     assert said[0] == (child.SLOTS, start, slots, failed, len(said) == 1)
@@ -145,16 +145,16 @@ def test_failures_are_counted_from_the_first_slot_of_their_message(parent: Paren
     parent.work(0, [1, 2, 3, 4])
     ahead, back, *later = parent.heard()
     assert (ahead, back) == ((child.SLOTS, 0, [-3, -6], {}, False), (child.BACK, 0, 1))
-    check_together(later, 0, ["failed"], {0: True})
+    check_together(later, 0, ["failed"], {0: None})
     parent.give(lambda item: 6 // (item - 3), on_error="skip")
     parent.work(4, [2, 3, 4])
-    assert parent.heard() == [(child.SLOTS, 4, [-6, "failed", 6], {1: True}, True)]
+    assert parent.heard() == [(child.SLOTS, 4, [-6, "failed", 6], {1: None}, True)]
 
 
 def test_a_failure_that_is_raised_ends_its_span(parent: Parent):
     parent.give(lambda item: 6 // (item - 3))
     parent.work(4, [2, 3, 4])
-    assert parent.heard() == [(child.SLOTS, 4, [-6, "failed"], {1: True}, True)]
+    assert parent.heard() == [(child.SLOTS, 4, [-6, "failed"], {1: None}, True)]
 
 
 def test_the_cell_says_which_item_is_in_f(parent: Parent):
@@ -226,6 +226,36 @@ def test_the_cell_says_since_when(parent: Parent):
     parent.work(0, [0, 0, 0])
     ((_, _, times, _, _),) = parent.heard()
     assert 0 < times[0] < times[1] < times[2]
+
+
+def test_the_cell_says_since_when_and_how_often_for_each_try(parent: Parent):
+    seen: list[tuple[int, int]] = []
+
+    def f(item: int) -> None:
+        seen.append((parent.cell[1], parent.cell[4]))
+        if item and len(seen) < 3:
+            raise ValueError
+
+    parent.give(f, timeout=1.0, retries=2)
+    parent.work(0, [1, 0])
+    times, tries = zip(*seen, strict=True)
+    assert tries == (0, 1, 2, 0)
+    assert sorted(set(times)) == list(times)
+
+
+def test_a_slot_that_cannot_travel_says_how_often_its_item_was_tried(parent: Parent):
+    calls: list[int] = []
+
+    def f(item: int) -> Any:
+        calls.append(item)
+        if len(calls) == 1:
+            raise ValueError
+        return threading.Lock()
+
+    parent.give(f, retries=2)
+    parent.work(0, [1, 2])
+    ((*_, failed, _),) = parent.heard()
+    assert failed == {0: 1, 1: 0}
 
 
 # What the pump does about a worker that has said nothing for a while

@@ -117,6 +117,41 @@ def test_work_goes_on_while_the_consumer_is_busy(concurrent_kind: str, log: Log)
     stream.close()
 
 
+# Tries
+
+
+@contextmanager
+def one_worker(kind: str) -> Iterator[Any]:
+    """A worker that has been at its item for long, in a stage with a time-out."""
+    loop = asyncio.new_event_loop()
+    crew: Any = Run([range(9)], [Stage(MAP, abs, kind, 1, timeout=9.0, name="abs")], loop).crews[0]
+    worker = crew.enlist(crew.place())
+    worker.span, worker.begun = crew.window.take(0.0), -9.0
+    try:
+        yield worker
+    finally:
+        loop.close()
+
+
+@pytest.mark.parametrize("kind", ["thread", "task"])
+def test_each_try_has_a_time_of_its_own(kind: str):
+    with one_worker(kind) as worker:
+        assert worker.again(2)
+        assert worker.begun > 0
+        assert worker.span.tried == 2
+
+
+@pytest.mark.parametrize("kind", ["thread", "task"])
+@pytest.mark.parametrize("end", ["it ran over its time", "all is over"])
+def test_nobody_tries_again_for_nobody(kind: str, end: str):
+    with one_worker(kind) as worker:
+        if end == "all is over":
+            worker.crew.window.stop()
+        else:
+            worker.abandoned = True
+        assert not worker.again(1)
+
+
 # What is taken ahead for tasks that wait side by side
 
 

@@ -40,6 +40,10 @@ def annotate(error: BaseException, note: str) -> None:
     BaseException.__setattr__(error, "__notes__", notes)  # not add_note, which a frozen exception refuses
 
 
+def _always(_tries: int) -> bool:
+    return True
+
+
 class Call:
     """One worker's f, with the resources that ``on_start`` made."""
 
@@ -115,17 +119,25 @@ class Call:
             return (), {name: value for name, value in resources.items() if name in names} | named
         return (resources if type(resources) is tuple else (resources,)), named
 
-    def rescue(self, error: BaseException, item: Any, index: int, tries: int) -> Any:
-        """Try a failed *item* again as often as the stage says; give its slot or its `Failure`."""
+    def rescue(
+        self, error: BaseException, item: Any, index: int, tries: int, again: Callable[[int], bool] = _always
+    ) -> Any:
+        """Try a failed *item* again as often as the stage says; give its slot or its `Failure`.
+
+        *again* is told before each try how many there were, and says whether anybody still waits for it.
+        """
         while True:
             error = self.named(error)
             tries += 1
-            if tries > self.stage.retries or not isinstance(error, Exception):
+            if not (self.may_retry(error, tries) and again(tries)):
                 return Failure(index, item, error)
             try:
                 return self.step(item)
-            except BaseException as again:
-                error = again
+            except BaseException as another:
+                error = another
+
+    def may_retry(self, error: BaseException, tries: int) -> bool:
+        return tries <= self.stage.retries and isinstance(error, Exception)
 
     def named(self, error: BaseException) -> BaseException:
         """Keep a StopIteration out of the iterators that it would end in silence (PEP 479)."""
@@ -177,7 +189,9 @@ class FusedCall:
                 return self.stage.kernel.nothing
         return item
 
-    def rescue(self, error: BaseException, item: Any, index: int, tries: int) -> Failure:
+    def rescue(
+        self, error: BaseException, item: Any, index: int, tries: int, again: Callable[[int], bool] = _always
+    ) -> Failure:
         """Say at which stage it failed: only here that is known."""
         stage, error = self.at.stage, self.named(error)
         before = self.stage.parts[: self.calls.index(self.at)]

@@ -61,17 +61,16 @@ CLOSE: Final = "close"  # forget the stage
 # ... and from it.
 READY: Final = "ready"  # started
 OPENED: Final = "opened"  # all that follows is of the stage that was opened, not of the one before
-SLOTS: Final = (
-    "slots"  # (start, count, failures: {position: tried as often as may be}, closed, seconds), slots
-)
+SLOTS: Final = "slots"  # (start, count, failures: {position: tries, None if no more}, closed, seconds), slots
 BACK: Final = "back"  # (start, count): items that were not started
 UNLOADABLE: Final = "unloadable"  # (start, error): the items cannot be unpickled
 BROKEN: Final = "broken"  # (where, error): loading the stage or on_start raised
 FINISHED: Final = "finished"  # (error of on_done or None)
 
 #: The cell is memory shared with the parent: [what the child is doing, when it began, flushing, the start of the span
-#: that it is about]. It tells the parent which item a dead worker was busy with, and since when a live one is. An index
-#: >= 0 is that of the item in f. For a moment it still tells of a span whose slots the parent has.
+#: that it is about, how often the item in f has failed]. It tells the parent which item a dead worker was busy with,
+#: and since when a live one is. An index >= 0 is that of the item in f. For a moment it still tells of a span whose
+#: slots the parent has.
 CELL_SIZE: Final = 4096
 IDLE: Final = -1
 OPENING: Final = -2
@@ -108,8 +107,11 @@ class Child:
         self.todo: Any = iter(())
         self.slots: list[Any] = []
         self.sent = 0
-        #: The positions of failures; False for a slot that cannot travel, which is the parent's to try again.
-        self.failed: dict[int, bool] = {}
+        #: The positions of failures: None; or, for a slot that cannot travel, which is the parent's to try again, how
+        #: often the item was tried before.
+        self.failed: dict[int, int | None] = {}
+        #: How often items were tried before it went well, by their positions.
+        self.tried: dict[int, int] = {}
         self.begun = 0.0
         #: The parent waits for slots: send after each item.
         self.hungry = False
@@ -243,7 +245,8 @@ class Child:
             self.cell[0] = IDLE
             return
         with self.sending:
-            self.start, self.items, self.slots, self.sent, self.failed = start, items, [], 0, {}
+            self.start, self.items, self.slots, self.sent = start, items, [], 0
+            self.failed, self.tried = {}, {}
             self.todo = iter(items)
         self.begun = perf_counter()
         try:
@@ -271,6 +274,7 @@ class Child:
         cell, step, slots = self.cell, call.step, self.slots
         timed = call.stage.timeout is not None
         index = self.start
+        cell[4] = 0
         for item in self.todo:
             if timed:
                 cell[1] = (
@@ -282,7 +286,8 @@ class Child:
             except Stopped:
                 raise
             except BaseException as error:
-                slot = call.rescue(error, item, index, tries if index == self.start else 0)
+                slot = call.rescue(error, item, index, tries if index == self.start else 0, self.again)
+                self.tried[index - self.start], cell[4] = cell[4], 0
                 self.failure(slot, index)
                 if is_failure(slot) and call.stage.on_error == "raise":
                     slots.append(slot)
@@ -295,13 +300,19 @@ class Child:
                     self.hungry = False
                     self.send_slots(closed=False)
 
+    def again(self, tries: int) -> bool:
+        """One more try begins, after *tries*: with a time of its own."""
+        self.cell[1] = monotonic_ns()
+        self.cell[4] = tries
+        return True
+
     def failure(self, slot: Any, index: int) -> None:
         if is_failure(slot):
             if isinstance(slot.error, Stopped):
                 raise slot.error
             slot.item = None  # the parent has it
             slot.error = encode_error(slot.error)
-            self.failed[index - self.start] = True
+            self.failed[index - self.start] = None
 
     def send_slots(self, *, closed: bool) -> None:
         """Send the slots that are there and were not. With the lock held."""
@@ -331,7 +342,7 @@ class Child:
                 f"{where}: its output, of type {type(slot).__name__}, cannot be pickled: {error}"
             )
             problem.__cause__ = error
-            self.failed.setdefault(position, False)
+            self.failed.setdefault(position, self.tried.get(position, 0))
             failure: Any = Failure(self.start + position, None, None)
             failure.error = encode_error(problem)
             return failure

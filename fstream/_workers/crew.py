@@ -49,7 +49,9 @@ class Crew:
         return self._places - 1
 
     def enlist(self, index: int) -> Any:
-        worker = self.worker(self, index)
+        return self.take_in(self.worker(self, index))
+
+    def take_in(self, worker: Any) -> Any:
         self.members.add(worker)
         self.run.enter(worker)
         self.coming += 1
@@ -152,7 +154,14 @@ class Crew:
             return
         failure, victim = lost
         failure.error = error_of(failure)
-        slot = handled(self.stage, failure)  # user code: not under the lock
+        self.make_good(failure, victim)
+
+    def make_good(self, failure: Failure, victim: Span) -> None:
+        """Have ``on_error`` say what becomes of an item whose worker was lost; *victim* is its span."""
+        self.stand_in(victim, handled(self.stage, failure))  # user code: not under the lock
+
+    def stand_in(self, victim: Span, slot: Any) -> None:
+        """Give the slot that stands for the lost item, or the failure that stays."""
         if is_failure(slot):
             self.fail(slot)
         else:

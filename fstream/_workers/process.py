@@ -461,8 +461,12 @@ class Workers(Crew):
                     self.run.settle()
         if self.stage.timeout is not None:
             for worker in list(self.workers):
-                doing = worker.link.state(0)
-                if worker.flight and self.time_left(worker) <= 0 and worker.link.state(0) == doing:
+                doing, since = worker.link.state(0), worker.link.state(1)
+                if (
+                    worker.flight
+                    and self.time_left(worker) <= 0
+                    and (worker.link.state(0), worker.link.state(1)) == (doing, since)
+                ):
                     self.bury(worker, doing, worker.link.kill(), self.too_late)
 
     def recall(self, workers: Iterable[Worker]) -> None:
@@ -550,13 +554,14 @@ class Workers(Crew):
                 self.window.hungry = False
             self.run.settle()
 
-    def put_all(self, span: Span, slots: list[Any], failed: dict[int, bool]) -> bool:
+    def put_all(self, span: Span, slots: list[Any], failed: dict[int, int | None]) -> bool:
         """Append slots of which some are failures; False if the span ends with one."""
         for number, slot in enumerate(slots):
             if number in failed:
                 position = len(span.slots)
                 error = decode_error(slot.error)
-                if self.stage.retries and not failed[number]:
+                if self.stage.retries and (tried := failed[number]) is not None:
+                    span.tried = tried
                     self.lost(span, lambda _, error=error: error, position)  # type: ignore[misc]
                     return False
                 slot.index, slot.item, slot.error = span.start + position, span.items[position], error
@@ -625,6 +630,7 @@ class Workers(Crew):
                 at, doing = start, child.LOADING
         for span in spans:
             if at_work and span.start == at:
+                span.tried = worker.link.state(4)
                 self.recover(span, doing, status, flushing=flushing, error_of=error_of)
             else:
                 self.hand_on(span)

@@ -482,6 +482,7 @@ class Worker(Member):
             if self.used_up():
                 window.give_back(span)
             self.slots.append(slot)
+            span.tried = 0
             self.log(f"has item {index}: {reprlib.repr(slot)}")
             yield None
             if self.is_gone():
@@ -491,6 +492,11 @@ class Worker(Member):
                 if window.available():
                     window.hungry = False
                 self.run.settle()
+
+    def again(self, tries: int) -> bool:
+        assert self.span is not None
+        self.span.tried = tries
+        return True
 
     def meet_fault(self, item: Any) -> None:
         """Fail in the place of f, if the schedule says so."""
@@ -521,7 +527,7 @@ class Worker(Member):
             try:
                 return call.step(item)
             except BaseException as error:
-                slot = call.rescue(error, item, index, tries)
+                slot = call.rescue(error, item, index, tries, self.again)
         if is_failure(slot) and type(slot.error) is not Lost:
             if not self.stage.parts:  # else it says so itself
                 annotate(slot.error, f"in {describe(self.stage, index, item)}")
@@ -538,7 +544,7 @@ class Worker(Member):
         try:
             slot = call.step(own)
         except BaseException as error:
-            slot = call.rescue(error, own, index, tries)
+            slot = call.rescue(error, own, index, tries, self.again)
         if is_failure(slot):
             return Failure(
                 index,
@@ -557,7 +563,8 @@ class Worker(Member):
         except BaseException as error:
             if self.is_gone():
                 raise
-            return await call.arescue(error, item, index, tries)
+            slot = await call.arescue(error, item, index, tries, self.again)
+            return await call.ahandled(slot) if is_failure(slot) and type(slot.error) is not Lost else slot
 
     def fail(self, span: Span, failure: Failure) -> Steps:
         """The span ends with *failure*, or with the worker's end."""

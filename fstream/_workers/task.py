@@ -119,6 +119,14 @@ class Workers(Crew):
             self.window.done(span, SPAN_SECONDS)
         self.finished.clear()
 
+    def make_good(self, failure: Failure, victim: Span) -> None:
+        if isinstance(self.stage.on_error, str):
+            super().make_good(failure, victim)
+            return
+        with self.run.lock:
+            handler = self.take_in(Handler(self, failure, victim))
+        self.launch(handler)
+
     def unwatch(self) -> None:
         if self.timer is not None:
             self.timer.cancel()
@@ -164,17 +172,19 @@ class AsyncCall(Call):
             error = error.__cause__  # what Python itself makes of one out of a coroutine does not name f
         return super().named(error)
 
-    async def arescue(self, error: BaseException, item: Any, index: int, tries: int) -> Any:
+    async def arescue(
+        self, error: BaseException, item: Any, index: int, tries: int, again: Callable[[int], bool]
+    ) -> Any:
         """`rescue`, awaited."""
         while True:
             error = self.named(error)
             tries += 1
-            if tries > self.stage.retries or not isinstance(error, Exception):
-                return await self.ahandled(Failure(index, item, error))
+            if not (self.may_retry(error, tries) and again(tries)):
+                return Failure(index, item, error)
             try:
                 return await self.step(item)
-            except BaseException as again:
-                error = again
+            except BaseException as another:
+                error = another
 
     async def ahandled(self, failure: Failure) -> Any:
         """`handled`, with a handler that may be a coroutine function."""
@@ -323,16 +333,50 @@ class Worker:
         if self.abandoned:
             # f made an error of its own of being cancelled: the item is tried again elsewhere by now, or has failed.
             return Failure(index, item, error)
-        slot = await self.call.arescue(error, item, index, tries)
-        self.begun = None
+        slot = await self.call.arescue(error, item, index, tries, self.again)
+        self.begun, span.tried = None, 0
         if is_failure(slot) and not self.abandoned:
             if self.is_stopped(slot.error):
                 raise slot.error
-            self.crew.fail(slot)
+            slot = await self.call.ahandled(slot)
+            if is_failure(slot):
+                if self.is_stopped(slot.error):
+                    raise slot.error
+                self.crew.fail(slot)
         return slot
+
+    def again(self, tries: int) -> bool:
+        """One more try begins, after *tries*: with a time of its own."""
+        if self.abandoned or self.crew.window.stopped:
+            return False
+        assert self.span is not None
+        self.span.tried = tries
+        if self.begun is not None:
+            self.begun = monotonic()
+        return True
 
     def is_stopped(self, error: BaseException) -> bool:
         """Tell a cancellation of this task from a `CancelledError` that f raised of its own."""
         return (
             isinstance(error, asyncio.CancelledError) and self.task is not None and self.task.cancelling() > 0
         )
+
+
+class Handler(Worker):
+    """The task that runs ``on_error``, which may be a coroutine function, on an item whose own task was cancelled."""
+
+    def __init__(self, crew: Workers, failure: Failure, victim: Span) -> None:
+        super().__init__(crew, -1)
+        self.failure = failure
+        self.span = victim
+
+    async def main(self) -> None:
+        crew, victim = self.crew, self.span
+        crew.coming -= 1
+        assert victim is not None
+        try:
+            slot = await self.call.ahandled(self.failure)
+            if not (is_failure(slot) and self.is_stopped(slot.error)):
+                crew.stand_in(victim, slot)
+        finally:
+            await self.end()

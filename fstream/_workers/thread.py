@@ -139,6 +139,7 @@ class Worker:
                     if self.abandoned:
                         return
                     self.begun = None
+                    span.tried = 0
                     slots.append(slot)
 
     def watched(self, step: Any) -> Any:
@@ -157,7 +158,7 @@ class Worker:
         """Give the slot that stands for a failed item; put the failure that stays in its place."""
         index = span.start + len(span.slots)
         tries = span.tries if not span.slots else 0
-        slot = self.call.rescue(error, item, index, tries)
+        slot = self.call.rescue(error, item, index, tries, self.again)
         if is_failure(slot):
             if self.left_alone():
                 return slot
@@ -166,6 +167,17 @@ class Worker:
             if is_failure(slot):
                 self.crew.fail(slot)
         return slot
+
+    def again(self, tries: int) -> bool:
+        """One more try begins, after *tries*: with a time of its own."""
+        with self.run.lock:
+            if self.abandoned or self.crew.window.stopped:
+                return False
+            assert self.span is not None
+            self.span.tried = tries
+            if self.begun is not None:
+                self.begun = monotonic()
+            return True
 
     def left_alone(self) -> bool:
         """Whether the watch has abandoned this thread; if not, it does not any more for the present item."""

@@ -356,7 +356,7 @@ class Faulty:
         return item * 10
 
 
-def as_coroutine(faulty: Faulty) -> Callable[[Any], Awaitable[Any]]:
+def as_coroutine(faulty: Callable[[Any], Any]) -> Callable[[Any], Awaitable[Any]]:
     """*faulty* as a coroutine function, whose act may be one too."""
 
     async def coroutine(item: Any) -> Any:

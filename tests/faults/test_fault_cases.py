@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -276,6 +277,64 @@ def test_a_coroutine_that_will_not_be_cancelled_ends_in_a_timeout_too() -> None:
     with pytest.raises(TimeoutError):
         list(pmap(stubborn, kind="task", timeout=0.1)(range(3)))
     assert time.monotonic() - began < SLACK
+
+
+@dataclass(frozen=True)
+class Trying:
+    """`ten`, whose tries of item 1 end one after the other as *acts* do, and then go well."""
+
+    tally: Tally
+    acts: tuple[Callable[[Any], Any], ...]
+
+    def __call__(self, item: int) -> Any:
+        if item == 1 and (turn := self.tally.turn("try")) <= len(self.acts):
+            return self.acts[turn - 1](item)
+        return item * 10
+
+
+def clinging(_item: int) -> Any:
+    return threading.Lock()
+
+
+def trying(kind: str, acts: tuple[Callable[[Any], Any], ...], tally: Tally) -> Callable[[Any], Any]:
+    f = Trying(tally, acts)
+    return as_coroutine(f) if kind == "task" else f
+
+
+#: What two tries end with, and the error of the second.
+TWO_TRIES: list[tuple[str, tuple[Callable[[Any], Any], ...], type[BaseException]]] = [
+    (kind, acts, error)
+    for kind in CONCURRENT
+    for acts, error in [
+        ((raise_boom, faulty.hang_task if kind == "task" else faulty.hang), TimeoutError),
+        ((faulty.hang_task if kind == "task" else faulty.hang, raise_boom), Boom),
+    ]
+] + [
+    ("process", (raise_boom, faulty.exit_7), WorkerDied),
+    ("process", (faulty.exit_7, raise_boom), Boom),
+    ("process", (raise_boom, clinging), NotPicklable),
+    ("process", (clinging, raise_boom), Boom),
+]
+
+
+@pytest.mark.parametrize("ordered", [True, False], ids=["ordered", "unordered"])
+@pytest.mark.parametrize(("kind", "acts", "error"), TWO_TRIES)
+def test_tries_are_counted_whatever_they_end_with(
+    kind: str, acts: tuple[Callable[[Any], Any], ...], error: type[BaseException], ordered: bool, tally: Tally
+) -> None:
+    stage = pmap(trying(kind, acts, tally), kind=kind, workers=2, timeout=0.5, retries=1, ordered=ordered)
+    with pytest.raises(error):
+        list(stage(range(5)))
+    assert tally.count("try") == 2
+
+
+@pytest.mark.parametrize(("kind", "acts", "error"), TWO_TRIES)
+def test_the_last_try_may_succeed(
+    kind: str, acts: tuple[Callable[[Any], Any], ...], error: type[BaseException], tally: Tally
+) -> None:
+    stage = pmap(trying(kind, acts, tally), kind=kind, workers=2, timeout=0.5, retries=2)
+    assert list(stage(range(5))) == [0, 10, 20, 30, 40]
+    assert tally.count("try") == 3
 
 
 def test_a_process_deaf_to_signals_is_stopped_too() -> None:
