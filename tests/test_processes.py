@@ -16,9 +16,12 @@ from typing import Any
 import pytest
 
 from fstream import WorkerDied, pfilter, pflat_map, pmap
+from fstream._kernels import MAP
+from fstream._run import Run
 from fstream._spans import Span, Window
+from fstream._stage import Stage
 from fstream._workers import child
-from fstream._workers.link import WARM
+from fstream._workers.link import WARM, Link
 from fstream._workers.process import Worker, Workers
 from tests.faults.faulty import eventually
 from tests.functions import square
@@ -313,6 +316,45 @@ def test_warm_workers_are_reused(script: Script):
         print("reused")
     """
     assert printed(script(source)) == "reused"
+
+
+def pid_of(_: object) -> int:
+    return os.getpid()
+
+
+def test_a_worker_that_is_starting_when_its_stage_ends_is_kept_for_the_next():
+    WARM.clear()
+    crew: Any = Run([range(3)], [Stage(MAP, abs, "process", 1, name="abs")]).crews[0]
+    crew.hire()
+    [worker] = crew.workers
+    crew.wind_up()
+    crew.selector.close()
+    crew.queue.close()
+    assert WARM._links == [worker.link]
+    assert not worker.link.ready
+    assert list(pmap(pid_of, range(2), kind="process", workers=1)) == [worker.link.process.pid] * 2
+    assert worker.link.ready
+
+
+def test_a_worker_that_died_while_it_started_is_not_kept():
+    WARM.clear()
+    link = Link(None)
+    WARM.put(link)
+    link.process.kill()
+    link.process.join()
+    assert list(pmap(square, range(2), kind="process", workers=1)) == [0, 1]
+    assert link not in WARM._links
+
+
+def test_workers_that_are_starting_do_not_keep_the_interpreter_from_its_end(script: Script):
+    source = """
+        from fstream._workers.link import WARM, Link
+
+        for _ in range(8):
+            WARM.put(Link(None))
+        print("done")
+    """
+    assert printed(script(source)) == "done"
 
 
 @pytest.mark.parametrize("doing", [child.SENDING, child.LOADING, 0])

@@ -54,6 +54,8 @@ class Link:
         ours.setblocking(False)
         self.sock = ours
         self.wire = Wire(ours)
+        #: It has said that it has started.
+        self.ready = False
 
     def state(self, position: int) -> int:
         return int.from_bytes(self.cell[8 * position : 8 * position + 8], sys.byteorder, signed=True)
@@ -65,7 +67,7 @@ class Link:
     def idle(self) -> bool:
         """Still there: fit for another stage. It may yet have answers to the last one in its socket."""
         try:
-            return self.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) != b""
+            return self.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) != b"" and self.process.is_alive()
         except BlockingIOError:
             return True
         except OSError:
@@ -153,7 +155,10 @@ LIFELINE: Final = Lifeline()
 
 
 class Warm:
-    """Idle worker processes, kept for the next stage. They end by themselves after ``child.IDLE_SECONDS``."""
+    """Idle worker processes, kept for the next stage. They end by themselves after ``child.IDLE_SECONDS``.
+
+    Some are still starting: the stage that had them started has ended before.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -188,7 +193,10 @@ class Warm:
         with self._lock:
             links, self._links = self._links, []
         for link in links:
-            link.dismiss()
+            if link.ready:
+                link.dismiss()
+            else:
+                link.kill()
         for link in links:
             link.buried()
 

@@ -298,10 +298,8 @@ class Workers(Crew):
 
     def hire(self) -> None:
         """Get one more worker, a warm one if there is one."""
-        link = WARM.take(self.method)
-        warm = link is not None
         try:
-            link = link or Link(self.method)
+            link = WARM.take(self.method) or Link(self.method)
         except RuntimeError as error:
             # The interpreter is about to exit: go on with the workers that there are.
             self.free_indexes.clear()
@@ -314,7 +312,7 @@ class Workers(Crew):
         worker = Worker(link, self.free_indexes.pop(0))
         self.workers.append(worker)
         self.selector.register(link.sock, selectors.EVENT_READ, worker)
-        if warm:
+        if link.ready:
             self.open(worker)
 
     def open(self, worker: Worker) -> None:
@@ -495,6 +493,7 @@ class Workers(Crew):
         elif what == child.BACK:
             self.take_back(worker, header[1], header[2])
         elif what == child.READY:
+            worker.link.ready = True
             self.open(worker)
         elif what == child.UNLOADABLE:
             span = self.landed(worker, header[1])
@@ -707,7 +706,10 @@ class Workers(Crew):
     def wind_up(self) -> None:
         """End the workers: idle ones stay warm, those in f are killed, or stopped if they have an ``on_done``."""
         for worker in list(self.workers):
-            if not worker.opened or (worker.flight and (self.stage.on_done is None or not worker.begun)):
+            if not worker.opened:  # it is starting: for the next stage, then
+                self.leave_out(worker)
+                WARM.put(worker.link)
+            elif worker.flight and (self.stage.on_done is None or not worker.begun):
                 self.leave_out(worker)
                 worker.link.kill()
         stopped = self.window.stopped
