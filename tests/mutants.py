@@ -759,6 +759,11 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
             "if False:",
         ),
         ("a worker that retires is thrown out", "            worker.link.close()\n", ""),
+        (
+            "who has nothing left to do waits for the others to be late",
+            "if not late and self.at_the_end():",
+            "if False:",
+        ),
         ("no pump asks for what is finished", "            self.recall(late)\n", "            pass\n"),
         (
             "large items travel together on their way there",

@@ -270,6 +270,7 @@ def pump_of(worker: Any, recalled: list[Any]) -> Any:
         queue=SimpleNamespace(deadline=None),
         stage=SimpleNamespace(timeout=None),
         loaded=lambda worker: True,
+        at_the_end=lambda: False,
         spare=lambda: False,
         used_up=lambda worker: False,
         recall=recalled.extend,

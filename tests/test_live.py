@@ -11,6 +11,7 @@ from itertools import count, islice
 import pytest
 
 from fstream import pfilter, pflat_map, pmap
+from fstream._spans import Window
 from tests.conftest import CONCURRENT_KINDS
 from tests.functions import identity, is_odd, suited
 from tests.gates import PATIENCE, Gate, Log, holding
@@ -167,6 +168,22 @@ def test_what_waits_behind_a_slow_item_comes_also_if_there_is_no_end_of_other_wo
             behind.discard(next(stream))
         gate.open()
     assert not behind
+
+
+def test_a_process_that_has_nothing_left_to_do_takes_over_what_waits_behind_others(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch
+):
+    hold = holding("process", {30: gate})
+
+    def f(item: int) -> int:
+        time.sleep(0.001)  # so that spans are of several, and worth while
+        return int(hold(item))
+
+    monkeypatch.setattr(Window, "patience", PATIENCE)  # nobody is late
+    with pmap(f, range(60), kind="process", workers=2, ordered=False) as stream:
+        assert sorted(islice(stream, 59)) == [item for item in range(60) if item != 30]
+        gate.open()
+        assert list(stream) == [30]
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -405,9 +405,19 @@ class Workers(Crew):
         """There is a worker with nothing to do, or there could be."""
         return any(worker.opened and worker.idle for worker in self.workers) or (self.may_hire())
 
-    def loaded(self, worker: Worker) -> bool:
-        """It may have items that it has not started, and was not asked for them."""
-        return not worker.recalled and sum(len(span.items) - len(span.slots) for span in worker.flight) > 1
+    def loaded(self, worker: Worker, work: float = 0.0) -> bool:
+        """It may have items that it has not started, of so many seconds of *work*, and was not asked for them."""
+        if worker.recalled:
+            return False
+        count = sum(len(span.items) - len(span.slots) for span in worker.flight)
+        return count > 1 and count * (self.window.cost or 0.0) >= work
+
+    def at_the_end(self) -> bool:
+        """Some worker has nothing to do, and nothing more will come but what others give back."""
+        if not any(worker.idle for worker in self.ready_workers()):
+            return False
+        with self.run.lock:
+            return self.window.upstream.end is not None and not self.window.takable()
 
     def time_left(self, worker: Worker) -> float:
         """Seconds until the item of *worker* is over its time; one that is not begun yet cannot be before *timeout*."""
@@ -443,6 +453,8 @@ class Workers(Crew):
         now = perf_counter()
         patience = self.window.patience
         late = [worker for worker in self.workers if self.loaded(worker) and now - worker.heard >= patience]
+        if not late and self.at_the_end():
+            late = [worker for worker in self.workers if self.loaded(worker, self.window.undivided)]
         if late:
             with self.run.lock:
                 spare = self.spare() and not self.window.takable()
