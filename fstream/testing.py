@@ -131,8 +131,11 @@ def assert_lawful(
     """
     from hypothesis import HealthCheck, given, settings
 
-    # One failure, the simplest: several would come as a group, which is no AssertionError.
-    quietly = settings(deadline=None, suppress_health_check=list(HealthCheck), report_multiple_bugs=False)
+    # One failure, the simplest: several would come as a group, which is no AssertionError. No database: to hypothesis
+    # all pipelines are one test, and it takes what it kept of another, or of a run that was cut off, for the simplest.
+    quietly = settings(
+        deadline=None, suppress_health_check=list(HealthCheck), report_multiple_bugs=False, database=None
+    )
 
     @settings(quietly, max_examples=2 * quietly.max_examples)
     @given(source=sources, schedule=schedules())

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import find, given, settings
 from hypothesis import strategies as st
+from hypothesis.database import InMemoryExampleDatabase
 
 from fstream import (
     NotPicklable,
@@ -551,6 +552,17 @@ def check_rejected(transformer: Any, reference: Any, error: type[BaseException] 
 def test_a_wrong_function_is_rejected_with_the_smallest_source():
     told = check_rejected(pmap(square), partial(map, lambda x: x))
     assert "gave [4], the reference [2]" in told and "Schedule(stalls=()" in told and "square[0]" in told
+
+
+def test_what_was_found_with_one_pipeline_is_not_kept_for_another():
+    database, before = InMemoryExampleDatabase(), settings.get_current_profile_name()
+    settings.register_profile("keeping", settings.get_profile(before), database=database)
+    settings.load_profile("keeping")
+    try:
+        check_rejected(pmap(square), partial(map, lambda x: x))
+    finally:
+        settings.load_profile(before)
+    assert not database.data
 
 
 def test_lost_and_doubled_outputs_are_rejected():
