@@ -34,10 +34,8 @@ from fstream._interrupts import Uninterrupted
 from fstream._queues import Credits, Outlet, TakerQueue, ThreadQueue
 from fstream._spans import (
     LONGEST_SPAN_SECONDS,
-    MAX_CHEAP,
     MAX_CHEAP_PROCESS,
     PROCESS_SPAN_SECONDS,
-    SPAN_SECONDS,
     Closed,
     Feed,
     Room,
@@ -119,6 +117,14 @@ _SHARES: Final[dict[str, Callable[[int], int]]] = {
     "task": lambda _: 1,
 }
 
+#: What is different about a window whose workers are processes: a span is far away, and costs more to hand over.
+_REMOTE: Final[dict[str, Any]] = {
+    "remote": True,
+    "span_seconds": PROCESS_SPAN_SECONDS,
+    "longest_span": LONGEST_SPAN_SECONDS,
+    "most_cheap": MAX_CHEAP_PROCESS,
+}
+
 
 def default_workers(kind: str) -> int:
     """The number of workers where none is given."""
@@ -188,11 +194,8 @@ class Run:
                 outputs=partial(stage.kernel.outputs, skips=stage.on_error != "raise"),
                 one_each=stage.kernel.plain and stage.on_error == "raise",
                 shares=_SHARES[stage.kind](count),
-                span_seconds=PROCESS_SPAN_SECONDS if stage.kind == "process" else SPAN_SECONDS,
-                longest_span=LONGEST_SPAN_SECONDS if stage.kind == "process" else SPAN_SECONDS,
-                most_cheap=MAX_CHEAP_PROCESS if stage.kind == "process" else MAX_CHEAP,
                 loses=stage.kind == "process" or stage.timeout is not None,
-                remote=stage.kind == "process",
+                **(_REMOTE if stage.kind == "process" else {}),
             )
             self.windows.append(window)
             self.crews.append(self._workers(stage, window))

@@ -387,6 +387,17 @@ def test_a_handler_of_what_ran_over_its_time_is_stopped_with_the_stage(gate: Gat
     assert stopped == [0]
 
 
+def test_a_handler_that_is_cancelled_by_somebody_else_ends_the_stream():
+    async def handler(error: BaseException, item: int):
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await asyncio.sleep(PATIENCE)
+
+    with pytest.raises(asyncio.CancelledError):
+        list(pmap(hang, range(2), kind="task", timeout=0.2, on_error=handler))
+
+
 def test_a_handler_has_the_time_that_it_takes():
     async def handler(error: BaseException, item: int) -> str:
         await asyncio.sleep(0.4)

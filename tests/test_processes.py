@@ -336,6 +336,14 @@ def test_a_worker_that_is_starting_when_its_stage_ends_is_kept_for_the_next():
     assert worker.link.ready
 
 
+def test_a_worker_that_has_started_is_taken_before_one_that_is_starting():
+    WARM.clear()
+    assert list(pmap(square, range(2), kind="process", workers=1)) == [0, 1]
+    [warm] = WARM._links
+    WARM.put(Link(None))
+    assert list(pmap(pid_of, range(2), kind="process", workers=1)) == [warm.process.pid] * 2
+
+
 def test_a_worker_that_died_while_it_started_is_not_kept():
     WARM.clear()
     link = Link(None)

@@ -176,9 +176,12 @@ class Warm:
     def take(self, method: str | None) -> Link | None:
         while True:
             with self._lock:
-                found = next((link for link in reversed(self._links) if link.method == method), None)
-                if found is None:
+                fit = [link for link in reversed(self._links) if link.method == method]
+                if not fit:
                     return None
+                found = max(
+                    fit, key=lambda link: link.ready
+                )  # rather one that has started, the latest of them
                 self._links.remove(found)
             if found.idle():
                 return found

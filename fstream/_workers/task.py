@@ -233,7 +233,7 @@ class Worker:
     async def main(self) -> None:
         crew = self.crew
         try:
-            await self.work(crew.arrived())
+            await self.act()
         except asyncio.CancelledError as error:
             if not (self.run.stopped or crew.window.stopped or self.abandoned):
                 crew.break_down(error)  # cancelled by somebody else: the stream ends so
@@ -242,6 +242,9 @@ class Worker:
         finally:
             self.span = None
             await self.end()
+
+    async def act(self) -> None:
+        await self.work(self.crew.arrived())
 
     async def work(self, span: Span | Closed | None) -> None:
         """Fill *span*, if there is one, and others, up to the end."""
@@ -368,15 +371,11 @@ class Handler(Worker):
     def __init__(self, crew: Workers, failure: Failure, victim: Span) -> None:
         super().__init__(crew, -1)
         self.failure = failure
-        self.span = victim
+        self.span = self.victim = victim  # a span in hand: to be cancelled when the stage is stopped
 
-    async def main(self) -> None:
-        crew, victim = self.crew, self.span
-        crew.coming -= 1
-        assert victim is not None
-        try:
-            slot = await self.call.ahandled(self.failure)
-            if not (is_failure(slot) and self.is_stopped(slot.error)):
-                crew.stand_in(victim, slot)
-        finally:
-            await self.end()
+    async def act(self) -> None:
+        self.crew.coming -= 1
+        slot = await self.call.ahandled(self.failure)
+        if is_failure(slot) and self.is_stopped(slot.error):
+            raise slot.error
+        self.crew.stand_in(self.victim, slot)
