@@ -837,7 +837,11 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
         ),
     ],
     "_workers/link.py": [
-        ("workers of another start method are reused", "if link.method == method), None)", "), None)"),
+        (
+            "workers of another start method are reused",
+            "for link in reversed(self._links) if link.method == method]",
+            "for link in reversed(self._links)]",
+        ),
     ],
     "_workers/wire.py": [
         ("functions that are sent by value forget their file", ".replace(co_filename=file)", ""),
