@@ -641,11 +641,6 @@ class Window:
         parts: list[list[Any]] = []
         if self.ordered:
             while (span := spans.get(self.head)) is not None:
-                if span.closed and not span.given:  # all of it, as most often
-                    del spans[self.head]
-                    parts.append(span.slots)
-                    self.head += len(span.slots)
-                    continue
                 parts.append(self._fresh(span))
                 if self.head in spans:
                     break

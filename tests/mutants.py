@@ -549,6 +549,22 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
         ),
     ],
     "_workers/crew.py": [
+        ("who runs over its time forgets the tries before", "            worker.span.tried = tries\n", ""),
+        (
+            "all tries of an item share its time",
+            "                worker.begun = monotonic()\n            return True",
+            "                pass\n            return True",
+        ),
+        (
+            "who was abandoned tries again",
+            "if worker.abandoned or self.window.stopped:",
+            "if self.window.stopped:",
+        ),
+        (
+            "an item is tried again though all is over",
+            "if worker.abandoned or self.window.stopped:",
+            "if worker.abandoned:",
+        ),
         (
             "an item that was lost for good is passed over",
             "        if is_failure(slot):\n            self.fail(slot)\n        else:\n",
@@ -588,21 +604,6 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
             "a thread that waits for work is over its time",
             "                    self.begun = None\n                    span.tried = 0",
             "                    span.tried = 0",
-        ),
-        (
-            "a thread that runs over its time forgets the tries before",
-            "            self.span.tried = tries\n",
-            "",
-        ),
-        (
-            "all tries of a thread share its time",
-            "                self.begun = monotonic()\n            return True",
-            "                pass\n            return True",
-        ),
-        (
-            "an abandoned thread tries again",
-            "if self.abandoned or self.crew.window.stopped:",
-            "if self.crew.window.stopped:",
         ),
         ("an abandoned thread is not replaced", "self.crew.add(worker.index)", "pass"),
         ("an abandoned thread still fills its span", "worker.abandoned = True", "pass"),
@@ -650,12 +651,6 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
             "a StopIteration out of a coroutine names nobody",
             "            error = error.__cause__  #",
             "            pass  #",
-        ),
-        ("a task that runs over its time forgets the tries before", "        self.span.tried = tries\n", ""),
-        (
-            "all tries of a task share its time",
-            "            self.begun = monotonic()\n        return True",
-            "            pass\n        return True",
         ),
         (
             "a coroutine that handles an error of one over its time is an output",

@@ -117,26 +117,32 @@ def test_work_goes_on_while_the_consumer_is_busy(concurrent_kind: str, log: Log)
     stream.close()
 
 
+@contextmanager
+def crew_of(kind: str, workers: int, **options: Any) -> Iterator[Any]:
+    """The workers of a stage over `range(99)`, none of which is started."""
+    loop = asyncio.new_event_loop()
+    try:
+        yield Run([range(99)], [Stage(MAP, abs, kind, workers, name="abs", **options)], loop).crews[0]
+    finally:
+        loop.close()
+
+
 # Tries
 
 
 @contextmanager
 def one_worker(kind: str) -> Iterator[Any]:
     """A worker that has been at its item for long, in a stage with a time-out."""
-    loop = asyncio.new_event_loop()
-    crew: Any = Run([range(9)], [Stage(MAP, abs, kind, 1, timeout=9.0, name="abs")], loop).crews[0]
-    worker = crew.enlist(crew.place())
-    worker.span, worker.begun = crew.window.take(0.0), -9.0
-    try:
+    with crew_of(kind, 1, timeout=9.0) as crew:
+        worker = crew.enlist(crew.place())
+        worker.span, worker.begun = crew.window.take(0.0), -9.0
         yield worker
-    finally:
-        loop.close()
 
 
 @pytest.mark.parametrize("kind", ["thread", "task"])
 def test_each_try_has_a_time_of_its_own(kind: str):
     with one_worker(kind) as worker:
-        assert worker.again(2)
+        assert worker.crew.again(worker, 2)
         assert worker.begun > 0
         assert worker.span.tried == 2
 
@@ -149,7 +155,7 @@ def test_nobody_tries_again_for_nobody(kind: str, end: str):
             worker.crew.window.stop()
         else:
             worker.abandoned = True
-        assert not worker.again(1)
+        assert not worker.crew.again(worker, 1)
 
 
 # What is taken ahead for tasks that wait side by side
@@ -158,15 +164,11 @@ def test_nobody_tries_again_for_nobody(kind: str, end: str):
 @contextmanager
 def three_tasks() -> Iterator[Any]:
     """A stage of three tasks that have started, as far as it knows, and are all at work."""
-    loop = asyncio.new_event_loop()
-    crew: Any = Run([range(99)], [Stage(MAP, abs, "task", 3, name="abs")], loop).crews[0]
-    crew.queue.loop = loop
-    for _ in range(3):
-        crew.place()
-    try:
+    with crew_of("task", 3) as crew:
+        crew.queue.loop = crew.host.loop
+        for _ in range(3):
+            crew.place()
         yield crew
-    finally:
-        loop.close()
 
 
 def done_by(crew: Any) -> Span:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from fstream._spans import Closed, Failure, Span, Window
@@ -138,6 +139,16 @@ class Crew:
             if (begun := worker.begun) is not None:
                 (late if now - begun >= timeout else ends).append(worker)
         return late, min((worker.begun + timeout - now for worker in ends if worker.begun), default=None)
+
+    def again(self, worker: Any, tries: int) -> bool:
+        """One more try of the item of *worker* begins, after *tries*: with a time of its own. False if nobody waits."""
+        with self.run.lock:
+            if worker.abandoned or self.window.stopped:
+                return False
+            worker.span.tried = tries
+            if worker.begun is not None:
+                worker.begun = monotonic()
+            return True
 
     def too_late(self, failure: Failure) -> BaseException:
         seconds = self.stage.timeout

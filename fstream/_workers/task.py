@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from inspect import isawaitable
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any, Final
@@ -336,7 +337,7 @@ class Worker:
         if self.abandoned:
             # f made an error of its own of being cancelled: the item is tried again elsewhere by now, or has failed.
             return Failure(index, item, error)
-        slot = await self.call.arescue(error, item, index, tries, self.again)
+        slot = await self.call.arescue(error, item, index, tries, partial(self.crew.again, self))
         self.begun, span.tried = None, 0
         if is_failure(slot) and not self.abandoned:
             if self.is_stopped(slot.error):
@@ -347,16 +348,6 @@ class Worker:
                     raise slot.error
                 self.crew.fail(slot)
         return slot
-
-    def again(self, tries: int) -> bool:
-        """One more try begins, after *tries*: with a time of its own."""
-        if self.abandoned or self.crew.window.stopped:
-            return False
-        assert self.span is not None
-        self.span.tried = tries
-        if self.begun is not None:
-            self.begun = monotonic()
-        return True
 
     def is_stopped(self, error: BaseException) -> bool:
         """Tell a cancellation of this task from a `CancelledError` that f raised of its own."""

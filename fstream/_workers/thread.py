@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -158,7 +159,7 @@ class Worker:
         """Give the slot that stands for a failed item; put the failure that stays in its place."""
         index = span.start + len(span.slots)
         tries = span.tries if not span.slots else 0
-        slot = self.call.rescue(error, item, index, tries, self.again)
+        slot = self.call.rescue(error, item, index, tries, partial(self.crew.again, self))
         if is_failure(slot):
             if self.left_alone():
                 return slot
@@ -167,17 +168,6 @@ class Worker:
             if is_failure(slot):
                 self.crew.fail(slot)
         return slot
-
-    def again(self, tries: int) -> bool:
-        """One more try begins, after *tries*: with a time of its own."""
-        with self.run.lock:
-            if self.abandoned or self.crew.window.stopped:
-                return False
-            assert self.span is not None
-            self.span.tried = tries
-            if self.begun is not None:
-                self.begun = monotonic()
-            return True
 
     def left_alone(self) -> bool:
         """Whether the watch has abandoned this thread; if not, it does not any more for the present item."""

@@ -292,10 +292,6 @@ class Trying:
         return item * 10
 
 
-def clinging(_item: int) -> Any:
-    return threading.Lock()
-
-
 def trying(kind: str, acts: tuple[Callable[[Any], Any], ...], tally: Tally) -> Callable[[Any], Any]:
     f = Trying(tally, acts)
     return as_coroutine(f) if kind == "task" else f
@@ -312,8 +308,8 @@ TWO_TRIES: list[tuple[str, tuple[Callable[[Any], Any], ...], type[BaseException]
 ] + [
     ("process", (raise_boom, faulty.exit_7), WorkerDied),
     ("process", (faulty.exit_7, raise_boom), Boom),
-    ("process", (raise_boom, clinging), NotPicklable),
-    ("process", (clinging, raise_boom), Boom),
+    ("process", (raise_boom, faulty.give_lock), NotPicklable),
+    ("process", (faulty.give_lock, raise_boom), Boom),
 ]
 
 
