@@ -336,7 +336,8 @@ class Run:
 
     def stop(self) -> None:
         """Make every member end; wait for none."""
-        if self.pid != os.getpid():
+        done_before = self.stopped
+        if done_before or self.pid != os.getpid():
             return
         with Uninterrupted(), self.lock:
             if self.stopped:

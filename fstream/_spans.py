@@ -379,6 +379,14 @@ class Window:
         self.spans: dict[int, Span] = {}
         #: Spans to be worked on before anything new is drawn, in no order. Their items are held.
         self.returned: list[Span] = []
+        #: Lone items: drawn before anybody asked for them, with their indices, for workers that wait side by side. Such
+        #: a worker takes one without the lock, and leaves its slot in `lone_slots`. Invariant: whatever else is held
+        #: and not started comes before them.
+        self.lone_items: deque[tuple[int, Any]] = deque()
+        #: The slots of lone items, by their indices, until they go downstream.
+        self.lone_slots: dict[int, Any] = {}
+        #: How many lone items have not gone downstream yet.
+        self.lone = 0
         #: Lists of outputs ready to be drawn, with how many of them have been, and the items whose room is given back
         #: when the last one is.
         self.entries: deque[list[Any]] = deque()
@@ -408,14 +416,13 @@ class Window:
     @property
     def backlog(self) -> int:
         """How many items there are to be taken."""
-        if self.failure:
-            return len(self.returned)
-        return len(self.returned) + self._drawable()
+        held = len(self.returned) + len(self.lone_items)
+        return held if self.failure else held + self._drawable()
 
     def takable(self) -> bool:
         if self.stopped:
             return False
-        if self.returned:
+        if self.returned or self.lone_items:
             return True
         if self.failure is not None:
             return False
@@ -426,7 +433,11 @@ class Window:
         if self.stopped:
             return None
         most = self._fair(MAX_SPAN if most is None else most)
-        span = self._take_returned(most) if self.returned else self._draw_span(most)
+        span: Span | None
+        if self.returned:
+            span = self._take_returned(most)
+        else:
+            span = self._take_lone() if self.lone_items else self._draw_span(most)
         if span is None:
             return None
         span.begun = now
@@ -437,19 +448,27 @@ class Window:
             self.divisible.add(span)
         return span
 
-    def take_each(self, now: float, most: int) -> list[Span]:
-        """Give spans of one item each, *most* at most, for workers that wait side by side."""
-        if self.stopped or self.failure is not None or self.returned:
-            span = self.take(now, 1)
-            return [span] if span is not None else []
-        spans = []
-        for item in self._draw(min(self._drawable(), most)):
-            span = Span(self.next_index, [item])
-            self.next_index += 1
-            self.spans[span.start] = span
-            spans.append(span)
-        self.busy += len(spans)
-        return spans
+    def draw_lone(self, most: int) -> None:
+        """Draw up to *most* lone items, if nothing is to be started before them."""
+        if self.loses or self.stopped or self.failure is not None or self.returned:
+            return
+        most = min(self._drawable(), most)
+        if most > 0:
+            items = self._draw(most)
+            self.lone_items.extend(enumerate(items, self.next_index))
+            self.next_index += len(items)
+            self.lone += len(items)
+            self.busy += len(items)
+
+    def _take_lone(self) -> Span | None:
+        """Make a span of a lone item."""
+        try:
+            index, item = self.lone_items.popleft()
+        except IndexError:  # a worker was faster
+            return None
+        self.lone -= 1
+        self.busy -= 1
+        return Span(index, [item])
 
     def _take_returned(self, most: int) -> Span:
         first = min(range(len(self.returned)), key=lambda n: self.returned[n].start)
@@ -528,9 +547,16 @@ class Window:
         elif span.start == self.head and not self.one_each:
             self.harvest()
 
-    def next_out(self, span: Span) -> bool:
-        """Tell whether the taker downstream has nothing to take before what becomes of *span*."""
-        return not self.ready_count and (span.start == self.head or not self.ordered)
+    def done_lone(self, count: int, seconds: float) -> None:
+        """Workers are through with *count* lone items; *seconds* went into each."""
+        self.busy -= count
+        self.cost = seconds + ((self.cost or seconds) - seconds) * 0.5**count
+        if not (self.ordered and self.one_each):
+            self.harvest()
+
+    def next_out(self, index: int) -> bool:
+        """Tell whether the taker downstream has nothing to take before what becomes of the item at *index*."""
+        return not self.ready_count and (index == self.head or not self.ordered)
 
     def give_back(self, span: Span) -> None:
         """Take from the worker of *span* what it has not started."""
@@ -611,6 +637,7 @@ class Window:
             if not span.closed and (not self.ordered or span.start > failure.index):
                 span.rest()
         self.returned = [s for s in self.returned if self.ordered and s.start < failure.index]
+        self.lone_items.clear()
 
     def stop(self) -> None:
         """Start nothing any more, give nothing more."""
@@ -619,13 +646,14 @@ class Window:
             if not span.closed:
                 span.rest()
         self.returned.clear()
+        self.lone_items.clear()
 
     @property
     def exhausted(self) -> bool:
         """Workers will never get another span."""
         if self.stopped:
             return True
-        if self.returned:
+        if self.returned or self.lone_items:
             return False
         if self.failure is not None:
             return not any(span.start < self.failure.index for span in self.spans.values() if not span.closed)
@@ -637,15 +665,22 @@ class Window:
 
     def harvest(self) -> None:
         """Make outputs of the slots that are there: of the next in order, or of any."""
-        spans = self.spans
+        spans, lone = self.spans, self.lone_slots
         parts: list[list[Any]] = []
         if self.ordered:
-            while (span := spans.get(self.head)) is not None:
+            while True:
+                if self.head in lone:
+                    parts.append(self._fresh_lone())
+                if (span := spans.get(self.head)) is None:
+                    break
                 parts.append(self._fresh(span))
                 if self.head in spans:
                     break
                 self.head += span.given
         elif self.failure is None:  # else what comes now is too late
+            if lone:
+                parts.append([lone.pop(index) for index in list(lone)])
+                self.lone -= len(parts[0])
             parts += map(self._fresh, list(spans.values()))
         if len(parts) > 1 and self.one_each:
             parts = [list(chain.from_iterable(parts))]
@@ -661,6 +696,17 @@ class Window:
             del self.spans[span.start]
         # The list itself only if its worker is through with it: it becomes the items of a span downstream.
         return slots if span.closed and not given else slots[given:count]
+
+    def _fresh_lone(self) -> list[Any]:
+        """Take what lone items have become, as far as they are next in order."""
+        lone, head = self.lone_slots, self.head
+        slots = []
+        while head in lone:
+            slots.append(lone.pop(head))
+            head += 1
+        self.lone -= len(slots)
+        self.head = head
+        return slots
 
     def _enter(self, slots: list[Any]) -> None:
         """Make outputs of *slots*, ready to be drawn."""
@@ -724,7 +770,7 @@ class Window:
             if self.ordered and self.head < self.failure.index:
                 return None
             return Closed(self.failure.error)
-        if not self.spans and self.exhausted:
+        if not (self.spans or self.lone) and self.exhausted:
             return self.upstream.end
         return None
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count, islice
 
 import pytest
@@ -205,3 +206,35 @@ def test_idle_workers_keep_nothing_of_what_they_had(concurrent_kind: str, is_ord
             assert eventually(lambda: len(alive) <= 1), len(alive)
         finally:
             over.set()
+
+
+@pytest.mark.parametrize("made_by", ["f", "on_error"])
+def test_workers_at_work_keep_no_output_of_before(
+    made_by: str, is_ordered: bool, make_gate: Callable[[], Gate], log: Log
+):
+    alive = weakref.WeakSet[Item]()
+    last, end = make_gate(), make_gate()
+
+    def make(*_: object) -> Item:
+        alive.add(item := Item())
+        return item
+
+    async def f(number: int) -> Item:
+        await asyncio.sleep(0)
+        if number >= 8:
+            log.write(number)
+            await (last if number == 8 else end).passed()
+        if made_by == "on_error":
+            raise ValueError
+        return make()
+
+    with pmap(f, range(12), workers=4, ordered=is_ordered, maxsize=0, on_error=make) as stream:
+        try:
+            for _ in range(8):
+                next(stream)
+            log.wait_for(8, 9, 10, 11)
+            last.open()
+            next(stream)  # the stream has this one still
+            assert eventually(lambda: len(alive) <= 1), len(alive)
+        finally:
+            end.open()

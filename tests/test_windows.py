@@ -287,41 +287,199 @@ def test_an_item_is_held_until_its_output_was_released():
     assert window.take(0.0) is None
 
 
+# Lone items
+
+
+def lone_window(items: str, **options: Any) -> Window:
+    """A window that may have lone items, as nothing is ever lost that a worker has in hand."""
+    return window_over(Slices(items), loses=False, **options)
+
+
+def finish_lone(window: Window, index: int) -> None:
+    """As a task does that waits beside others: without a span."""
+    number, item = window.lone_items.popleft()
+    assert number == index
+    window.lone_slots[index] = item
+    window.done_lone(1, 0.0)
+
+
+@pytest.mark.parametrize("ordered", [True, False])
 @pytest.mark.parametrize("maxsize", [3, 0])
-def test_items_that_wait_side_by_side_are_spans_of_their_own(maxsize: int):
-    window = window_over(Slices("abcd"), maxsize=maxsize)
-    spans = window.take_each(7.0, 9)
-    assert [held_by(span) for span in spans] == [(0, ["a"]), (1, ["b"]), (2, ["c"]), (3, ["d"])][
-        : maxsize or 4
-    ]
-    assert window.room.held == window.busy == len(spans)
-    assert window.take_each(7.0, 9) == []
-    for span in reversed(spans):
+def test_lone_items_are_held_until_they_go_out(maxsize: int, ordered: bool):
+    window = lone_window("abcd", maxsize=maxsize, ordered=ordered)
+    count = maxsize or 4
+    window.draw_lone(9)
+    assert list(window.lone_items) == [*enumerate("abcd")][:count]
+    assert window.room.held == window.busy == window.backlog == count
+    for index in range(count):
+        assert window.end is None
+        finish_lone(window, index)
+    assert drawn(window) == list("abcd")[:count]
+    assert window.room.held == window.busy == window.lone == 0
+    assert (window.end is None) == bool(maxsize)
+
+
+def test_no_more_lone_items_are_drawn_than_are_asked_for():
+    window = lone_window("abcd")
+    window.draw_lone(2)
+    assert list(window.lone_items) == [(0, "a"), (1, "b")]
+    assert window.backlog == 4
+    assert window.takable()
+    window.draw_lone(0)
+    window.draw_lone(1)
+    assert list(window.lone_items) == [(0, "a"), (1, "b"), (2, "c")]
+
+
+def test_lone_items_become_spans_of_those_who_ask_for_one_before_anything_new():
+    window = lone_window("abcd")
+    window.draw_lone(2)
+    spans = [taken(window) for _ in range(4)]
+    assert [held_by(span) for span in spans] == [(n, [item]) for n, item in enumerate("abcd")]
+    assert (window.busy, window.lone) == (4, 0)
+    for span in spans:
         finish(window, span)
-    assert drawn(window) == list("abcd")[: maxsize or 4]
-    assert window.room.held == window.busy == 0
+    assert drawn(window) == list("abcd")
+    assert window.end is not None
 
 
-def test_no_more_items_are_taken_side_by_side_than_are_asked_for():
-    window = window_over(Slices("abcd"))
-    assert [held_by(span) for span in window.take_each(0.0, 2)] == [(0, ["a"]), (1, ["b"])]
-    assert held_by(taken(window)) == (2, ["c"])
+def test_lone_items_and_spans_go_out_in_one_order():
+    window = lone_window("abcdef", maxsize=0)
+    first = taken(window, 1)
+    window.draw_lone(2)
+    finish_lone(window, 1)
+    third = taken(window)
+    window.draw_lone(1)
+    finish_lone(window, 3)
+    window.draw_lone(2)
+    finish_lone(window, 4)
+    assert not window.available()
+    finish(window, third)
+    finish(window, first)
+    assert drawn(window) == list("abcde")
+    finish_lone(window, 5)
+    assert drawn(window) == ["f"]
+    assert window.end is not None
 
 
-def test_what_came_back_is_taken_first_where_items_wait_side_by_side():
-    window = window_over(Slices("abcd"))
+def test_a_slot_of_a_lone_item_waits_for_its_turn():
+    window = lone_window("abc")
+    window.draw_lone(3)
     first = taken(window)
-    next(first.todo)
-    window.lose(first, retries=1)
-    assert [held_by(span) for span in window.take_each(0.0, 2)] == [(0, ["a"])]
-    assert [held_by(span) for span in window.take_each(0.0, 2)] == [(1, ["b"]), (2, ["c"])]
+    finish_lone(window, 1)
+    assert not window.available()
+    finish(window, first)
+    assert drawn(window) == ["a", "b"]
+    finish_lone(window, 2)
+    assert drawn(window) == ["c"]
 
 
-def test_nothing_is_taken_side_by_side_after_a_failure_or_a_stop():
+@pytest.mark.parametrize("kernel", [FILTER, FLAT_MAP])
+def test_lone_items_that_give_nothing_hold_no_room(kernel: Kernel):
+    window = lone_window("ab", kernel=kernel)
+    window.draw_lone(2)
+    for _ in range(2):
+        index, _ = window.lone_items.popleft()
+        window.lone_slots[index] = kernel.nothing
+        window.done_lone(1, 0.0)
+    assert window.room.held == 0
+
+
+def test_what_lone_items_take_is_learned_as_it_is_of_spans():
+    window, other = lone_window("abc", maxsize=0), lone_window("abc", maxsize=0)
+    window.cost = other.cost = 8.0
+    window.draw_lone(3)
+    window.done_lone(3, 2.0)
+    for span in [taken(other, 1) for _ in range(3)]:
+        span.slots.extend(span.todo)
+        other.done(span, 2.0)
+    assert window.cost == other.cost == 2.75
+
+
+def test_what_the_first_lone_items_take_is_taken_for_what_all_do():
+    window = lone_window("abc")
+    window.draw_lone(3)
+    window.done_lone(2, 2.0)
+    assert window.cost == 2.0
+
+
+def test_what_came_back_is_taken_before_lone_items():
+    window = lone_window("abcdef", maxsize=0)
+    window.cost, window.last_size = 0.0, 6
+    first = taken(window, 3)
+    begin(first, 0)
+    window.draw_lone(1)
+    window.give_back(first)
+    assert held_by(taken(window, 1)) == (1, ["b"])
+    assert held_by(taken(window, 1)) == (2, ["c"])
+    assert held_by(taken(window, 1)) == (3, ["d"])
+
+
+def test_no_lone_items_are_drawn_while_something_comes_before_them():
+    window = lone_window("abcdef", maxsize=0)
+    window.cost, window.last_size = 0.0, 6
+    first = taken(window, 3)
+    begin(first, 0)
+    window.give_back(first)
+    window.draw_lone(1)
+    assert not window.lone_items
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_no_lone_item_is_started_after_a_failure_or_a_stop(ordered: bool):
     for end in (lambda window: window.fail(Failure(0, "a", ValueError())), Window.stop):
-        window = window_over(Slices("abcd"))
+        window = lone_window("abcd", ordered=ordered)
+        window.draw_lone(2)
+        window.lone_items.popleft()
         end(window)
-        assert window.take_each(0.0, 2) == []
+        assert not window.lone_items
+        assert window.exhausted
+        window.draw_lone(2)
+        assert not window.lone_items
+
+
+def test_what_is_before_a_lone_item_that_failed_goes_out_first():
+    window = lone_window("abcd")
+    window.draw_lone(4)
+    slow, bad, late = (window.lone_items.popleft()[0] for _ in range(3))
+    error = ValueError()
+    window.fail(Failure(bad, "b", error))
+    window.lone_slots[late] = "c"
+    assert window.end is None
+    window.lone_slots[slow] = "a"
+    assert drawn(window) == ["a"]
+    assert window.end == Closed(error)
+
+
+def test_an_unordered_stage_that_failed_gives_no_lone_slot_of_later():
+    window = lone_window("abc", ordered=False)
+    window.draw_lone(3)
+    for _ in range(2):
+        window.lone_items.popleft()
+    window.lone_slots[1] = "b"
+    window.fail(Failure(0, "a", ValueError()))
+    assert window.draw(9)[0] == ["b"]
+    window.lone_slots[2] = "c"
+    assert not window.available()
+
+
+def test_there_are_no_lone_items_where_some_may_be_lost():
+    window = window_over(Slices("abc"), loses=True)
+    window.draw_lone(2)
+    assert not window.lone_items
+
+
+def test_more_may_come_while_there_are_lone_items():
+    window = lone_window("ab")
+    window.draw_lone(2)
+    assert not window.exhausted
+    window.lone_items.popleft()
+    assert not window.exhausted
+    window.lone_items.popleft()
+    assert window.exhausted
+    assert window.end is None
+
+
+# What is held
 
 
 def test_a_span_counts_as_many_items_as_it_has():
@@ -463,12 +621,12 @@ def test_outputs_of_short_spans_are_drawn_as_one_list(kernel: Kernel, ordered: b
 def test_what_is_next_to_go_out_is_told_from_what_waits_for_its_turn(ordered: bool):
     window = window_of("abc", ordered=ordered)
     first, second, third = (taken(window, 1) for _ in range(3))
-    assert [window.next_out(span) for span in (first, second)] == [True, not ordered]
+    assert [window.next_out(span.start) for span in (first, second)] == [True, not ordered]
     finish(window, first)
     assert window.available()
-    assert not window.next_out(second)
+    assert not window.next_out(second.start)
     assert drawn(window) == ["a"]
-    assert [window.next_out(span) for span in (second, third)] == [True, not ordered]
+    assert [window.next_out(span.start) for span in (second, third)] == [True, not ordered]
 
 
 # What is given back

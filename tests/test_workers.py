@@ -79,6 +79,31 @@ def test_as_many_work_at_once_after_a_pause_of_the_source(
         assert list(pmap(f, source(), kind=concurrent_kind, workers=3)) == list(range(6))
 
 
+@pytest.mark.parametrize("early", [1, 2, 4, 9])
+def test_an_item_that_comes_late_is_started_beside_those_in_work(
+    concurrent_kind: str, early: int, make_gate: Callable[[], Gate], log: Log
+):
+    pause, end = make_gate(), make_gate()
+
+    def source() -> Iterator[int]:
+        yield from range(early)
+        pause.wait()
+        yield early
+
+    def watch() -> None:
+        try:
+            log.take(early)
+        finally:
+            pause.open()
+        log.take(early + 1)
+
+    f = holding(concurrent_kind, dict.fromkeys(range(early + 1), end), log)
+    with opened_when(end, watch):
+        outputs = list(pmap(f, source(), kind=concurrent_kind, workers=early + 2))
+    assert outputs == list(range(early + 1))
+    assert held_at_once(log.entries())[early] == early + 1
+
+
 def test_a_hundred_tasks_by_default(gate: Gate, log: Log):
     f = holding("task", dict.fromkeys(range(250), gate), log)
     with opened_when(gate, lambda: log.take(100)):
@@ -119,10 +144,10 @@ def test_work_goes_on_while_the_consumer_is_busy(concurrent_kind: str, log: Log)
 
 @contextmanager
 def crew_of(kind: str, workers: int, **options: Any) -> Iterator[Any]:
-    """The workers of a stage over `range(99)`, none of which is started."""
+    """The workers of a stage over `range(999)`, none of which is started."""
     loop = asyncio.new_event_loop()
     try:
-        yield Run([range(99)], [Stage(MAP, abs, kind, workers, name="abs", **options)], loop).crews[0]
+        yield Run([range(999)], [Stage(MAP, abs, kind, workers, name="abs", **options)], loop).crews[0]
     finally:
         loop.close()
 
@@ -158,13 +183,13 @@ def test_nobody_tries_again_for_nobody(kind: str, end: str):
         assert not worker.crew.again(worker, 1)
 
 
-# What is taken ahead for tasks that wait side by side
+# Lone items, for tasks that wait side by side
 
 
 @contextmanager
-def three_tasks() -> Iterator[Any]:
+def three_tasks(**options: Any) -> Iterator[Any]:
     """A stage of three tasks that have started, as far as it knows, and are all at work."""
-    with crew_of("task", 3) as crew:
+    with crew_of("task", 3, **options) as crew:
         crew.queue.loop = crew.host.loop
         for _ in range(3):
             crew.place()
@@ -177,85 +202,125 @@ def done_by(crew: Any) -> Span:
     return span
 
 
-def test_who_has_waited_takes_some_items_for_others_too():
+def finish_lone(crew: Any, index: int) -> None:
+    number, item = crew.window.lone_items.popleft()
+    assert number == index
+    crew.window.lone_slots[index] = item
+    crew.finish_lone(index)
+
+
+def test_who_has_waited_draws_some_items_for_others_too():
     with three_tasks() as crew:
         first, second = done_by(crew), done_by(crew)
-        assert crew.swap(first).start == 2
-        assert [span.start for span in crew.work.spare] == [3, 4, 5]  # all that there is room for
-        assert crew.swap(second).start == 3
-        assert crew.work.poll().start == 4
+        assert crew.next_waiting(first, 0.01) is None
+        assert [index for index, _ in crew.window.lone_items] == [2, 3, 4, 5]  # all that there is room for
+        assert crew.next_waiting(second, 0.01) is None
+        assert crew.poll().start == 2
 
 
-def test_what_was_taken_for_others_is_there_for_one_that_waits():
+def test_lone_items_are_there_for_one_that_waits():
     with three_tasks() as crew:
-        crew.swap(done_by(crew))
-        assert not crew.window.takable()
+        crew.next_waiting(done_by(crew), 0.01)
         assert crew.queue.buffer.ready()
-        assert crew.queue.buffer.take().start == 2
+        assert crew.queue.buffer.take().start == 1
 
 
-def test_no_more_than_a_few_items_are_taken_for_others():
+def test_no_more_than_a_few_items_are_drawn_for_others():
     with three_tasks() as crew:
-        crew.window.room.limit = 99
-        crew.swap(done_by(crew))
-        assert len(crew.work.spare) == SIDE_BY_SIDE - 1
+        crew.window.room.limit = 999
+        crew.next_waiting(done_by(crew), 0.01)
+        assert len(crew.window.lone_items) == SIDE_BY_SIDE
 
 
-def test_nothing_is_taken_for_others_while_some_have_nothing_to_do():
+def test_nothing_is_drawn_for_others_where_a_worker_may_be_lost():
+    with three_tasks(timeout=9.0) as crew:
+        assert crew.next_waiting(done_by(crew), 0.01).start == 1
+        assert not crew.window.lone_items
+
+
+def test_nothing_is_drawn_for_others_while_some_have_nothing_to_do():
     with three_tasks() as crew:
         crew.queue.takers = 1
-        assert crew.swap(done_by(crew)).start == 1
-        assert not crew.work.spare
+        assert crew.next_waiting(done_by(crew), 0.01).start == 1
+        assert not crew.window.lone_items
 
 
 @pytest.mark.parametrize("missing", ["to be started", "starting"])
-def test_nothing_is_taken_for_others_while_some_are(missing: str):
+def test_nothing_is_drawn_for_others_while_some_are(missing: str):
     with three_tasks() as crew:
         if missing == "starting":
             crew.coming = 1
         else:
             crew._places -= 1
-        assert crew.swap(done_by(crew)).start == 1
-        assert not crew.work.spare
+        assert crew.next_waiting(done_by(crew), 0.01).start == 1
+        assert not crew.window.lone_items
+
+
+def test_after_a_lone_item_that_did_not_wait_comes_one_whose_time_is_taken():
+    with three_tasks() as crew:
+        crew.next_waiting(done_by(crew), 0.01)
+        finish_lone(crew, 1)
+        assert crew.next_lone(waited=False).start == 2
+        assert crew.next_lone(waited=True) is None
 
 
 def test_nobody_goes_home_before_there_can_be_nothing_more():
     with three_tasks() as crew:
         spans = [done_by(crew) for _ in range(6)]  # all that there is room for
-        assert [crew.swap(span) for span in spans[:3]] == [None] * 3
-        assert not crew.work.over
+        assert [crew.next_waiting(span, 0.01) for span in spans[:3]] == [None] * 3
+        assert not crew.over
 
 
-def test_who_is_through_when_all_is_over_asks_for_nothing():
+def test_all_go_home_when_there_can_be_nothing_more():
     with three_tasks() as crew:
-        spans = [done_by(crew) for _ in range(4)]
+        span = done_by(crew)
         crew.window.upstream.over = True
-        assert crew.swap(spans[1]) == CLOSED
-        assert crew.swap(spans[3]) == CLOSED
-        assert (spans[1].closed, spans[3].closed) == (True, False)  # the other one at the end of the turn
-        crew.swap(spans[0])  # what the taker downstream waits for
-        assert spans[3].closed
+        assert crew.next_waiting(span, 0.01) == CLOSED
+        assert crew.over
 
 
-def test_what_is_not_waited_for_is_settled_at_the_end_of_the_turn():
+def test_a_lone_item_that_is_not_waited_for_is_told_of_at_the_end_of_the_turn():
     with three_tasks() as crew:
-        first, second, third = done_by(crew), crew.window.take(0.0), done_by(crew)
-        crew.swap(first)
-        crew.swap(third)
-        assert (first.closed, third.closed) == (True, False)
-        assert crew.window.available() == 1
-        crew.window.draw(1)
-        second.slots.extend(second.todo)
-        crew.swap(second)  # what the taker downstream waits for
-        assert (second.closed, third.closed) == (True, True)
+        crew.window.draw_lone(6)
+        finish_lone(crew, 0)
+        assert crew.window.busy == 5  # the taker downstream waits for this
+        finish_lone(crew, 1)
+        finish_lone(crew, 2)
+        assert crew.window.busy == 5
+        crew.host.loop.call_soon(crew.host.loop.stop)
+        crew.host.loop.run_forever()  # one turn
+        assert crew.window.busy == 3
+        assert crew.window.available() == 3
 
 
-def test_the_end_of_the_turn_settles_what_is_left():
+def test_what_comes_next_is_decided_on_when_all_that_is_done_was_told_of():
     with three_tasks() as crew:
-        first, second = done_by(crew), done_by(crew)
-        crew.swap(first)
-        crew.swap(second)
-        assert not second.closed
-        crew.end_of_turn()
-        assert second.closed
-        assert crew.window.available() == 2
+        crew.window.draw_lone(3)
+        crew.window.lone_items.popleft()
+        finish_lone(crew, 1)
+        assert crew.window.busy == 3
+        crew.next_lone()
+        assert crew.window.busy == 2
+
+
+@pytest.mark.parametrize("coming", [1, 2])
+def test_the_last_to_come_draws_an_item_for_itself_and_for_each_that_it_starts(coming: int):
+    with crew_of("task", 9) as crew:
+        crew.queue.loop = crew.host.loop
+        workers = [crew.enlist(crew.place()) for _ in range(1 + coming)]
+        crew.coming = coming
+        workers[0].span = done_by(crew)
+        started: list[Any] = []
+        crew.launch = started.append
+        for _ in range(coming):
+            assert crew.arrived() is None
+        assert [index for index, _ in crew.window.lone_items] == list(range(1, 2 + len(started)))
+        assert len(started) == 1 + coming
+
+
+def test_who_comes_while_nobody_waits_is_given_a_span():
+    with crew_of("task", 9) as crew:
+        crew.enlist(crew.place())
+        crew.launch = lambda _: None
+        assert crew.arrived().start == 0
+        assert not crew.window.lone_items

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
 from functools import partial
 from inspect import isawaitable
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
-from fstream._queues import Clock, Work
+from fstream._queues import Work
 from fstream._spans import CLOSED, SPAN_SECONDS, Closed, Failure, Span, Window
 from fstream._stage import Stage, StageStatus
 from fstream._workers.call import Call, annotate, describe, handled, is_failure, replaced
@@ -23,31 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Workers"]
 
 #: How many items are taken at once, where each waits beside the others and all workers are busy.
-SIDE_BY_SIDE: Final = 64
-
-
-class WorkAhead(Work):
-    """The buffer of tasks: what one of them has taken for the others comes first."""
-
-    def __init__(self, window: Window, clock: Clock) -> None:
-        super().__init__(window, clock)
-        #: Spans of one item each. Invariant: when they are taken, all workers are there and have something to do.
-        self.spare: deque[Span] = deque()
-        #: There will never be another span. Some workers may still have one in hand.
-        self.over = False
-
-    def take_ahead(self) -> None:
-        self.spare += self.window.take_each(self.clock(), SIDE_BY_SIDE)
-
-    def ready(self) -> bool:
-        return bool(self.spare) or super().ready()
-
-    def poll(self) -> Span | Closed | None:
-        if self.spare:
-            return self.spare.popleft()
-        taken = super().poll()
-        self.over = type(taken) is Closed
-        return taken
+SIDE_BY_SIDE: Final = 128
 
 
 class Workers(Crew):
@@ -56,25 +31,26 @@ class Workers(Crew):
     def __init__(self, run: Run, stage: Stage, window: Window) -> None:
         super().__init__(run, stage, window)
         self.worker = Worker
-        self.work = WorkAhead(window, run.clock)
-        self.queue = TaskQueue(self.work, run.lock, run.settle)
+        self.queue = TaskQueue(Work(window, run.clock), run.lock, run.settle)
         self.host = run.host
         self.ending = asyncio.Lock()
-        #: Who took up or finished a span last.
+        #: Who took up or finished an item last.
         self.latest: Worker | None = None
-        #: Spans whose items waited and are done, until the end of this turn of the loop.
-        self.finished: list[Span] = []
+        #: How many lone items are done that the window has not been told of, until the end of this turn of the loop.
+        self.finished = 0
         self.settling = False
+        #: There will never be another span. Some workers may still have something in hand.
+        self.over = False
         #: Runs out when the next item could be over its time.
         self.timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        self.add()
+        with self.run.lock:
+            worker = self.enlist(self.place())
+        self.host.call(self.launch, worker)
 
     def launch(self, worker: Worker) -> None:
-        self.host.call(self.spawn, worker)
-
-    def spawn(self, worker: Worker) -> None:
+        """On the loop, where all but the first are started."""
         worker.task = self.host.spawn(worker, worker.main(), f"fstream-{self.stage.name}-{worker.index}")
 
     def stop(self) -> None:
@@ -87,26 +63,65 @@ class Workers(Crew):
                 cancel(worker.task)
         self.unwatch()
 
-    def swap(self, span: Span) -> Span | Closed | None:
-        """A worker is through with *span*, whose item has waited: give it another one, None if there is none now.
+    def arrived(self) -> Span | Closed | None:
+        """A worker has started: give it its first span, None if it waits or there are lone items.
+
+        That it has its turn shows that those wait that have something in hand. So may it, and those that it starts.
+        """
+        window, taken = self.window, None
+        with self.run.lock:
+            self.coming -= 1
+            places = window.workers - self._places
+            more = 0 if self.coming else max(0, min(len(self.members), window.backlog - 1, places))
+            missing = 1 + more - len(window.lone_items)
+            if missing > 0:
+                if window.busy:
+                    window.draw_lone(missing)
+                if not window.lone_items:
+                    taken = self.poll()
+                self.run.settle()
+        self.recruit(more)
+        return taken
+
+    def next_waiting(self, span: Span, seconds: float) -> Span | Closed | None:
+        """A worker is through with *span*, which has waited: give it its next one, None if there are lone items."""
+        with self.run.lock:
+            self.window.done(span, seconds)
+            return self.next_lone()
+
+    def next_lone(self, waited: bool = True) -> Span | Closed | None:
+        """A worker has worked off lone items: give it its next span, None if it waits or there are more of them.
+
+        After one that has not *waited* it gets a span, so that its time is taken.
+        """
+        window = self.window
+        with self.run.lock:
+            self.close_accounts()
+            # Where not all workers are there and have something in hand, what is there is for those who have not.
+            all_busy = self._places == window.workers and not (self.coming or self.queue.takers)
+            if waited and all_busy and not window.lone_items:
+                window.draw_lone(SIDE_BY_SIDE)
+            taken = None if waited and window.lone_items else self.poll()
+            self.run.settle()
+            return taken
+
+    def poll(self) -> Span | Closed | None:
+        taken: Span | Closed | None = self.queue.buffer.poll()
+        self.over = type(taken) is Closed
+        return taken
+
+    def finish_lone(self, index: int) -> None:
+        """A worker is through with the lone item at *index*.
 
         Many such items are done in one turn of the loop, when what they waited for has come. To decide about one takes
         as long as f, so it is done for all of them at the end of the turn, unless a taker downstream may wait for this.
         """
-        self.finished.append(span)
-        work = self.work
-        if (work.spare or work.over) and not self.window.next_out(span):
-            if not self.settling:
-                self.settling = True
-                self.host.loop.call_soon(self.end_of_turn)
-            return work.spare.popleft() if work.spare else CLOSED
-        with self.run.lock:
-            self.close_accounts()
-            if not (work.spare or self.coming or self.queue.takers) and self._places == self.window.workers:
-                work.take_ahead()
-            taken = work.poll()
-            self.run.settle()
-        return taken
+        self.finished += 1
+        if not self.window.ready_count and self.window.next_out(index):
+            self.end_of_turn()
+        elif not self.settling:
+            self.settling = True
+            self.host.loop.call_soon(self.end_of_turn)
 
     def end_of_turn(self) -> None:
         self.settling = False
@@ -116,9 +131,9 @@ class Workers(Crew):
                 self.run.settle()
 
     def close_accounts(self) -> None:
-        for span in self.finished:
-            self.window.done(span, SPAN_SECONDS)
-        self.finished.clear()
+        if self.finished:
+            self.window.done_lone(self.finished, SPAN_SECONDS)
+            self.finished = 0
 
     def make_good(self, failure: Failure, victim: Span) -> None:
         if isinstance(self.stage.on_error, str):
@@ -245,13 +260,15 @@ class Worker:
             await self.end()
 
     async def act(self) -> None:
-        await self.work(self.crew.arrived())
-
-    async def work(self, span: Span | Closed | None) -> None:
-        """Fill *span*, if there is one, and others, up to the end."""
+        """Fill spans and work off lone items, up to the end."""
         crew, call = self.crew, self.call
         streak = 0.0
-        while type(span := span or await crew.queue.get()) is Span:
+        span = crew.arrived()
+        while not isinstance(span, Closed):
+            if span is None:
+                call.place = None
+                span = await (self.work_off() if crew.window.lone_items else crew.queue.get())
+                continue
             crew.recruit()
             self.span = call.place = span
             crew.latest = self
@@ -265,10 +282,7 @@ class Worker:
             if crew.latest is not self:
                 # Items that wait are to wait side by side, each with a worker of its own.
                 crew.latest, streak = self, 0.0
-                if len(span.slots) == len(span.items) == 1:
-                    span = crew.swap(span)
-                else:
-                    span = crew.next_for(span, max(elapsed, SPAN_SECONDS * len(span.slots)))
+                span = crew.next_waiting(span, max(elapsed, SPAN_SECONDS * len(span.slots)))
             elif (streak := streak + elapsed) <= SPAN_SECONDS:
                 span = crew.next_for(span, elapsed)
             else:  # f never waits: let the others on the loop have their turn
@@ -276,8 +290,34 @@ class Worker:
                 streak = 0.0
                 span = None
                 await asyncio.sleep(0)
-            if span is None:
-                call.place = None
+
+    async def work_off(self) -> Span | Closed | None:
+        """Work off lone items, as long as they wait; give what comes then."""
+        crew, call, window = self.crew, self.call, self.crew.window
+        items, slots = window.lone_items, window.lone_slots
+        waited = True
+        crew.recruit()
+        self.span = call.place = place = Span(0, ())
+        while waited and items:
+            try:
+                place.start, item = items.popleft()
+            except IndexError:  # the stage was stopped just now, by another thread
+                break
+            crew.latest = self
+            if not (call.started or await self.begin(place)):
+                break
+            try:
+                slots[place.start] = await call.step(item)
+            except BaseException as error:
+                slot = await self.failed(error, item, place)
+                if is_failure(slot):
+                    break
+                slots[place.start], slot = slot, None  # it is not to be kept while the next one waits
+            crew.finish_lone(place.start)
+            waited = crew.latest is not self
+            crew.latest = self
+        self.span = None
+        return CLOSED if crew.over else crew.next_lone(waited)
 
     async def end(self) -> None:
         crew = self.crew
