@@ -279,13 +279,12 @@ class Run:
             raise
 
     def leave(self, member: Member) -> None:
-        """A member has nothing left to do. Under the lock."""
+        """A member has nothing left to do. Under the lock. No taker waits for this."""
         self.members.discard(member)
         self.left.notify_all()
         calls, self.on_leave = self.on_leave, []
         for call in calls:
             call()
-        self.settle()
 
     def halt_before(self, failed: Any) -> None:
         """Stop what is upstream of a stage that failed. Under the lock."""
@@ -322,7 +321,6 @@ class Run:
         try:
             with self.lock:
                 self.outlet.settle_up()
-                self.settle()
                 taken = queue.get()
             if type(taken) is not Closed:
                 return taken  # type: ignore[no-any-return]
@@ -455,6 +453,7 @@ class ThreadFeeder:
             error = error or raised
         with run.lock:
             feed.ended(credits, error)
+            run.settle()
             run.leave(self)
 
     def grant(self) -> int:

@@ -661,7 +661,7 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
         ("idle tasks keep their last span", "                call.place = None\n", "                pass\n"),
         (
             "what has waited goes out at the end of the loop's turn",
-            "if not self.window.ready_count and self.window.next_out(index):",
+            "if self.window.next_out(index):",
             "if False:",
         ),
         (
@@ -701,8 +701,8 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
         ),
         (
             "a task keeps its last output while it waits",
-            "slots[place.start], slot = slot, None",
-            "slots[place.start] = slot",
+            "slots[index], slot = slot, None",
+            "slots[index] = slot",
         ),
         (
             "what f makes of its time-out is a failure",

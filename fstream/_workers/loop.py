@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from fstream._queues import Buffer, Credits, ThreadQueue
 from fstream._spans import SPAN_SECONDS, Closed
+from fstream._workers.private_loop import new_loop
 from fstream._workers.sync import aclose
 
 if TYPE_CHECKING:
@@ -95,7 +96,8 @@ class TaskQueue(asyncio.Queue[Any]):
         self.takers = 0
         self.signalled = self.watched = False
         self.loop: asyncio.AbstractEventLoop | None = None
-        #: When its taker last let others on the loop have a turn.
+        #: Its taker has let others on the loop have a turn since it came here the last time, and when it did before.
+        self.waited = False
         self.paused = 0.0
         #: The deadline of all takers.
         self.timer: asyncio.TimerHandle | None = None
@@ -134,7 +136,9 @@ class TaskQueue(asyncio.Queue[Any]):
                 self.takers -= 1
                 raise
         try:
-            return await super().get()
+            taken = await super().get()
+            self.waited = True
+            return taken
         finally:
             with self.lock:
                 self.takers -= 1
@@ -241,7 +245,8 @@ class Host:
 
     def _main(self, started: threading.Event) -> None:
         try:
-            asyncio.run(self._until_over(started))
+            with asyncio.Runner(loop_factory=new_loop) as runner:
+                runner.run(self._until_over(started))
         finally:
             with self.run.lock:
                 self.run.leave(self)
@@ -329,6 +334,7 @@ class TaskFeeder:
     def vanished(self) -> None:
         with self.run.lock:
             self.run.feed.ended(0, asyncio.CancelledError())
+            self.run.settle()
             self.run.leave(self)
 
     async def main(self) -> None:
@@ -360,6 +366,7 @@ class TaskFeeder:
             error = error or raised
         with run.lock:
             feed.ended(credits, error)
+            run.settle()
             run.leave(self)
 
     async def grant(self) -> int:
@@ -389,14 +396,16 @@ async def take(run: Run, queue: TaskQueue) -> Sequence[Any] | None:
         raise RuntimeError(
             "this stream runs in the parent process: its outputs cannot be taken in a fork of it"
         )
+    outlet = run.outlet
     with run.lock:
-        run.outlet.settle_up()
-        run.settle()
-    if (
-        run.clock() - queue.paused > SPAN_SECONDS
-    ):  # outputs that are always there leave others on the loop a turn
+        outlet.settle_up()
+        # Outputs that are always there leave others on the loop a turn.
+        if pausing := not queue.waited and outlet.came - queue.paused > SPAN_SECONDS:
+            run.settle()
+    if pausing:
         await asyncio.sleep(0)
-        queue.paused = run.clock()
+    if pausing or queue.waited:
+        queue.waited, queue.paused = False, run.clock()
     taken = await queue.get()
     if type(taken) is not Closed:
         return taken  # type: ignore[no-any-return]

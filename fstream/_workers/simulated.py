@@ -265,6 +265,7 @@ class Feeder(Member):
             error = error or raised
         feed.ended(credits, error)
         with run.lock:
+            run.settle()
             run.leave(self)
 
     def grant(self) -> Steps:

@@ -110,14 +110,13 @@ class Workers(Crew):
         self.over = type(taken) is Closed
         return taken
 
-    def finish_lone(self, index: int) -> None:
-        """A worker is through with the lone item at *index*.
+    def tell(self, index: int) -> None:
+        """A worker is through with the lone item at *index*: have the takers know, at the end of this turn of the loop.
 
-        Many such items are done in one turn of the loop, when what they waited for has come. To decide about one takes
-        as long as f, so it is done for all of them at the end of the turn, unless a taker downstream may wait for this.
+        Many such items are done in one turn, when what they waited for has come. To decide about one takes as long as
+        f, so it is done for all of them together; at once only where a taker downstream may wait for just this one.
         """
-        self.finished += 1
-        if not self.window.ready_count and self.window.next_out(index):
+        if self.window.next_out(index):
             self.end_of_turn()
         elif not self.settling:
             self.settling = True
@@ -247,28 +246,36 @@ class Worker:
             self.run.leave(self)
 
     async def main(self) -> None:
+        """Work off spans and lone items, up to the end."""
         crew = self.crew
         try:
-            await self.act()
-        except asyncio.CancelledError as error:
-            if not (self.run.stopped or crew.window.stopped or self.abandoned):
-                crew.break_down(error)  # cancelled by somebody else: the stream ends so
+            taken = crew.arrived()
+            while not isinstance(taken, Closed):
+                if taken is not None:
+                    taken = await self.work_off(taken)
+                elif crew.window.lone_items:
+                    taken = await self.work_off_lone()
+                else:
+                    taken = await crew.queue.get()
         except BaseException as error:
-            crew.break_down(error)
+            self.broke_off(error)
         finally:
             self.span = None
             await self.end()
 
-    async def act(self) -> None:
-        """Fill spans and work off lone items, up to the end."""
+    def broke_off(self, error: BaseException) -> None:
+        """This task ends with *error*: the stage fails, unless it is to end so."""
+        stopped = self.run.stopped or self.crew.window.stopped or self.abandoned
+        if not (stopped and isinstance(error, asyncio.CancelledError)):
+            self.crew.break_down(error)
+
+    async def work_off(self, span: Span) -> Span | Closed | None:
+        """Fill *span*, and those that come at once; give what comes then."""
         crew, call = self.crew, self.call
         streak = 0.0
-        span = crew.arrived()
-        while not isinstance(span, Closed):
-            if span is None:
-                call.place = None
-                span = await (self.work_off() if crew.window.lone_items else crew.queue.get())
-                continue
+        taken: Span | Closed | None = span
+        while type(taken) is Span:
+            span = taken
             crew.recruit()
             self.span = call.place = span
             crew.latest = self
@@ -277,46 +284,55 @@ class Worker:
                 await self.fill(span)
             elapsed = perf_counter() - begun
             if self.abandoned:
-                return
+                return CLOSED
             self.span = None
             if crew.latest is not self:
                 # Items that wait are to wait side by side, each with a worker of its own.
                 crew.latest, streak = self, 0.0
-                span = crew.next_waiting(span, max(elapsed, SPAN_SECONDS * len(span.slots)))
+                taken = crew.next_waiting(span, max(elapsed, SPAN_SECONDS * len(span.slots)))
             elif (streak := streak + elapsed) <= SPAN_SECONDS:
-                span = crew.next_for(span, elapsed)
+                taken = crew.next_for(span, elapsed)
             else:  # f never waits: let the others on the loop have their turn
                 crew.next_for(span, elapsed, wanted=False)
-                streak = 0.0
-                span = None
                 await asyncio.sleep(0)
+                taken = None
+        call.place = None
+        return taken
 
-    async def work_off(self) -> Span | Closed | None:
+    async def work_off_lone(self) -> Span | Closed | None:
         """Work off lone items, as long as they wait; give what comes then."""
         crew, call, window = self.crew, self.call, self.crew.window
         items, slots = window.lone_items, window.lone_slots
+        step = call.step if call.started else None
         waited = True
         crew.recruit()
         self.span = call.place = place = Span(0, ())
-        while waited and items:
+        while items:
             try:
-                place.start, item = items.popleft()
+                index, item = items.popleft()
             except IndexError:  # the stage was stopped just now, by another thread
                 break
             crew.latest = self
-            if not (call.started or await self.begin(place)):
-                break
+            place.start = index
+            if step is None:
+                if not await self.begin(place):
+                    break
+                step = call.step
             try:
-                slots[place.start] = await call.step(item)
+                slots[index] = await step(item)
             except BaseException as error:
                 slot = await self.failed(error, item, place)
                 if is_failure(slot):
                     break
-                slots[place.start], slot = slot, None  # it is not to be kept while the next one waits
-            crew.finish_lone(place.start)
-            waited = crew.latest is not self
-            crew.latest = self
-        self.span = None
+                slots[index], slot = slot, None  # it is not to be kept while the next one waits
+            crew.finished += 1
+            if not (crew.settling and window.ready_count):
+                crew.tell(index)
+            if crew.latest is self:
+                waited = False
+                break
+        crew.latest = self
+        self.span = call.place = None
         return CLOSED if crew.over else crew.next_lone(waited)
 
     async def end(self) -> None:
@@ -404,9 +420,15 @@ class Handler(Worker):
         self.failure = failure
         self.span = self.victim = victim  # a span in hand: to be cancelled when the stage is stopped
 
-    async def act(self) -> None:
+    async def main(self) -> None:
         self.crew.coming -= 1
-        slot = await self.call.ahandled(self.failure)
-        if is_failure(slot) and self.is_stopped(slot.error):
-            raise slot.error
-        self.crew.stand_in(self.victim, slot)
+        try:
+            slot = await self.call.ahandled(self.failure)
+            if is_failure(slot) and self.is_stopped(slot.error):
+                raise slot.error
+            self.crew.stand_in(self.victim, slot)
+        except BaseException as error:
+            self.broke_off(error)
+        finally:
+            self.span = None
+            await self.end()

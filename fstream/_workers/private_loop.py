@@ -1,0 +1,43 @@
+"""The event loop of a thread of our own: the one that the policy makes, but with timers that come when they are due.
+
+On Linux asyncio waits in `epoll_wait`, which counts whole milliseconds, and rounds up: a hundred sleeps of 10 ms last
+10.5 ms on average, and all that became due meanwhile is worked off in one go. `select` counts microseconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import select
+import selectors
+import sys
+
+__all__ = ["new_loop"]
+
+if sys.platform == "linux":
+
+    class PreciseSelector(selectors.EpollSelector):
+        """Waits by the microsecond: in `select`, for its own descriptor, which is ready when one of those in it is."""
+
+        def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+            if timeout is not None and timeout > 0:
+                select.select([self], (), (), timeout)
+                timeout = 0
+            return super().select(timeout)
+
+    #: `select` takes no descriptor from here on.
+    FD_SETSIZE = 1024
+
+    def new_loop() -> asyncio.AbstractEventLoop:
+        """Make the loop; the caller closes it."""
+        loop = asyncio.new_event_loop()
+        if type(loop) is not asyncio.SelectorEventLoop:  # the user has chosen another one
+            return loop
+        selector = PreciseSelector()
+        if selector.fileno() >= FD_SETSIZE:
+            selector.close()
+            return loop
+        loop.close()
+        return asyncio.SelectorEventLoop(selector)
+
+else:
+    new_loop = asyncio.new_event_loop
