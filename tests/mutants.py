@@ -50,6 +50,8 @@ SELECTION = (
     "tests/test_async_errors.py",
     "tests/test_async_sources.py",
     "tests/test_async_iteration.py::test_what_next_has_left_comes_in_a_loop",
+    "tests/test_async_iteration.py::test_cheap_outputs_do_not_keep_the_loop_to_themselves",
+    "tests/test_async_loop.py",
     "tests/test_async_cancel.py::test_a_stream_that_is_collected_in_a_cycle_is_closed_by_its_tasks",
     "tests/test_bounds.py::test_a_chain_holds_what_its_stages_may_hold",
     "tests/test_bounds.py::test_idle_workers_keep_nothing_of_what_they_had",
@@ -90,6 +92,7 @@ NEAREST = {
         "tests/test_live",
         "tests/test_bounds",
     ),
+    "_workers/private_loop.py": ("tests/test_async_loop",),
     "_workers/sync.py": ("tests/test_ends", "tests/test_errors", "tests/test_resources"),
     "_workers/thread.py": ("tests/test_errors", "tests/test_bounds"),
     "_workers/process.py": ("tests/test_children", "tests/test_workers", "tests/test_errors", "tests/faults"),
@@ -517,7 +520,11 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
             "all(m.abandoned or m in kept for m in self.members), timeout",
             "all(m in kept for m in self.members), timeout",
         ),
-        ("who leaves wakes nobody", "            call()\n        self.settle()\n", "            call()\n"),
+        (
+            "the end of a source wakes nobody",
+            "            feed.ended(credits, error)\n            run.settle()\n",
+            "            feed.ended(credits, error)\n",
+        ),
         ("who leaves does not tell those who wait for it", "        self.left.notify_all()\n", ""),
         (
             "the feeder tells of what it pulled when it has no room left",
@@ -658,7 +665,11 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
         ("idle threads keep their last span", "self.call.set_place(None)", "pass"),
     ],
     "_workers/task.py": [
-        ("idle tasks keep their last span", "                call.place = None\n", "                pass\n"),
+        (
+            "idle tasks keep their last span",
+            "        call.place = None\n        return taken\n",
+            "        return taken\n",
+        ),
         (
             "what has waited goes out at the end of the loop's turn",
             "if self.window.next_out(index):",
@@ -742,6 +753,16 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
     ],
     "_workers/loop.py": [
         ("nobody keeps the tasks of a loop", "kept_by(self.loop).add(self)", "pass"),
+        (
+            "the end of an async source wakes nobody",
+            "            feed.ended(credits, error)\n            run.settle()\n",
+            "            feed.ended(credits, error)\n",
+        ),
+        (
+            "an async consumer that has outputs at once never pauses",
+            "    if pausing:\n        await asyncio.sleep(0)\n",
+            "",
+        ),
         (
             "a consumer waits for the end of the loop's turn, however long that is",
             "self.not_empty.wait(SPAN_SECONDS) or",
@@ -919,6 +940,24 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
             "encode_error(cause, depth + 1) if cause is not None and deeper else None,",
             "None,",
         ),
+    ],
+    "_workers/private_loop.py": [
+        (
+            "our own loop waits for whole milliseconds",
+            "            if timeout is not None and timeout > 0:",
+            "            if False:",
+        ),
+        (
+            "our own loop stands still where many files are open",
+            "if selector.fileno() >= FD_SETSIZE:",
+            "if False:",
+        ),
+        (
+            "our own loop is not the one that was chosen",
+            "if type(loop) is not asyncio.SelectorEventLoop:",
+            "if False:",
+        ),
+        ("our own loop does not wait", "                select.select([self], (), (), timeout)\n", ""),
     ],
     "_workers/sync.py": [
         (
