@@ -114,6 +114,8 @@ class Outlet:
         self.came = 0.0
         #: When it left with the last ones, and the limit of the room then.
         self.left, self.limit = -UNKNOWN, room.limit
+        #: It has had outputs before.
+        self.had = False
 
     def settle_up(self) -> None:
         """The consumer is back."""
@@ -127,6 +129,10 @@ class Outlet:
         return self.upstream.available() > 0 or self.upstream.end is not None
 
     def take(self) -> Sequence[Any] | Closed:
+        # It was woken, and had to wait for its turn: workers that have run out of room meanwhile are to have more.
+        if self.had and self.came - self.left < AT_ONCE:
+            self.upstream.grow()
+        self.had = True
         # Half of the window at most: while these are consumed, the workers have room for as many.
         outputs, self.owed = self.upstream.draw(max(1, min(self.room.limit, MAX_CHEAP) // 2))
         self.left, self.limit = self.clock(), self.room.limit

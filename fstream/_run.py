@@ -9,8 +9,9 @@ that are next in order, and the taker downstream, a worker of the next stage or 
 Nothing relays: what a worker leaves in its window is where the next taker finds it.
 
 Invariants:
-- All of a run's windows, feeds and queues are touched under ``run.lock`` only, but for two appends that are atomic:
-  a feeder's to ``feed.pending`` and a worker's to ``span.slots``. f, the source and the handlers never run under it.
+- All of a run's windows, feeds and queues are touched under ``run.lock`` only, but for what is atomic: a feeder appends
+  to ``feed.pending``, a worker to ``span.slots``, a task takes from ``window.lone_items`` and puts into ``lone_slots``.
+  f, the source and the handlers never run under it.
 - Whoever changes anything under the lock calls `Run.settle` before releasing it.
 - Every thread, task and process that takes part is a member from before it starts until it has nothing left to do,
   so that a run without members has left nothing behind.

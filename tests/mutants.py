@@ -422,6 +422,21 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
     ],
     "_queues.py": [
         (
+            "workers wait for room while the consumer waits for its turn",
+            "        if self.had and self.came - self.left < AT_ONCE:\n            self.upstream.grow()\n",
+            "",
+        ),
+        (
+            "a window grows for a consumer that has just come",
+            "if self.had and self.came - self.left < AT_ONCE:",
+            "if self.came - self.left < AT_ONCE:",
+        ),
+        (
+            "a window grows for a slow consumer that finds workers without room",
+            "if self.had and self.came - self.left < AT_ONCE:",
+            "if self.had:",
+        ),
+        (
             "who has enough to do leaves what waits behind a slow item",
             "            window.reclaim(now, OVERDUE)\n",
             "            pass\n",
@@ -679,16 +694,6 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
             "what has waited is not told of at the end of the loop's turn",
             "            self.host.loop.call_soon(self.end_of_turn)\n",
             "            pass\n",
-        ),
-        (
-            "lone items are drawn while others have nothing to do",
-            "self._places == window.workers and not (self.coming or self.queue.takers)",
-            "self._places == window.workers and not self.coming",
-        ),
-        (
-            "lone items are drawn while workers are still to be started",
-            "all_busy = self._places == window.workers and not (self.coming or self.queue.takers)",
-            "all_busy = not self.queue.takers",
         ),
         (
             "an item that does not wait is followed by lone ones",

@@ -878,6 +878,23 @@ def test_the_consumer_s_room_is_given_back_when_it_comes_for_more():
     assert outlet.take() == Closed()
 
 
+@pytest.mark.parametrize(("away", "grown"), [(0.0, True), (0.0004, True), (0.0006, False), (1.0, False)])
+def test_a_window_grows_for_a_consumer_that_came_at_once_and_finds_workers_without_room(
+    away: float, grown: bool
+):
+    """It was woken when the first output was there, and had to wait for its turn until there was no more room."""
+    window, time = window_over(Slices("abcdefghijkl")), Time()
+    outlet = outlet_over(window, time)
+    for limit in (4, 8 if grown else 4):
+        work_off(window)
+        assert window.room.held == window.room.limit == 4
+        assert outlet.ready()
+        outlet.take()
+        assert window.room.limit == limit  # not the first time: nobody knows yet how long it is away
+        time.now += away
+        outlet.settle_up()
+
+
 @pytest.mark.parametrize(("away", "waited", "grown"), [(0.0, 0.0, True), (1.0, 1.0, False), (1.0, 9.0, True)])
 def test_a_window_grows_for_a_consumer_that_waits_longer_than_it_is_away(
     away: float, waited: float, grown: bool

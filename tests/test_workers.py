@@ -239,24 +239,6 @@ def test_nothing_is_drawn_for_others_where_a_worker_may_be_lost():
         assert not crew.window.lone_items
 
 
-def test_nothing_is_drawn_for_others_while_some_have_nothing_to_do():
-    with three_tasks() as crew:
-        crew.queue.takers = 1
-        assert crew.next_waiting(done_by(crew), 0.01).start == 1
-        assert not crew.window.lone_items
-
-
-@pytest.mark.parametrize("missing", ["to be started", "starting"])
-def test_nothing_is_drawn_for_others_while_some_are(missing: str):
-    with three_tasks() as crew:
-        if missing == "starting":
-            crew.coming = 1
-        else:
-            crew._places -= 1
-        assert crew.next_waiting(done_by(crew), 0.01).start == 1
-        assert not crew.window.lone_items
-
-
 def test_after_a_lone_item_that_did_not_wait_comes_one_whose_time_is_taken():
     with three_tasks() as crew:
         crew.next_waiting(done_by(crew), 0.01)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Workers"]
 
-#: How many items are taken at once, where each waits beside the others and all workers are busy.
+#: How many lone items are drawn at once, at most.
 SIDE_BY_SIDE: Final = 128
 
 
@@ -97,9 +97,7 @@ class Workers(Crew):
         window = self.window
         with self.run.lock:
             self.close_accounts()
-            # Where not all workers are there and have something in hand, what is there is for those who have not.
-            all_busy = self._places == window.workers and not (self.coming or self.queue.takers)
-            if waited and all_busy and not window.lone_items:
+            if waited and not window.lone_items:
                 window.draw_lone(SIDE_BY_SIDE)
             taken = None if waited and window.lone_items else self.poll()
             self.run.settle()
