@@ -24,6 +24,7 @@ from typing import Any, Final
 
 from fstream._spans import Failure
 from fstream._stage import StageStatus
+from fstream._workers.arena import arenas
 from fstream._workers.call import Call, FusedCall, call_of, describe, is_failure
 from fstream._workers.wire import Packed, Wire, dumps, encode_error, loads
 from fstream.errors import NotPicklable
@@ -92,8 +93,9 @@ class Deaf(Exception):
 class Child:
     """The worker's end."""
 
-    def __init__(self, sock: socket.socket, cell: memoryview) -> None:
-        self.wire = Wire(sock)
+    def __init__(self, sock: socket.socket, cell: memoryview, arena: int | None = None) -> None:
+        inward, outward = arenas(arena)
+        self.wire = Wire(sock, outward, inward)
         self.cell = cell
         self.inbox: SimpleQueue[tuple[tuple[Any, ...], Packed] | None] = SimpleQueue()
         #: Held while anything is sent, and while it is found out what to send.
@@ -399,13 +401,15 @@ def main(connection: Connection) -> None:
     """Serve the parent at the other end of *connection* until it has no more use for this process."""
     sock = socket.socket(fileno=os.dup(connection.fileno()))
     connection.close()
-    _, fds, _, _ = socket.recv_fds(sock, 1, 2)
+    _, fds, _, _ = socket.recv_fds(sock, 1, 3)
     # A process that f forks and that outlives this one would keep the parent from seeing that this one has died.
     os.register_at_fork(after_in_child=sock.close)
     die_with(fds[1])
     with mmap.mmap(fds[0], CELL_SIZE) as shared, memoryview(shared) as view, view.cast("q") as cell:
         os.close(fds[0])
-        child = Child(sock, cell)
+        child = Child(sock, cell, *fds[2:])
+        for fd in fds[2:]:
+            os.close(fd)
         signal.signal(signal.SIGINT, child.interrupt)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         cell[0] = IDLE

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import weakref
+from contextlib import ExitStack
 from multiprocessing import util
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -18,6 +19,7 @@ from typing import Final
 
 from fstream._run import close_all
 from fstream._workers import child
+from fstream._workers.arena import arenas, shared_file
 from fstream._workers.fresh import FreshProcess
 from fstream._workers.wire import Wire
 
@@ -30,9 +32,14 @@ class Link:
     def __init__(self, method: str | None) -> None:
         self.method = method
         life = LIFELINE.fd()  # first: where no pipe can be had, there is nothing to close
-        cell = _shared_file()
-        try:
+        with ExitStack() as files:
+            files.callback(os.close, cell := _shared_file())
             self.cell = mmap.mmap(cell, child.CELL_SIZE)
+            shared = [cell, life]
+            if (arena := shared_file()) is not None:
+                files.callback(os.close, arena)
+                shared.append(arena)
+            there, back = arenas(arena)
             ours, theirs = socket.socketpair()
             try:
                 OURS.add(ours)
@@ -43,17 +50,15 @@ class Link:
                 PROCESSES.add(self.process)
                 connection.close()
                 try:
-                    socket.send_fds(ours, [b"c"], [cell, life])
+                    socket.send_fds(ours, [b"c"], shared)
                 except ConnectionError:  # it has died already: its end of the stream will tell
                     pass
             except BaseException:
                 ours.close()
                 raise
-        finally:
-            os.close(cell)
         ours.setblocking(False)
         self.sock = ours
-        self.wire = Wire(ours)
+        self.wire = Wire(ours, there, back)
         #: It has said that it has started.
         self.ready = False
 

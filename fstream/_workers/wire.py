@@ -1,7 +1,7 @@
 """Messages between a worker process and its parent: framing, pickling, and exceptions that keep what they are.
 
 A message is a few parts: a header (plain data, always loadable), and perhaps a body: a pickle, and the large buffers
-in it, which travel beside it without being copied (pickle protocol 5).
+in it, which travel beside it (pickle protocol 5), in an arena where there is one, and room in it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Final
 
 import cloudpickle
 
+from fstream._workers.arena import Arena
 from fstream.errors import RemoteError, WorkerTraceback
 
 __all__ = ["Packed", "Wire", "decode_error", "dumps", "encode_error", "loads"]
@@ -31,7 +32,7 @@ IN_BAND: Final = 1 << 14
 #: Parts start at multiples of this, so that arrays in them are aligned.
 ALIGN: Final = 16
 
-_PREFIX: Final = struct.Struct("<QQ")  # total size, number of parts
+_PREFIX: Final = struct.Struct("<QQQ")  # total size, number of parts, how many of them are in the arena
 _SIZE: Final = struct.Struct("<Q")
 
 _READ: Final = 1 << 18
@@ -82,8 +83,11 @@ def loads(packed: Packed) -> Any:
 class Wire:
     """One end of a socket pair; with a blocking socket each call does all of its work, else what it can."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(
+        self, sock: socket.socket, outward: Arena | None = None, inward: Arena | None = None
+    ) -> None:
         self.sock = sock
+        self.outward, self.inward = outward, inward
         self._out: deque[memoryview] = deque()
         #: Where what is read lands first: kept, as a new one of this size costs more than most messages.
         self._landing = memoryview(bytearray(_READ))
@@ -96,6 +100,9 @@ class Wire:
         """Queue a message for `flush`."""
         parts = [memoryview(part).cast("B") for part in (pickle.dumps(header, protocol=5), *(body or ()))]
         sizes = b"".join(_SIZE.pack(part.nbytes) for part in parts)
+        count = len(parts)
+        if self.outward is not None and self.outward.put(parts[2:]):
+            del parts[2:]
         start = _PREFIX.size + len(sizes)
         views = [memoryview(sizes)]
         total = start
@@ -105,7 +112,7 @@ class Wire:
                 views.append(memoryview(bytes(gap)))
             views.append(part)
             total += gap + part.nbytes
-        self._out.append(memoryview(_PREFIX.pack(total, len(parts))))
+        self._out.append(memoryview(_PREFIX.pack(total, count, count - len(parts))))
         self._out.extend(views)
 
     def flush(self) -> bool:
@@ -136,7 +143,7 @@ class Wire:
         pending = self._pending
         pending += self._landing[:count]
         while len(pending) >= _PREFIX.size:
-            total, _ = _PREFIX.unpack_from(pending)
+            total, _, _ = _PREFIX.unpack_from(pending)
             if len(pending) < total:
                 if total > _READ:
                     self._large = bytearray(total)
@@ -163,15 +170,18 @@ class Wire:
         yield self._parse(message)
 
     def _parse(self, message: bytearray) -> tuple[tuple[Any, ...], Packed]:
-        _, count = _PREFIX.unpack_from(message)
+        _, count, beside = _PREFIX.unpack_from(message)
         position = _PREFIX.size + count * _SIZE.size
         parts = []
         view = memoryview(message)
-        for number in range(count):
-            (size,) = _SIZE.unpack_from(message, _PREFIX.size + number * _SIZE.size)
+        sizes = [size for (size,) in _SIZE.iter_unpack(view[_PREFIX.size : position])]
+        for size in sizes[: count - beside]:
             position += -position % ALIGN
             parts.append(view[position : position + size])
             position += size
+        if beside:
+            assert self.inward is not None
+            parts += self.inward.get(sizes[-beside:])
         return pickle.loads(parts[0]), parts[1:]
 
     def close(self) -> None:
