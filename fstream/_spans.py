@@ -380,8 +380,8 @@ class Window:
         #: Spans to be worked on before anything new is drawn, in no order. Their items are held.
         self.returned: list[Span] = []
         #: Lone items: drawn before anybody asked for them, with their indices, for workers that wait side by side. Such
-        #: a worker takes one without the lock, and leaves its slot in `lone_slots`. Invariant: whatever else is held
-        #: and not started comes before them.
+        #: a worker takes one without the lock, and leaves its slot in `lone_slots`. Invariant: while there are some,
+        #: nothing else is held that is not started.
         self.lone_items: deque[tuple[int, Any]] = deque()
         #: The slots of lone items, by their indices, until they go downstream.
         self.lone_slots: dict[int, Any] = {}
@@ -449,8 +449,8 @@ class Window:
         return span
 
     def draw_lone(self, most: int) -> None:
-        """Draw up to *most* lone items, if nothing is to be started before them."""
-        if self.loses or self.stopped or self.failure is not None or self.returned:
+        """Draw up to *most* lone items, if there is nothing that is to be started before them, nor can be."""
+        if self.loses or self.stopped or self.failure is not None or self.returned or self.divisible:
             return
         most = min(self._drawable(), most)
         if most > 0:

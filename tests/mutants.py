@@ -179,8 +179,13 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
         ),
         (
             "lone items are drawn past those that came back",
-            "if self.loses or self.stopped or self.failure is not None or self.returned:",
-            "if self.loses or self.stopped or self.failure is not None:",
+            "self.failure is not None or self.returned or self.divisible:",
+            "self.failure is not None or self.divisible:",
+        ),
+        (
+            "lone items are drawn before those that wait behind a slow one",
+            "self.failure is not None or self.returned or self.divisible:",
+            "self.failure is not None or self.returned:",
         ),
         (
             "lone items are drawn where their worker may be lost",

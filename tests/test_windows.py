@@ -402,26 +402,22 @@ def test_what_the_first_lone_items_take_is_taken_for_what_all_do():
     assert window.cost == 2.0
 
 
-def test_what_came_back_is_taken_before_lone_items():
+@pytest.mark.parametrize("given_back", [False, True])
+def test_no_lone_items_are_drawn_while_something_comes_before_them(given_back: bool):
     window = lone_window("abcdef", maxsize=0)
     window.cost, window.last_size = 0.0, 6
     first = taken(window, 3)
     begin(first, 0)
-    window.draw_lone(1)
-    window.give_back(first)
-    assert held_by(taken(window, 1)) == (1, ["b"])
-    assert held_by(taken(window, 1)) == (2, ["c"])
-    assert held_by(taken(window, 1)) == (3, ["d"])
-
-
-def test_no_lone_items_are_drawn_while_something_comes_before_them():
-    window = lone_window("abcdef", maxsize=0)
-    window.cost, window.last_size = 0.0, 6
-    first = taken(window, 3)
-    begin(first, 0)
-    window.give_back(first)
+    if given_back:
+        window.give_back(first)
     window.draw_lone(1)
     assert not window.lone_items
+    window.give_back(first)
+    for index in (1, 2):
+        span = taken(window, 1)
+        assert span.start == index
+    window.draw_lone(9)
+    assert [index for index, _ in window.lone_items] == [3, 4, 5]
 
 
 @pytest.mark.parametrize("ordered", [True, False])
