@@ -335,8 +335,8 @@ class Run:
 
     def stop(self) -> None:
         """Make every member end; wait for none."""
-        done_before = self.stopped
-        if done_before or self.pid != os.getpid():
+        stopped_before = self.stopped  # as most often, at the end: no need to keep Ctrl-C out
+        if stopped_before or self.pid != os.getpid():
             return
         with Uninterrupted(), self.lock:
             if self.stopped:

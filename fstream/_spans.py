@@ -436,8 +436,10 @@ class Window:
         span: Span | None
         if self.returned:
             span = self._take_returned(most)
+        elif self.lone_items:
+            span = self._take_lone()
         else:
-            span = self._take_lone() if self.lone_items else self._draw_span(most)
+            span = self._draw_span(most)
         if span is None:
             return None
         span.begun = now
@@ -460,12 +462,9 @@ class Window:
             self.lone += len(items)
             self.busy += len(items)
 
-    def _take_lone(self) -> Span | None:
-        """Make a span of a lone item."""
-        try:
-            index, item = self.lone_items.popleft()
-        except IndexError:  # a worker was faster
-            return None
+    def _take_lone(self) -> Span:
+        """Make a span of a lone item, in the one thread that the tasks who take those live in."""
+        index, item = self.lone_items.popleft()
         self.lone -= 1
         self.busy -= 1
         return Span(index, [item])

@@ -206,7 +206,6 @@ def finish_lone(crew: Any, index: int) -> None:
     number, item = crew.window.lone_items.popleft()
     assert number == index
     crew.window.lone_slots[index] = item
-    crew.finished += 1
     crew.tell(index)
 
 

@@ -21,15 +21,15 @@ MOST: Final = 1 << 24
 PAGE: Final = 4096
 
 
-def shared_file() -> int | None:
-    """Make a file of no name, in memory, for two arenas; None where there is no such thing.
+def shared_file(size: int = 2 * (PAGE + MOST)) -> int | None:
+    """Make a file of no name, in memory, by default for two arenas; None where there is no such thing.
 
     Nothing has to be removed: it is gone with the processes. Its pages are there as soon as they have been written to.
     """
     if not hasattr(os, "memfd_create"):
         return None
     fd = os.memfd_create("fstream")
-    os.ftruncate(fd, 2 * (PAGE + MOST))
+    os.ftruncate(fd, size)
     return fd
 
 

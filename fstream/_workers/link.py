@@ -33,7 +33,7 @@ class Link:
         self.method = method
         life = LIFELINE.fd()  # first: where no pipe can be had, there is nothing to close
         with ExitStack() as files:
-            files.callback(os.close, cell := _shared_file())
+            files.callback(os.close, cell := _cell_file())
             self.cell = mmap.mmap(cell, child.CELL_SIZE)
             shared = [cell, life]
             if (arena := shared_file()) is not None:
@@ -110,14 +110,12 @@ class Link:
         return self.process.exitcode if not self.process.is_alive() else self.kill()
 
 
-def _shared_file() -> int:
-    if hasattr(os, "memfd_create"):
-        fd = os.memfd_create("fstream")
-    else:
-        with tempfile.TemporaryFile() as file:
-            fd = os.dup(file.fileno())
-    os.ftruncate(fd, child.CELL_SIZE)
-    return fd
+def _cell_file() -> int:
+    if (fd := shared_file(child.CELL_SIZE)) is not None:
+        return fd
+    with tempfile.TemporaryFile() as file:
+        file.truncate(child.CELL_SIZE)
+        return os.dup(file.fileno())
 
 
 def start_method() -> str | None:

@@ -114,6 +114,7 @@ class Workers(Crew):
         Many such items are done in one turn, when what they waited for has come. To decide about one takes as long as
         f, so it is done for all of them together; at once only where a taker downstream may wait for just this one.
         """
+        self.finished += 1
         if self.window.next_out(index):
             self.end_of_turn()
         elif not self.settling:
@@ -238,8 +239,7 @@ class Worker:
         crew = self.crew
         crew.coming -= 1
         crew.members.discard(self)
-        if not (self.run.stopped or crew.window.stopped):
-            crew.break_down(asyncio.CancelledError())
+        self.broke_off(asyncio.CancelledError())
         with self.run.lock:
             self.run.leave(self)
 
@@ -323,9 +323,7 @@ class Worker:
                 if is_failure(slot):
                     break
                 slots[index], slot = slot, None  # it is not to be kept while the next one waits
-            crew.finished += 1
-            if not (crew.settling and window.ready_count):
-                crew.tell(index)
+            crew.tell(index)
             if crew.latest is self:
                 waited = False
                 break
