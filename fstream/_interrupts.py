@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-import signal
+# In C: the functions that `signal` puts around these make an enum member of each handler, or for one that is none a
+# message with its repr, which nobody sees. That of asyncio's has the main task in it, and takes longer than a run does
+# to start.
+import _signal as signal  # type: ignore[import-not-found]
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
