@@ -391,8 +391,8 @@ class Window:
         #: when the last one is.
         self.entries: deque[list[Any]] = deque()
         self.ready_count = 0
-        #: How many workers have a span in hand.
-        self.busy = 0
+        #: How many spans are in the hands of workers.
+        self.open = 0
         #: Seconds an item takes, measured; None before the first one.
         self.cost: float | None = None
         self.last_size = 1
@@ -412,6 +412,11 @@ class Window:
         self.stopped = False
 
     # ------------------------------------------------------------------------------------ the stage's workers
+
+    @property
+    def busy(self) -> int:
+        """How many workers have something in hand, or are about to: lone items that nobody has taken count."""
+        return self.open + self.lone - len(self.lone_slots)
 
     @property
     def backlog(self) -> int:
@@ -445,7 +450,7 @@ class Window:
         span.begun = now
         self.last_size = size = len(span.items)
         self.spans[span.start] = span
-        self.busy += 1
+        self.open += 1
         if size > 1:
             self.divisible.add(span)
         return span
@@ -460,13 +465,14 @@ class Window:
             self.lone_items.extend(enumerate(items, self.next_index))
             self.next_index += len(items)
             self.lone += len(items)
-            self.busy += len(items)
+            # They are for workers that wait: each is taken to last as long as a span.
+            span = self.span_seconds
+            self.cost = span + ((self.cost or span) - span) * 0.5 ** len(items)
 
     def _take_lone(self) -> Span:
         """Make a span of a lone item, in the one thread that the tasks who take those live in."""
         index, item = self.lone_items.popleft()
         self.lone -= 1
-        self.busy -= 1
         return Span(index, [item])
 
     def _take_returned(self, most: int) -> Span:
@@ -530,7 +536,7 @@ class Window:
             return
         span.closed = True
         self.divisible.discard(span)
-        self.busy -= 1
+        self.open -= 1
         count = len(span.slots)
         if elapsed is not None and count:
             cost = elapsed / count
@@ -544,13 +550,6 @@ class Window:
             if self.failure is None and self.spans.get(span.start) is span:
                 self._enter(self._fresh(span))
         elif span.start == self.head and not self.one_each:
-            self.harvest()
-
-    def done_lone(self, count: int, seconds: float) -> None:
-        """Workers are through with *count* lone items; *seconds* went into each."""
-        self.busy -= count
-        self.cost = seconds + ((self.cost or seconds) - seconds) * 0.5**count
-        if not (self.ordered and self.one_each):
             self.harvest()
 
     def next_out(self, index: int) -> bool:
@@ -619,7 +618,7 @@ class Window:
             return None
         victim.todo = iter(())
         self.spans[victim.start] = victim
-        self.busy += 1
+        self.open += 1
         return Failure(victim.start, item, None), victim
 
     def fail(self, failure: Failure) -> None:

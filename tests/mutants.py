@@ -198,8 +198,18 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
             "            self.lone +=",
         ),
         (
-            "lone items hold their room for ever where they give nothing",
-            "        if not (self.ordered and self.one_each):\n            self.harvest()\n",
+            "lone items do not count as busy until somebody takes them",
+            "return self.open + self.lone - len(self.lone_slots)",
+            "return self.open + self.lone - len(self.lone_slots) - len(self.lone_items)",
+        ),
+        (
+            "lone items that are done count as busy",
+            "return self.open + self.lone - len(self.lone_slots)",
+            "return self.open + self.lone",
+        ),
+        (
+            "what lone items take is not known",
+            "            self.cost = span + ((self.cost or span) - span) * 0.5 ** len(items)\n",
             "",
         ),
         (
@@ -703,6 +713,26 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
             "            pass\n",
         ),
         (
+        (
+            "lone items hold their room for ever where they give nothing",
+            "        if not self.window.one_each:\n            self.window.harvest()\n",
+            "",
+        ),
+        (
+            "nobody is told of the last lone items",
+            "if (items or crew.over) and (index",
+            "if items and (index",
+        ),
+        (
+            "only the next one in order is told of where there is no order",
+            "(index == window.head or not heads_only)",
+            "index == window.head",
+        ),
+        (
+            "nobody is told of an item before there are none left",
+            "if (items or crew.over) and (index",
+            "if crew.over and (index",
+        ),
             "an item that does not wait is followed by lone ones",
             "taken = None if waited and window.lone_items else self.poll()",
             "taken = None if window.lone_items else self.poll()",

@@ -145,6 +145,28 @@ def test_all_that_was_waited_for_comes_while_another_item_blocks_the_loop(
     assert sorted(stream) == list(range(last, last + 5))
 
 
+@pytest.mark.parametrize("workers", [2, 9])
+def test_what_was_waited_for_comes_while_all_workers_wait_with_others(workers: int, is_ordered: bool):
+    last = 100  # many more are drawn by then
+
+    async def consume() -> None:
+        gate = asyncio.Event()
+
+        async def f(item: int) -> int:
+            for _ in range(3):
+                await asyncio.sleep(0)
+            if item >= last:
+                await gate.wait()
+            return item
+
+        stream = pmap(f, range(2 * last), maxsize=0, ordered=is_ordered, workers=workers)
+        assert sorted([await anext(stream) for _ in range(last)]) == list(range(last))
+        gate.set()
+        assert sorted(await stream) == list(range(last, 2 * last))
+
+    asyncio.run(consume())
+
+
 @pytest.mark.parametrize("position", [0, 1, MANY // 3])
 def test_others_overtake_a_slow_item_where_order_is_not_asked_for(
     concurrent_kind: str, position: int, gate: Gate

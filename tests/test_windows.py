@@ -300,7 +300,6 @@ def finish_lone(window: Window, index: int) -> None:
     number, item = window.lone_items.popleft()
     assert number == index
     window.lone_slots[index] = item
-    window.done_lone(1, 0.0)
 
 
 @pytest.mark.parametrize("ordered", [True, False])
@@ -314,6 +313,7 @@ def test_lone_items_are_held_until_they_go_out(maxsize: int, ordered: bool):
     for index in range(count):
         assert window.end is None
         finish_lone(window, index)
+        assert window.busy == count - index - 1
     assert drawn(window) == list("abcd")[:count]
     assert window.room.held == window.busy == window.lone == 0
     assert (window.end is None) == bool(maxsize)
@@ -380,26 +380,25 @@ def test_lone_items_that_give_nothing_hold_no_room(kernel: Kernel):
     for _ in range(2):
         index, _ = window.lone_items.popleft()
         window.lone_slots[index] = kernel.nothing
-        window.done_lone(1, 0.0)
+        window.harvest()
     assert window.room.held == 0
 
 
-def test_what_lone_items_take_is_learned_as_it_is_of_spans():
+def test_a_lone_item_is_taken_to_last_as_long_as_a_span():
     window, other = lone_window("abc", maxsize=0), lone_window("abc", maxsize=0)
+    window.span_seconds = other.span_seconds = 2.0
     window.cost = other.cost = 8.0
     window.draw_lone(3)
-    window.done_lone(3, 2.0)
     for span in [taken(other, 1) for _ in range(3)]:
         span.slots.extend(span.todo)
         other.done(span, 2.0)
     assert window.cost == other.cost == 2.75
 
 
-def test_what_the_first_lone_items_take_is_taken_for_what_all_do():
+def test_the_first_lone_items_are_taken_to_last_as_long_as_a_span():
     window = lone_window("abc")
     window.draw_lone(3)
-    window.done_lone(2, 2.0)
-    assert window.cost == 2.0
+    assert window.cost == window.span_seconds
 
 
 @pytest.mark.parametrize("given_back", [False, True])
@@ -905,7 +904,7 @@ def test_a_window_grows_for_a_consumer_that_waits_longer_than_it_is_away(
     outlet.settle_up()
     while window.takable():
         taken(window)
-    window.busy = 0  # idle for want of room
+    window.open = 0  # idle for want of room
     outlet.left, outlet.came = time.now - away, time.now
     time.now += waited
     assert outlet.starve(False) == grown
@@ -917,7 +916,7 @@ def test_a_stage_upstream_grows_only_if_that_is_wanted_downstream():
     below = window_over(above, workers=2)
     while above.takable():
         taken(above)
-    above.busy = 0  # idle for want of room
+    above.open = 0  # idle for want of room
     work = Work(below, Time())
     assert not work.starve(False)
     assert above.room.limit == 2
@@ -932,7 +931,7 @@ def test_a_window_that_nothing_goes_through_grows_once():
     def starve() -> None:
         while window.takable():
             spans.append(taken(window))
-        window.busy = 0  # idle for want of room
+        window.open = 0  # idle for want of room
 
     starve()
     assert window.grow()

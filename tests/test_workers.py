@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from fstream import peach, pmap
-from fstream._kernels import MAP
+from fstream._kernels import DROP, FILTER, MAP, Kernel
 from fstream._run import Run
 from fstream._spans import CLOSED, Span
-from fstream._stage import Stage
+from fstream._stage import MISSING, Stage
 from fstream._workers.task import SIDE_BY_SIDE
 from tests.functions import suited
 from tests.gates import Gate, Log, check_sequence_matches, holding, opened_when
@@ -143,11 +143,11 @@ def test_work_goes_on_while_the_consumer_is_busy(concurrent_kind: str, log: Log)
 
 
 @contextmanager
-def crew_of(kind: str, workers: int, **options: Any) -> Iterator[Any]:
+def crew_of(kind: str, workers: int, kernel: Kernel = MAP, **options: Any) -> Iterator[Any]:
     """The workers of a stage over `range(999)`, none of which is started."""
     loop = asyncio.new_event_loop()
     try:
-        yield Run([range(999)], [Stage(MAP, abs, kind, workers, name="abs", **options)], loop).crews[0]
+        yield Run([range(999)], [Stage(kernel, abs, kind, workers, name="abs", **options)], loop).crews[0]
     finally:
         loop.close()
 
@@ -202,10 +202,10 @@ def done_by(crew: Any) -> Span:
     return span
 
 
-def finish_lone(crew: Any, index: int) -> None:
+def finish_lone(crew: Any, index: int, slot: Any = MISSING) -> None:
     number, item = crew.window.lone_items.popleft()
     assert number == index
-    crew.window.lone_slots[index] = item
+    crew.window.lone_slots[index] = item if slot is MISSING else slot
     crew.tell(index)
 
 
@@ -261,28 +261,44 @@ def test_all_go_home_when_there_can_be_nothing_more():
         assert crew.over
 
 
-def test_a_lone_item_that_is_not_waited_for_is_told_of_at_the_end_of_the_turn():
+def test_a_lone_item_that_a_taker_waits_for_is_told_of_at_once():
     with three_tasks() as crew:
         crew.window.draw_lone(6)
+        settled: list[None] = []
+        crew.run.settle = lambda: settled.append(None)
         finish_lone(crew, 0)
-        assert crew.window.busy == 5  # the taker downstream waits for this
-        finish_lone(crew, 1)
-        finish_lone(crew, 2)
-        assert crew.window.busy == 5
+        assert len(settled) == 1
+        assert crew.window.available() == 1
+        finish_lone(crew, 1)  # the taker is awake, and comes upon it
+        assert len(settled) == 1
+        assert crew.window.available() == 2
+
+
+def test_lone_items_that_give_nothing_are_seen_to_at_the_end_of_the_turn():
+    with three_tasks(kernel=FILTER) as crew:
+        crew.window.draw_lone(6)
+        finish_lone(crew, 0)
+        for index in 1, 2:
+            finish_lone(crew, index, DROP)
+        assert crew.window.room.held == 6
         crew.host.loop.call_soon(crew.host.loop.stop)
         crew.host.loop.run_forever()  # one turn
-        assert crew.window.busy == 3
-        assert crew.window.available() == 3
+        assert crew.window.room.held == 4
+        assert crew.window.ready_count == 1
 
 
-def test_what_comes_next_is_decided_on_when_all_that_is_done_was_told_of():
-    with three_tasks() as crew:
+@pytest.mark.parametrize("kernel", [MAP, FILTER])
+def test_who_asks_for_more_lone_items_tells_of_those_that_are_done(kernel: Kernel):
+    with three_tasks(kernel=kernel) as crew:
         crew.window.draw_lone(3)
-        crew.window.lone_items.popleft()
-        finish_lone(crew, 1)
-        assert crew.window.busy == 3
+        for index in range(3):
+            _, item = crew.window.lone_items.popleft()
+            crew.window.lone_slots[index] = item if kernel is MAP else DROP
+        settled: list[None] = []
+        crew.run.settle = lambda: settled.append(None)
         crew.next_lone()
-        assert crew.window.busy == 2
+        assert len(settled) == 1
+        assert crew.window.room.held == (6 if kernel is MAP else 3)
 
 
 @pytest.mark.parametrize("coming", [1, 2])

@@ -36,8 +36,7 @@ class Workers(Crew):
         self.ending = asyncio.Lock()
         #: Who took up or finished an item last.
         self.latest: Worker | None = None
-        #: How many lone items are done that the window has not been told of, until the end of this turn of the loop.
-        self.finished = 0
+        #: `end_of_turn` is to come.
         self.settling = False
         #: There will never be another span. Some workers may still have something in hand.
         self.over = False
@@ -96,11 +95,10 @@ class Workers(Crew):
         """
         window = self.window
         with self.run.lock:
-            self.close_accounts()
             if waited and not window.lone_items:
                 window.draw_lone(SIDE_BY_SIDE)
             taken = None if waited and window.lone_items else self.poll()
-            self.run.settle()
+            self.settle()
             return taken
 
     def poll(self) -> Span | Closed | None:
@@ -109,29 +107,28 @@ class Workers(Crew):
         return taken
 
     def tell(self, index: int) -> None:
-        """A worker is through with the lone item at *index*: have the takers know, at the end of this turn of the loop.
+        """A worker is through with the lone item at *index*: have the takers know.
 
-        Many such items are done in one turn, when what they waited for has come. To decide about one takes as long as
-        f, so it is done for all of them together; at once only where a taker downstream may wait for just this one.
+        Many such items are done in one turn of the loop, when what they waited for has come. A taker downstream that
+        may wait for just this one is told at once, and comes upon the others. At the end of the turn it is seen to
+        those that give nothing, as nobody comes for them.
         """
-        self.finished += 1
         if self.window.next_out(index):
             self.end_of_turn()
-        elif not self.settling:
+        elif not (self.window.one_each or self.settling):
             self.settling = True
             self.host.loop.call_soon(self.end_of_turn)
 
     def end_of_turn(self) -> None:
         self.settling = False
-        if self.finished:
-            with self.run.lock:
-                self.close_accounts()
-                self.run.settle()
+        with self.run.lock:
+            self.settle()
 
-    def close_accounts(self) -> None:
-        if self.finished:
-            self.window.done_lone(self.finished, SPAN_SECONDS)
-            self.finished = 0
+    def settle(self) -> None:
+        """Lone items were done. Under the lock."""
+        if not self.window.one_each:
+            self.window.harvest()
+        self.run.settle()
 
     def make_good(self, failure: Failure, victim: Span) -> None:
         if isinstance(self.stage.on_error, str):
@@ -302,6 +299,8 @@ class Worker:
         crew, call, window = self.crew, self.call, self.crew.window
         items, slots = window.lone_items, window.lone_slots
         step = call.step if call.started else None
+        # In order nobody waits for another one than the next.
+        heads_only = window.ordered and window.one_each
         waited = True
         crew.recruit()
         self.span = call.place = place = Span(0, ())
@@ -323,7 +322,8 @@ class Worker:
                 if is_failure(slot):
                     break
                 slots[index], slot = slot, None  # it is not to be kept while the next one waits
-            crew.tell(index)
+            if (items or crew.over) and (index == window.head or not heads_only):
+                crew.tell(index)
             if crew.latest is self:
                 waited = False
                 break
