@@ -579,11 +579,16 @@ class Window:
         if not first:
             self.done(span)
 
-    def scatter(self, span: Span) -> None:
-        """Close *span* and run again what it has no slots for, one item at a time: one of them is to blame."""
+    def scatter(self, span: Span, tried: dict[int, int]) -> None:
+        """Close *span* and run again what it has no slots for, one item at a time: one of them is to blame.
+
+        *tried* says how often the item of an index has failed before.
+        """
         position = len(span.slots)
         for number in range(position, len(span.items)):
-            self._return(Span(span.start + number, [span.items[number]], span.tries if number == 0 else 0))
+            index = span.start + number
+            tries = tried.get(index, span.tries if number == 0 else 0)
+            self._return(Span(index, [span.items[number]], tries))
         span.items = span.items[:position]
         self.done(span)
 

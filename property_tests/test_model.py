@@ -361,7 +361,8 @@ class StreamMachine(RuleBasedStateMachine):
         starts, ends = self.calls()
         assert starts[Source.LAST.number] == 0
         assert sum((starts - ends).values()) <= self.options.workers + self.kills
-        assert all(starts[n] <= self.options.tries(item) + self.kills for n, item in self.items.items())
+        most = {n: self.options.tries(item) + self.kills for n, item in self.items.items()}
+        assert starts <= Counter(most), (starts - Counter(most), self.kills, self.options, self.log.entries())
 
     def calls(self) -> tuple[Counter[int], Counter[int]]:
         """How often f was called on each item of the present stream, and came to an end."""

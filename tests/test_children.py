@@ -7,6 +7,7 @@ import socket
 import threading
 import weakref
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from time import perf_counter
@@ -18,6 +19,7 @@ import pytest
 from fstream._kernels import MAP
 from fstream._queues import OVERDUE
 from fstream._run import Run
+from fstream._spans import Span
 from fstream._stage import Stage
 from fstream._workers import child
 from fstream._workers.call import Call, is_failure
@@ -33,7 +35,7 @@ class Parent:
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
-        self.cell = array("q", [child.IDLE, 0, 0, -1, 0])
+        self.cell = array("q", [child.IDLE, 0, 0, -1, 0, -1])
         self.wire = Wire(ours)
         self.child = Child(theirs, memoryview(self.cell))
 
@@ -229,18 +231,56 @@ def test_the_cell_says_since_when(parent: Parent):
 
 
 def test_the_cell_says_since_when_and_how_often_for_each_try(parent: Parent):
-    seen: list[tuple[int, int]] = []
+    seen: list[tuple[int, int, int]] = []
 
     def f(item: int) -> None:
-        seen.append((parent.cell[1], parent.cell[4]))
-        if item and len(seen) < 3:
+        seen.append((parent.cell[1], parent.cell[4], parent.cell[5]))
+        if item and len(seen) < 4:
             raise ValueError
 
     parent.give(f, timeout=1.0, retries=2)
-    parent.work(0, [1, 0])
-    times, tries = zip(*seen, strict=True)
-    assert tries == (0, 1, 2, 0)
+    parent.work(7, [0, 1, 0])
+    times, tries, indices = zip(*seen, strict=True)
+    assert tries == (0, 0, 1, 2, 0)
+    assert indices[2:4] == (8, 8)
     assert sorted(set(times)) == list(times)
+
+
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+def test_the_cell_says_how_often_an_item_has_failed_until_its_slot_is_sent(
+    parent: Parent, on_error: str, monkeypatch: pytest.MonkeyPatch
+):
+    def f(item: int) -> None:
+        if item:
+            raise ValueError
+
+    told: list[tuple[int, int]] = []
+    send_slots = parent.child.send_slots
+
+    def send(*, closed: bool) -> None:
+        told.append((parent.cell[4], parent.cell[5]))
+        send_slots(closed=closed)
+
+    monkeypatch.setattr(parent.child, "send_slots", send)
+    parent.give(f, retries=2, on_error=on_error)
+    parent.work(7, [0, 1, 0])
+    assert told == ([(2, 8)] if on_error == "raise" else [(2, 8), (0, 8)])
+    parent.work(10, [0])
+    assert told[-1] == (0, 8)
+
+
+def test_what_was_tried_again_goes_out_at_once(parent: Parent):
+    seen = set[int]()
+
+    def f(item: int) -> int:
+        if item == 2 and item not in seen:
+            seen.add(item)
+            raise ValueError
+        return -item
+
+    parent.give(f, retries=1)
+    parent.work(0, [1, 2, 3])
+    assert parent.heard() == [(child.SLOTS, 0, [-1, -2], {}, False), (child.SLOTS, 0, [-3], {}, True)]
 
 
 def test_a_slot_that_cannot_travel_says_how_often_its_item_was_tried(parent: Parent):
@@ -254,8 +294,7 @@ def test_a_slot_that_cannot_travel_says_how_often_its_item_was_tried(parent: Par
 
     parent.give(f, retries=2)
     parent.work(0, [1, 2])
-    ((*_, failed, _),) = parent.heard()
-    assert failed == {0: 1, 1: 0}
+    assert [failed for *_, failed, _ in parent.heard()] == [{0: 1}, {0: 0}]
 
 
 # What the pump does about a worker that has said nothing for a while
@@ -346,3 +385,90 @@ def test_a_reader_that_fails_while_it_gives_items_back_ends_its_process(
     with pytest.raises(SystemExit, match="1"):
         parent.child.read()
     assert "MemoryError" in capsys.readouterr().err
+
+
+# What the pump does about a worker that is dead
+
+
+class Death(Workers):
+    """A pump that notes what becomes of what a dead worker had: how, from which item on, how often that was tried."""
+
+    def __init__(self, *flight: Span, doing: int, start: int = 3, tries: int = 0, tried: int = -1) -> None:
+        self.became: list[tuple[str, int, int]] = []
+        self.unbegun = Counter()
+        self.window = SimpleNamespace(scatter=self.scattered, stopped=False)  # type: ignore[assignment]
+        self.run = SimpleNamespace(lock=nullcontext(), settle=lambda: None)  # type: ignore[assignment]
+        cell = [doing, 0, 0, start, tries, tried]
+        worker = SimpleNamespace(
+            link=SimpleNamespace(state=cell.__getitem__), flight=list(flight), finishing=False, opened=True
+        )
+        self.bury(worker, doing, -9)  # type: ignore[arg-type]
+
+    def leave_out(self, worker: Worker) -> None:
+        pass
+
+    def lost(self, span: Span, error_of: Any, at: int | None = None) -> None:
+        self.became.append(("lost", span.start + (at or 0), span.tried))
+
+    def hand_on(self, span: Span) -> None:
+        self.became.append(("handed on", span.start, 0))
+
+    def scattered(self, span: Span, tried: dict[int, int]) -> None:
+        self.became.append(
+            ("scattered", span.start + len(span.slots), tried.get(span.start + len(span.slots), 0))
+        )
+
+
+def in_hand(finished: int = 1, items: int = 3, start: int = 3) -> Span:
+    span = Span(start, range(items))
+    span.slots.extend(range(finished))
+    return span
+
+
+@pytest.mark.parametrize(
+    ("doing", "cell", "became"),
+    [
+        (4, {}, ("lost", 4, 0)),
+        (4, {"tries": 2, "tried": 4}, ("lost", 4, 2)),
+        (5, {"tries": 2, "tried": 4}, ("lost", 5, 0)),
+        (3, {}, ("handed on", 3, 0)),  # at one whose slot is there
+        (child.IDLE, {}, ("handed on", 3, 0)),
+        (child.SENDING, {}, ("scattered", 4, 0)),
+        (child.SENDING, {"tries": 2, "tried": 4}, ("lost", 4, 2)),  # its slot is sent at once
+        (child.SENDING, {"tries": 2, "tried": 3}, ("scattered", 4, 0)),
+        (child.LOADING, {}, ("scattered", 4, 0)),
+    ],
+)
+def test_a_death_is_blamed_on_the_item_that_the_worker_was_at(
+    doing: int, cell: dict[str, int], became: tuple[str, int, int]
+):
+    assert Death(in_hand(), doing=doing, **cell).became == [became]
+    assert Death(in_hand(), in_hand(start=6), doing=doing, **cell).became == [became, ("handed on", 6, 0)]
+
+
+def test_the_last_item_is_blamed_for_a_death_while_its_slot_was_sent():
+    assert Death(in_hand(2), doing=child.SENDING).became == [("lost", 5, 0)]
+    assert Death(in_hand(2), doing=child.SENDING, tries=1, tried=5).became == [("lost", 5, 1)]
+
+
+@pytest.mark.parametrize("doing", [3, child.SENDING])
+def test_a_death_at_what_others_have_by_now_is_blamed_on_nobody(doing: int):
+    closed = in_hand(items=1)
+    closed.closed = True
+    assert Death(closed, in_hand(0, 1), doing=doing).became == [("handed on", 3, 0)]
+
+
+def test_answers_are_about_the_span_that_the_worker_got_first():
+    first, second = in_hand(), in_hand()
+    worker = SimpleNamespace(flight=[first, second])
+
+    def span_of(closed: bool) -> Span | None:
+        return Workers.span_of(None, worker, 3, closed)  # type: ignore[arg-type]
+
+    assert span_of(closed=False) is first
+    first.closed = True  # others have what was left of it
+    assert span_of(closed=False) is None
+    assert span_of(closed=True) is None
+    assert span_of(closed=False) is second
+    assert span_of(closed=True) is second
+    assert not worker.flight

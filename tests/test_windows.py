@@ -662,9 +662,10 @@ def test_suspects_are_run_one_by_one():
     window = window_of("abcd")
     span = taken(window)
     span.slots.append("a")
-    window.scatter(span)
+    window.scatter(span, {2: 5, 9: 7})
     spans = [taken(window) for _ in range(3)]
     assert [held_by(span) for span in spans] == [(1, ["b"]), (2, ["c"]), (3, ["d"])]
+    assert [span.tries for span in spans] == [0, 5, 0]
     assert window.take(0.0) is None
 
 

@@ -69,9 +69,9 @@ BROKEN: Final = "broken"  # (where, error): loading the stage or on_start raised
 FINISHED: Final = "finished"  # (error of on_done or None)
 
 #: The cell is memory shared with the parent: [what the child is doing, when it began, flushing, the start of the span
-#: that it is about, how often the item in f has failed]. It tells the parent which item a dead worker was busy with,
-#: and since when a live one is. An index >= 0 is that of the item in f. For a moment it still tells of a span whose
-#: slots the parent has.
+#: that it is about, how often an item has failed, the index of that one]. It tells the parent which item a dead worker
+#: was busy with, and since when a live one is. An index >= 0 is that of the item in f. For a moment it still tells of a
+#: span, and of tries, whose slots the parent has.
 CELL_SIZE: Final = 4096
 IDLE: Final = -1
 OPENING: Final = -2
@@ -230,7 +230,7 @@ class Child:
         call = self.call
         if call is None or self.stopping:
             return
-        self.cell[3] = start
+        self.cell[3], self.cell[4] = start, 0
         if not call.started:
             self.cell[0] = OPENING
             try:
@@ -276,7 +276,6 @@ class Child:
         cell, step, slots = self.cell, call.step, self.slots
         timed = call.stage.timeout is not None
         index = self.start
-        cell[4] = 0
         for item in self.todo:
             if timed:
                 cell[1] = (
@@ -289,7 +288,9 @@ class Child:
                 raise
             except BaseException as error:
                 slot = call.rescue(error, item, index, tries if index == self.start else 0, self.again)
-                self.tried[index - self.start], cell[4] = cell[4], 0
+                if cell[4]:  # how often it has failed is known here until its slot is sent: at once
+                    self.tried[index - self.start] = cell[4]
+                    self.hungry = True
                 self.failure(slot, index)
                 if is_failure(slot) and call.stage.on_error == "raise":
                     slots.append(slot)
@@ -301,11 +302,12 @@ class Child:
                 with self.sending:
                     self.hungry = False
                     self.send_slots(closed=False)
+                cell[4] = 0
 
     def again(self, tries: int) -> bool:
         """One more try begins, after *tries*: with a time of its own."""
         self.cell[1] = monotonic_ns()
-        self.cell[4] = tries
+        self.cell[4], self.cell[5] = tries, self.cell[0]
         return True
 
     def failure(self, slot: Any, index: int) -> None:

@@ -352,7 +352,7 @@ class Workers(Crew):
         """Some item of *span* cannot travel: find it by sending them one by one, or let it fail."""
         if len(span.items) > 1:
             with self.run.lock:
-                self.window.scatter(span)
+                self.window.scatter(span, {})
                 self.run.settle()
             return
         problem = NotPicklable(f"{describe(self.stage, span.start, span.items[0])}: {why}: {error}")
@@ -508,7 +508,7 @@ class Workers(Crew):
             worker.link.ready = True
             self.open(worker)
         elif what == child.UNLOADABLE:
-            span = self.landed(worker, header[1])
+            span = self.span_of(worker, header[1], closed=True)
             if span is not None:
                 self.unfit(span, decode_error(header[2]), "item cannot be unpickled in the worker")
         elif what == child.BROKEN:
@@ -528,32 +528,32 @@ class Workers(Crew):
         elif what == child.FINISHED:
             self.finished(worker, header[1])
 
-    def landed(self, worker: Worker, start: int) -> Span | None:
-        """The span that came back; it is no longer the worker's."""
+    def span_of(self, worker: Worker, start: int, closed: bool) -> Span | None:
+        """The span that an answer is about, unless others have what was left of it; if *closed*, it was the last one.
+
+        Invariant: a worker's spans are in flight until its last answer about them, and in the order in which it has
+        them, as one that others have may come to the same worker again under the same index.
+        """
         span = next((span for span in worker.flight if span.start == start), None)
-        if span is not None:
+        if span is not None and closed:
             worker.flight.remove(span)
-        return span
+        return None if span is None or span.closed else span
 
     def receive(self, worker: Worker, header: tuple[Any, ...], body: Packed) -> None:
         """Put slots into their span."""
         start, count, failed, closed, seconds = header
-        span = next((span for span in worker.flight if span.start == start), None)
+        span = self.span_of(worker, start, closed)
         if span is None:
             return
-        if closed:
-            worker.flight.remove(span)
         position = len(span.slots)
         self.weigh("back", body, count - position)
         try:
             slots = loads(body)
         except BaseException as error:
-            self.unloadable(worker, span, count, closed, error)
+            self.unloadable(span, count, closed, error)
             return
         if failed:
             if not self.put_all(span, slots, failed):
-                if not closed and span in worker.flight:
-                    worker.flight.remove(span)
                 return
         else:
             span.slots.extend(slots)
@@ -580,7 +580,7 @@ class Workers(Crew):
                 return True
         return True
 
-    def unloadable(self, worker: Worker, span: Span, count: int, closed: bool, error: BaseException) -> None:
+    def unloadable(self, span: Span, count: int, closed: bool, error: BaseException) -> None:
         """Outputs that cannot be unpickled here: find which by running their items one by one."""
         first = len(span.slots)
         if count - first == 1:
@@ -594,19 +594,16 @@ class Workers(Crew):
                     self.window.done(span)
                     self.run.settle()
             return
-        if not closed:
-            worker.flight.remove(span)
         with self.run.lock:
-            self.window.scatter(span)
+            self.window.scatter(span, {})
             self.run.settle()
 
     def take_back(self, worker: Worker, start: int, count: int | None) -> None:
         """The worker gives back *count* items of a span that it has not started, None for all."""
-        span = next((span for span in worker.flight if span.start == start), None)
+        span = self.span_of(worker, start, closed=count is None)
         if span is None:
             return
         if count is None:
-            worker.flight.remove(span)
             count = len(span.items)
         worker.items -= count
         with self.run.lock:
@@ -634,16 +631,17 @@ class Workers(Crew):
         at_work = worker.opened and doing != child.OPENING
         spans, worker.flight = worker.flight, []
         at = worker.link.state(3)
-        if at_work and spans and all(span.start != at for span in spans):
+        guilty = at_work and not any(span.closed for span in spans)  # else it was at what others have by now
+        if guilty and spans and all(span.start != at for span in spans):
             start = spans[0].start
             self.unbegun[start] += 1
             if self.unbegun[start] > MAX_STILLBORN:  # to receive it is what they die of
                 at, doing = start, child.LOADING
         for span in spans:
-            if at_work and span.start == at:
-                span.tried = worker.link.state(4)
-                self.recover(span, doing, status, flushing=flushing, error_of=error_of)
-            else:
+            if guilty and span.start == at:
+                tried = {worker.link.state(5): worker.link.state(4)}
+                self.recover(span, doing, status, tried, flushing=flushing, error_of=error_of)
+            elif not span.closed:
                 self.hand_on(span)
         if not at_work and not self.window.stopped:
             self.count_stillborn(worker, status)
@@ -664,25 +662,38 @@ class Workers(Crew):
         return WorkerDied(f"stage {self.stage.name!r} (process): {what}", status)
 
     def recover(
-        self, span: Span, doing: int, status: int | None, *, flushing: bool, error_of: ErrorOf | None
+        self,
+        span: Span,
+        doing: int,
+        status: int | None,
+        tried: dict[int, int],
+        *,
+        flushing: bool,
+        error_of: ErrorOf | None,
     ) -> None:
-        """Blame the item that a dead worker was busy with; hand on the others of its span."""
+        """Blame the item that a dead worker was busy with; hand on the others of its span.
+
+        *tried* says how often the item of an index has failed before.
+        """
 
         def died(failure: Failure) -> BaseException:
             where = describe(self.stage, failure.index, failure.item)
             return WorkerDied(f"{where}: its worker {_ended(status)}", status, failure.item)
 
         first, at = len(span.slots), doing - span.start
-        if not flushing and first <= at < len(span.items):
-            self.lost(span, error_of or died, at)
-        elif not flushing and doing not in (child.LOADING, child.SENDING):
-            self.hand_on(span)
-        elif len(span.items) - first == 1:
-            self.lost(span, error_of or died, first)
-        else:  # it died while it pickled or unpickled: any may be to blame
+        moving = flushing or doing in (child.LOADING, child.SENDING)  # it pickled or unpickled
+        if moving and (len(span.items) - first == 1 or tried.get(span.start + first)):
+            at = first  # the only one; or one that had failed before, as its slot is sent at once
+        elif moving:  # any may be to blame
             with self.run.lock:
-                self.window.scatter(span)
+                self.window.scatter(span, tried)
                 self.run.settle()
+            return
+        if first <= at < len(span.items):
+            span.tried = tried.get(span.start + at, 0)
+            self.lost(span, error_of or died, at)
+        else:
+            self.hand_on(span)
 
     def hand_on(self, span: Span) -> None:
         """Have others run what there are no slots for."""

@@ -336,6 +336,17 @@ def give_killer(item: int) -> KillsPickler:
     return KillsPickler(item)
 
 
+class KillerError(Exception):
+    """An error that ends its worker when it is pickled."""
+
+    def __reduce__(self) -> NoReturn:
+        os._exit(7)
+
+
+def raise_killer(item: int) -> NoReturn:
+    raise KillerError(item)
+
+
 # Functions made of them
 
 

@@ -310,6 +310,8 @@ TWO_TRIES: list[tuple[str, tuple[Callable[[Any], Any], ...], type[BaseException]
     ("process", (faulty.exit_7, raise_boom), Boom),
     ("process", (raise_boom, faulty.give_lock), NotPicklable),
     ("process", (faulty.give_lock, raise_boom), Boom),
+    ("process", (raise_boom, faulty.give_killer), WorkerDied),
+    ("process", (raise_boom, faulty.raise_killer), WorkerDied),
 ]
 
 
@@ -802,6 +804,22 @@ def test_an_output_that_cannot_be_pickled_is_tried_again(retries: int, ordered: 
     stream = pmap(f, range(30), kind="process", workers=2, retries=retries, ordered=ordered)
     assert sorted(stream) == list(map(ten, range(30)))
     assert [tally.count("f", item) for item in (4, 14, 24)] == [retries + 1] * 3
+
+
+@pytest.mark.parametrize("ordered", [True, False], ids=["ordered", "unordered"])
+def test_an_output_that_cannot_be_pickled_is_tried_again_while_its_worker_is_at_the_next_item(
+    ordered: bool, tally: Tally
+) -> None:
+    """The worker's last answers about a span come when it has some of the items in its hands once more."""
+
+    def f(item: int) -> Any:
+        if (turn := tally.turn(f"f{item}")) == 1:
+            raise Boom(item)
+        time.sleep(0.002)
+        return faulty.give_lock(item) if turn == 2 else ten(item)
+
+    stream = pmap(f, range(50), kind="process", workers=1, retries=2, ordered=ordered)
+    assert sorted(stream) == list(map(ten, range(50)))
 
 
 def test_an_output_that_can_never_be_pickled_is_tried_as_often_as_may_be(tally: Tally) -> None:
