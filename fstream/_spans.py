@@ -587,7 +587,7 @@ class Window:
         position = len(span.slots)
         for number in range(position, len(span.items)):
             index = span.start + number
-            tries = tried.get(index, span.tries if number == 0 else 0)
+            tries = max(tried.get(index, 0), span.tries if number == 0 else 0)
             self._return(Span(index, [span.items[number]], tries))
         span.items = span.items[:position]
         self.done(span)

@@ -669,6 +669,15 @@ def test_suspects_are_run_one_by_one():
     assert window.take(0.0) is None
 
 
+@pytest.mark.parametrize(("now", "expected"), [({}, 2), ({0: 0}, 2), ({0: 3}, 3)])
+def test_a_suspect_keeps_its_tries_before(now: dict[int, int], expected: int):
+    window = window_of("ab")
+    span = taken(window)
+    span.tries = 2
+    window.scatter(span, now)
+    assert [taken(window).tries for _ in range(2)] == [expected, 0]
+
+
 def test_the_item_that_lost_its_worker_is_tried_as_often_as_it_may():
     window = window_of("ab")
     span = taken(window)
