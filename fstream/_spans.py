@@ -466,8 +466,8 @@ class Window:
             self.next_index += len(items)
             self.lone += len(items)
             # They are for workers that wait: each is taken to last as long as a span.
-            span = self.span_seconds
-            self.cost = span + ((self.cost or span) - span) * 0.5 ** len(items)
+            seconds = self.span_seconds
+            self.cost = seconds + ((self.cost or seconds) - seconds) * 0.5 ** len(items)
 
     def _take_lone(self) -> Span:
         """Make a span of a lone item, in the one thread that the tasks who take those live in."""

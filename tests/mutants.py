@@ -210,7 +210,7 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
         ),
         (
             "what lone items take is not known",
-            "            self.cost = span + ((self.cost or span) - span) * 0.5 ** len(items)\n",
+            "            self.cost = seconds + ((self.cost or seconds) - seconds) * 0.5 ** len(items)\n",
             "",
         ),
         (

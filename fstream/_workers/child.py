@@ -112,8 +112,6 @@ class Child:
         #: The positions of failures: None; or, for a slot that cannot travel, which is the parent's to try again, how
         #: often the item was tried before.
         self.failed: dict[int, int | None] = {}
-        #: How often items were tried before it went well, by their positions.
-        self.tried: dict[int, int] = {}
         self.begun = 0.0
         #: The parent waits for slots: send after each item.
         self.hungry = False
@@ -248,7 +246,7 @@ class Child:
             return
         with self.sending:
             self.start, self.items, self.slots, self.sent = start, items, [], 0
-            self.failed, self.tried = {}, {}
+            self.failed = {}
             self.todo = iter(items)
         self.begun = perf_counter()
         try:
@@ -289,7 +287,6 @@ class Child:
             except BaseException as error:
                 slot = call.rescue(error, item, index, tries if index == self.start else 0, self.again)
                 if cell[4]:  # how often it has failed is known here until its slot is sent: at once
-                    self.tried[index - self.start] = cell[4]
                     self.hungry = True
                 self.failure(slot, index)
                 if is_failure(slot) and call.stage.on_error == "raise":
@@ -346,7 +343,8 @@ class Child:
                 f"{where}: its output, of type {type(slot).__name__}, cannot be pickled: {error}"
             )
             problem.__cause__ = error
-            self.failed.setdefault(position, self.tried.get(position, 0))
+            tried = self.cell[4] if self.cell[5] == self.start + position else 0
+            self.failed.setdefault(position, tried)
             failure: Any = Failure(self.start + position, None, None)
             failure.error = encode_error(problem)
             return failure

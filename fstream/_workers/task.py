@@ -322,6 +322,7 @@ class Worker:
                 if is_failure(slot):
                     break
                 slots[index], slot = slot, None  # it is not to be kept while the next one waits
+            # Where none are left, `next_lone` is about to settle, unless it is over.
             if (items or crew.over) and (index == window.head or not heads_only):
                 crew.tell(index)
             if crew.latest is self:
