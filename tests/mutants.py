@@ -973,7 +973,7 @@ SEEDS: dict[str, list[tuple[str, str, str]]] = {
         (
             "what was tried again may wait",
             "                    self.hungry = True\n                self.failure",
-            "                self.failure",
+            "                    pass\n                self.failure",
         ),
         (
             "all tries in a process share its time",
