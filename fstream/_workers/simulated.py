@@ -52,13 +52,21 @@ FEEDER: Final[ContextVar[Feeder | None]] = ContextVar("FEEDER", default=None)
 
 @contextmanager
 def outside_of_loops() -> Iterator[None]:
-    """Let others go on: they know nothing of the loop that the caller may run on."""
+    """Let others go on: they know nothing of the loop that the caller may run on, nor of its task.
+
+    CPython 3.14 keeps one task for a thread, not for a loop: no other could be entered while that one is.
+    """
     running = asyncio._get_running_loop()
+    task = None if running is None else asyncio.current_task(running)
+    if running is not None and task is not None:
+        asyncio._leave_task(running, task)
     asyncio._set_running_loop(None)
     try:
         yield
     finally:
         asyncio._set_running_loop(running)
+        if running is not None and task is not None:
+            asyncio._enter_task(running, task)
 
 
 class SimulatedRun(Run):
