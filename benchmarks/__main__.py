@@ -5,12 +5,13 @@ import json
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from time import perf_counter
 from types import FrameType
 
 from benchmarks.efficiency import calibrate
-from benchmarks.harness import Effort, Result, document, measure, on_two_cpus, table
+from benchmarks.harness import Effort, Result, against, document, measure, on_two_cpus, package_of, table
 from benchmarks.plot import SVG, draw
 from benchmarks.registry import ROWS, SWEEP
 from benchmarks.rows import Row
@@ -27,6 +28,9 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--only", metavar="NAME", action="append", help="only the row NAME, or those whose name contains it"
     )
     parser.add_argument("--repeats", metavar="N", type=int, help="rounds over all contenders (default 5)")
+    parser.add_argument(
+        "--against", metavar="COMMIT", help="fstream beside itself as it was at COMMIT, without the others"
+    )
     parser.add_argument("--json", metavar="FILE", type=Path, help="write every sample to FILE")
     parser.add_argument("--plot", action="store_true", help=f"measure efficiency by item cost, draw {SVG}")
     parser.add_argument("--list", action="store_true", help="list the rows and stop")
@@ -51,9 +55,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\n".join(f"{row.name:20} {row.work}" for row in rows))
         return 0
     signal.signal(signal.SIGTERM, _end)  # as Ctrl-C: the children are ended on the way out
-    effort = Effort(options.repeats or (3 if options.quick else 5), options.quick)
     results: list[Result] = []
-    with on_two_cpus():
+    with package_of(options.against) if options.against else nullcontext() as before, on_two_cpus():
+        effort = Effort(options.repeats or (3 if options.quick else 5), options.quick, before)
+        if before is not None:
+            rows = [
+                against(row) for row in rows if any(name.startswith("fstream") for name in row.contenders)
+            ]
         calibrate()
         for row in rows:
             start = perf_counter()

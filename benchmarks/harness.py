@@ -13,12 +13,13 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import repeat
 from multiprocessing import Pipe
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
@@ -28,6 +29,8 @@ DISTRIBUTIONS = (
     *("fstream", "toolz", "more-itertools", "loky", "cloudpickle", "numpy", "aiohttp"),
     *("joblib", "mpire", "pebble", "pypeln", "streamable", "aiostream"),
 )
+PROJECT = Path(__file__).parent.parent
+BEFORE = ", before"
 QUICK_PEERS = {"ThreadPool.imap", "Pool.imap", "joblib", "pypeln"}
 
 
@@ -37,6 +40,8 @@ class Effort:
 
     repeats: int
     quick: bool
+    #: A folder with the package of an earlier commit, for `against`.
+    before: Path | None = None
 
     @property
     def budget(self) -> float:
@@ -60,10 +65,15 @@ class Child:
         self._patience = effort.patience
         self._pipe, theirs = Pipe()
         size = row.quick if effort.quick else row.size
-        arguments = map(str, (theirs.fileno(), row.name, contender, size, effort.budget))
+        arguments = map(str, (theirs.fileno(), row.name, contender.removesuffix(BEFORE), size, effort.budget))
+        environment = {**os.environ}
+        if effort.before is not None:  # the rows are today's, whichever package they measure
+            folders = [effort.before, PROJECT] if contender.endswith(BEFORE) else [PROJECT]
+            environment |= {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(map(str, folders))}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.child", *arguments],
             pass_fds=[theirs.fileno()],
+            env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -208,6 +218,30 @@ def _notice(row: Row, outcome: Outcome) -> None:
     print(f"{row.name}: {outcome.contender} {word}: {outcome.failed.why}", file=sys.stderr, flush=True)
 
 
+@contextmanager
+def package_of(revision: str) -> Iterator[Path]:
+    """Give a folder with the package as it was at a revision of git."""
+    with TemporaryDirectory() as folder:
+        archive = subprocess.run(
+            ["git", "archive", revision, "fstream"], cwd=PROJECT, stdout=subprocess.PIPE, check=True
+        )
+        subprocess.run(["tar", "-x", "-C", folder], input=archive.stdout, check=True)
+        yield Path(folder)
+
+
+def against(row: Row, slower: float = 0.05) -> Row:
+    """The same row, but fstream beside itself as it was before; a target is missed by what got *slower* than so."""
+    ours = {name: contender for name, contender in row.contenders.items() if name.startswith("fstream")}
+    bounds = {}
+    for name in ours:
+        at_least = name in row.bounds and row.bounds[name].at_least
+        bounds[name] = Bound(1 - slower if at_least else 1 + slower, name + BEFORE, at_least)
+    contenders = {both: contender for name, contender in ours.items() for both in (name, name + BEFORE)}
+    if row.reference is not None:
+        contenders[row.reference] = row.contenders[row.reference]
+    return replace(row, contenders=contenders, bounds=bounds, peers={})
+
+
 def _figures(row: Row, outcomes: Sequence[Outcome]) -> dict[str, list[float]]:
     """The figures of each contender, one for each round; none if it or its reference failed."""
     samples = {outcome.contender: outcome.samples for outcome in outcomes if outcome.failed is None}
@@ -292,7 +326,7 @@ def document(results: Iterable[Result], effort: Effort) -> dict[str, Any]:
             "load": os.getloadavg(),
         },
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in DISTRIBUTIONS}},
-        "effort": asdict(effort),
+        "effort": {"repeats": effort.repeats, "quick": effort.quick, "before": effort.before is not None},
         "rows": [
             {
                 "name": result.row.name,
