@@ -2,7 +2,7 @@
 # environment in .venv, with fstream (editable) and the extras of pyproject.toml that the target needs. It is
 # brought up to date whenever pyproject.toml changes.
 
-VERSIONS := 3.11 3.12 3.13
+VERSIONS := 3.11 3.12 3.13 3.14 3.15 3.13t
 VENV     ?= .venv
 # How many tests run at once: most of them wait, so more than there are CPUs.
 JOBS     ?= 4
@@ -10,17 +10,17 @@ PY       := $(VENV)/bin/python
 
 # The first interpreter that is new enough; `make PYTHON=...` takes another.
 ifeq ($(origin PYTHON), undefined)
-PYTHON := $(shell for python in python3 python3.13 python3.12 python3.11; do \
+PYTHON := $(shell for python in python3 python3.15 python3.14 python3.13 python3.12 python3.11; do \
     $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null && echo $$python && break; done)
 endif
 
-# "3.11": what an interpreter is, or nothing if it does not run.
-version := -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2> /dev/null
+# "3.11", or "3.13t" for a free-threaded build: what an interpreter is, or nothing if it does not run.
+version := -c 'import sys, sysconfig as c; print("%d.%d" % sys.version_info[:2] + "t" * bool(c.get_config_var("Py_GIL_DISABLED")))' 2> /dev/null
 VERSION := $(shell $(PY) $(version) || $(PYTHON) $(version))
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check bench soak mutants cover fmt lint types clean
+.PHONY: help demo test quick check bench soak mutants cover fmt lint types clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/make \1\t\2/p' Makefile | expand -t 14
@@ -31,6 +31,9 @@ demo: $(VENV)/.with-examples  ## run the main job: count the names in Python's s
 test: $(VENV)/.with-test  ## run the doctests, the tests and the property tests
 	@$(PY) -m compileall -q fstream  # worker processes start faster, where Python may not write bytecode itself
 	$(PY) -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+
+quick: $(VENV)/.with-test  ## run the tests that take little time: for the inner loop
+	$(PY) -m pytest -n $(JOBS) --dist worksteal -m "not slow" --hypothesis-profile quick $(ARGS)
 
 check: lint types test $(filter-out test-$(VERSION),$(VERSIONS:%=test-%))  ## all that CI checks, on each Python that is here
 
@@ -64,11 +67,14 @@ types: $(VENV)/.with-dev  ## check types
 clean:  ## remove the environments and the caches
 	rm -rf .venv .venv-* *.egg-info build dist .coverage* .pytest_cache .hypothesis .mypy_cache .ruff_cache
 
-# `make test-3.12` tests on that version, in .venv-3.12. The interpreter is one of pyenv's or the one on PATH.
+# `make test-3.12` tests on that version, in .venv-3.12; `make test-3.13t` on its free-threaded build. The interpreter is
+# one of pyenv's or the one on PATH. A tenth of the fault matrix runs there, drawn anew each day: all of it would take
+# two thirds of the time, for what `make test` has seen on its own Python.
 test-%:
-	@for python in $${PYENV_ROOT:-$$HOME/.pyenv}/versions/$*.*/bin/python python$*; do \
+	@for python in $${PYENV_ROOT:-$$HOME/.pyenv}/versions/$(*:t=)*/bin/python python$*; do \
 	    if [ "$$($$python $(version))" = $* ]; then \
-	        exec $(MAKE) --no-print-directory test PYTHON=$$python VENV=.venv-$*; \
+	        exec env FSTREAM_MATRIX=$${FSTREAM_MATRIX:-drawn} \
+	            $(MAKE) --no-print-directory test PYTHON=$$python VENV=.venv-$*; \
 	    fi; \
 	done; \
 	echo "There is no Python $* here: its tests are skipped."
@@ -77,4 +83,7 @@ $(VENV)/.with-%: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "fstream needs Python 3.11 or newer: make PYTHON=..." >&2; exit 1; }
 	@$(PY) -c '' 2> /dev/null || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --editable '.[$*]'
+	@# Not in pyproject.toml: there is none for free-threaded builds, and no marker that says so.
+	@$(PY) -m pip install --quiet --only-binary :all: 'uvloop>=0.19' 2> /dev/null || \
+	    echo "There is no uvloop for this Python: its tests are skipped."
 	@touch $@

@@ -13,6 +13,7 @@ __all__ = ["no_leaks"]
 
 SLOW_IS_FINE = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 
+settings.register_profile("quick", max_examples=10, **SLOW_IS_FINE)
 settings.register_profile("default", max_examples=50, **SLOW_IS_FINE)
 settings.register_profile("ci", max_examples=100, print_blob=True, **SLOW_IS_FINE)
 settings.register_profile("long", max_examples=1_000, print_blob=True, **SLOW_IS_FINE)

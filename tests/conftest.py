@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from datetime import date
 from itertools import count
 from pathlib import Path
 
@@ -19,6 +21,15 @@ __all__ = ["no_leaks"]
 KINDS = ("sync", "thread", "process", "task")
 CONCURRENT_KINDS = ("thread", "process", "task")
 SHARED_MEMORY_KINDS = ("sync", "thread", "task")
+
+
+def pytest_configure() -> None:
+    # Before xdist's workers are started, which inherit it: all of them have to draw the same tests.
+    os.environ.setdefault("FSTREAM_DRAW", date.today().isoformat())
+
+
+def pytest_report_header() -> str:
+    return f"what is drawn: FSTREAM_DRAW={os.environ['FSTREAM_DRAW']}"
 
 
 @pytest.fixture(params=KINDS)

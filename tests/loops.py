@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import pytest
-import uvloop
 
 from tests.gates import PATIENCE
 from tests.sources import Source
@@ -23,7 +22,16 @@ from tests.sources import Source
 T = TypeVar("T")
 Loop = asyncio.AbstractEventLoop
 
-LOOPS = [pytest.param(asyncio.new_event_loop, id="asyncio"), pytest.param(uvloop.new_event_loop, id="uvloop")]
+try:
+    import uvloop
+except ImportError:  # there is none for free-threaded builds
+    uvloop = None
+
+if_uvloop = pytest.mark.skipif(uvloop is None, reason="uvloop is not installed")
+LOOPS = [
+    pytest.param(asyncio.new_event_loop, id="asyncio"),
+    pytest.param(uvloop and uvloop.new_event_loop, id="uvloop", marks=if_uvloop),
+]
 
 
 @contextmanager

@@ -17,14 +17,22 @@ from typing import Any
 
 import aiohttp
 import pytest
-import uvloop
 from aiohttp import web
 from toolz import pipe
 
 from fstream import StageStatus, pfilter, pflat_map, pmap
 from tests.functions import is_odd, square
 from tests.gates import Gate
-from tests.loops import AsyncSource, in_every_loop, in_loop, no_complaints, run_strictly, wait_until
+from tests.loops import (
+    AsyncSource,
+    if_uvloop,
+    in_every_loop,
+    in_loop,
+    no_complaints,
+    run_strictly,
+    uvloop,
+    wait_until,
+)
 from tests.scripts import printed, run_python
 
 
@@ -387,6 +395,7 @@ print(list(pmap(loop_of, range(2))))
 """
 
 
+@if_uvloop
 @pytest.mark.parametrize("run", ["print(uvloop.run(main()))", "uvloop.install(); print(asyncio.run(main()))"])
 def test_a_script_on_uvloop(run: str) -> None:
     output = printed(run_python("-W", "ignore", "-c", UVLOOP_SCRIPT.format(run=run))).splitlines()
@@ -394,6 +403,7 @@ def test_a_script_on_uvloop(run: str) -> None:
     assert output[1] == f"{['uvloop' if 'install' in run else 'asyncio.unix_events'] * 2}"
 
 
+@if_uvloop
 def test_sync_iteration_while_uvloop_runs(kind: str) -> None:
     async def main() -> list[int]:
         return list(pmap(square, range(20), kind=kind, workers=2))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -554,5 +555,15 @@ def cells(full: bool) -> list[Case]:
     return found
 
 
-def full_product() -> bool:
-    return os.environ.get("FSTREAM_MATRIX") == "full"
+def chosen() -> list[Case]:
+    """The cells that `FSTREAM_MATRIX` asks for: "full", "drawn", or by default the pairs."""
+    asked = os.environ.get("FSTREAM_MATRIX", "pairs")
+    if asked not in ("full", "pairs", "drawn"):
+        raise ValueError(f"FSTREAM_MATRIX must be 'full', 'pairs' or 'drawn', got {asked!r}")
+    if asked == "full":
+        return cells(full=True)
+    found = cells(full=False)
+    if asked == "pairs":
+        return found
+    drawn = set(random.Random(os.environ["FSTREAM_DRAW"]).sample(range(len(found)), len(found) // 10))
+    return [case for number, case in enumerate(found) if number in drawn]
