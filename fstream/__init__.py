@@ -23,7 +23,7 @@ _simulation     one thread that does what many would, for `fstream.testing`
 
 from fstream._kernels import SKIP
 from fstream._stage import StageStatus, Transformer, WorkerInfo
-from fstream.combinators import merge, ordered, peach, pfilter, pflat_map, pmap, run
+from fstream.combinators import merge, ordered, peach, pfilter, pflat_map, pmap, run, star
 from fstream.errors import NotPicklable, RemoteError, WorkerDied, WorkerTraceback
 from fstream.stream import Stream
 
@@ -44,4 +44,5 @@ __all__ = [
     "pflat_map",
     "pmap",
     "run",
+    "star",
 ]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import AsyncIterable, Callable, Iterable
-from dataclasses import dataclass, field
-from inspect import isasyncgenfunction, iscoroutinefunction, signature
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from inspect import Parameter, Signature, isasyncgenfunction, iscoroutinefunction, signature
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -16,10 +16,11 @@ from typing import (
     TypeAlias,
     TypedDict,
     TypeVar,
+    get_type_hints,
     overload,
 )
 
-from fstream._kernels import Kernel
+from fstream._kernels import Kernel, Mark
 
 if TYPE_CHECKING:
     from fstream.stream import Stream
@@ -28,7 +29,9 @@ __all__ = [
     "MISSING",
     "Curried",
     "Kind",
+    "OnError",
     "Options",
+    "Signed",
     "Stage",
     "StageStatus",
     "Transformer",
@@ -36,6 +39,8 @@ __all__ = [
     "check_source",
     "curry",
     "declared",
+    "hashable",
+    "signature_with",
 ]
 
 Kind: TypeAlias = Literal["sync", "thread", "process", "task"]
@@ -52,8 +57,15 @@ MISSING: Final[Any] = type(
 )()
 
 
+#: What becomes of a failed item; a handler gives U, or `SKIP`, which is a Mark.
+OnError: TypeAlias = Literal["raise", "skip"] | Callable[[Exception, Any], U | Mark]
+
+
 class Options(TypedDict, total=False):
-    """The options of the four combinators, as a type checker sees them; `pmap` says what they mean."""
+    """The options of the four combinators, as a type checker sees them; `pmap` says what they mean.
+
+    All but *on_error*, which is in the signatures, as the type of the outputs depends on it.
+    """
 
     kind: Kind | None
     workers: int | None
@@ -61,7 +73,6 @@ class Options(TypedDict, total=False):
     ordered: bool
     timeout: float | None
     retries: int
-    on_error: Literal["raise", "skip"] | Callable[[Exception, Any], Any]
     on_start: Callable[..., Any] | None
     on_done: Callable[..., Any] | None
     name: str | None
@@ -225,6 +236,8 @@ CHECKS: Final[dict[str, Callable[[Any], None]]] = {
 #: Options whose None means "not given": what a wrapper passes on unset.
 _NONE_IS_DEFAULT: Final = frozenset({"kind", "workers", "name"})
 
+_DEFAULTS: Final = {each.name: each.default for each in fields(Stage)} | dict.fromkeys(_NONE_IS_DEFAULT)
+
 
 def checked(verb: str, options: dict[str, Any]) -> dict[str, Any]:
     """Check the options that were given; raise for the first that is wrong."""
@@ -241,6 +254,23 @@ def checked(verb: str, options: dict[str, Any]) -> dict[str, Any]:
         CHECKS[name](value)
         given[name] = value
     return given
+
+
+def signature_with(given: Mapping[str, Any]) -> Signature:
+    """What a combinator takes that has the options *given*: they are its defaults."""
+    hints = get_type_hints(Options) | {"on_error": Literal["raise", "skip"] | Callable[[Exception, Any], Any]}
+    return Signature(
+        [Parameter(name, Parameter.POSITIONAL_ONLY, default=MISSING) for name in ("f", "source")]
+        + [
+            Parameter(
+                name,
+                Parameter.KEYWORD_ONLY,
+                default=given.get(name, _DEFAULTS[name]),
+                annotation=hints[name],
+            )
+            for name in CHECKS
+        ]
+    )
 
 
 def resolve(kernel: Kernel, f: Any, options: dict[str, Any]) -> Stage:
@@ -273,6 +303,10 @@ def resolve(kernel: Kernel, f: Any, options: dict[str, Any]) -> Stage:
 def check_source(source: object) -> None:
     """Raise TypeError at once if *source* cannot be iterated."""
     cls = type(source)
+    if isinstance(source, Curried):
+        raise TypeError(f"{source!r} has no f yet: write {source.kernel.verb}(f, source)")
+    if isinstance(source, Transformer):
+        raise TypeError(f"source must not be a transformer: write ({source!r})(source), or join the two by |")
     if any(getattr(cls, name, None) is not None for name in ("__iter__", "__aiter__", "__getitem__")):
         return
     raise TypeError(f"source must be an iterable or an async iterable, got {cls.__name__}")
@@ -306,14 +340,14 @@ class _Value:
         return self._content() == other._content() if type(other) is type(self) else NotImplemented
 
     def __hash__(self) -> int:
-        return hash((type(self), _hashable(self._content())))
+        return hash((type(self), hashable(self._content())))
 
 
-def _hashable(content: Any) -> Any:
+def hashable(content: Any) -> Any:
     if isinstance(content, tuple):
-        return tuple(map(_hashable, content))
+        return tuple(map(hashable, content))
     if isinstance(content, dict):
-        return frozenset((name, _hashable(value)) for name, value in content.items())
+        return frozenset((name, hashable(value)) for name, value in content.items())
     try:
         hash(content)
     except TypeError:  # an unhashable callable: equal ones are of one type
@@ -321,10 +355,21 @@ def _hashable(content: Any) -> Any:
     return content
 
 
+class Signed:
+    """The ``__signature__`` of the instances of a class: made by *make* when somebody asks."""
+
+    def __init__(self, make: Callable[[Any], Signature]) -> None:
+        self.make = make
+
+    def __get__(self, instance: object, _owner: type) -> Signature | None:
+        return None if instance is None else self.make(instance)
+
+
 class Curried(_Value):
     """A combinator that has its options and still waits for *f*: ``pmap(kind="thread")``."""
 
     __slots__ = ("kernel", "options")
+    __signature__ = Signed(lambda curried: signature_with(curried.options))
     kernel: Kernel
     options: dict[str, Any]
 
@@ -332,8 +377,11 @@ class Curried(_Value):
         object.__setattr__(self, "kernel", kernel)
         object.__setattr__(self, "options", checked(kernel.verb, options))
 
-    def __call__(self, f: Any = MISSING, source: Any = MISSING, /, **options: Any) -> Any:
-        return curry(self.kernel, f, source, {**self.options, **options})
+    def __call__(self, f: Any = MISSING, source: Any = MISSING, /, *more: Any, **options: Any) -> Any:
+        return curry(self.kernel, f, source, more, {**self.options, **options})
+
+    def __ror__(self, source: Any, /) -> Any:
+        check_source(self)
 
     def __repr__(self) -> str:
         return _show(self.kernel.verb, MISSING, self.options)
@@ -386,8 +434,9 @@ class Transformer(_Value, Generic[T_contra, R_co]):
     """
 
     __slots__ = ("steps",)
-    #: numpy arrays leave ``array | transformer`` to us.
+    #: numpy arrays leave ``array | transformer`` to us, and pandas objects, whose highest priority is 4000.
     __array_ufunc__ = None
+    __pandas_priority__ = 5000
     steps: tuple[Any, ...]
 
     def __init__(self, steps: tuple[Any, ...]) -> None:
@@ -414,6 +463,22 @@ class Transformer(_Value, Generic[T_contra, R_co]):
     def __ror__(self, source: Iterable[T_contra] | AsyncIterable[T_contra], /) -> Stream[R_co]:
         return self(source)
 
+    if not TYPE_CHECKING:
+
+        def __getitem__(self, _index: object) -> Any:
+            """Say what to write, to what would iterate this; `dict` views do, for their own ``|``.
+
+            An ``__iter__`` would make this an `Iterable`, and `collections.abc.Set` would take it for a set, too.
+            """
+            raise TypeError(
+                f"a transformer has no items of its own: write {self._verb}(f, source); so, too, in place of "
+                f"source | {self._verb}(f), where source is a dict view or another object with a | of its own"
+            )
+
+    @property
+    def _verb(self) -> str:
+        return next((step.kernel.verb for step in self.steps if isinstance(step, Step)), "pmap")
+
     def __repr__(self) -> str:
         return " | ".join(repr(step) if isinstance(step, Step) else name_of(step) for step in self.steps)
 
@@ -424,8 +489,19 @@ class Transformer(_Value, Generic[T_contra, R_co]):
         return self.steps
 
 
-def curry(kernel: Kernel, f: Any, source: Any, options: dict[str, Any]) -> Any:
+def curry(kernel: Kernel, f: Any, source: Any, more: tuple[Any, ...], options: dict[str, Any]) -> Any:
     """Give what the arguments so far come to: a `Curried`, a `Transformer` or a `Stream`."""
+    if more:
+        verb, third = kernel.verb, more[0]
+        if isinstance(third, str) or not hasattr(third, "__iter__"):
+            word = f"kind={third!r}" if third in KINDS else "workers=2"
+            raise TypeError(
+                f"{verb}() takes its options by keyword, got {third!r}: write {verb}(f, source, {word})"
+            )
+        names = ", ".join(f"source{n + 1}" for n in range(1 + len(more)))
+        raise TypeError(
+            f"{verb}() takes one source, got {1 + len(more)}: write {verb}(star(f), zip({names}))"
+        )
     if f is MISSING:
         return Curried(kernel, options)
     transformer: Transformer[Any, Any] = Transformer((Step(kernel, f, options),))

@@ -3,17 +3,54 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
-from typing import Any, Concatenate, Never, Protocol, TypeAlias, TypeVar, Unpack, overload
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Generator, Iterable
+from functools import partial
+from inspect import Parameter, Signature, isasyncgenfunction
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    Never,
+    Protocol,
+    Self,
+    TypeAlias,
+    TypeVar,
+    Unpack,
+    overload,
+)
 
-from fstream._kernels import EACH, FILTER, FLAT_MAP, MAP
-from fstream._stage import MISSING, Options, Transformer, check_source, curry
+from fstream._kernels import EACH, FILTER, FLAT_MAP, MAP, Mark
+from fstream._stage import (
+    MISSING,
+    OnError,
+    Options,
+    Signed,
+    Transformer,
+    check_source,
+    curry,
+    declared,
+    hashable,
+    is_async,
+    name_of,
+    signature_with,
+)
 from fstream.stream import Stream
 
-__all__ = ["merge", "ordered", "peach", "pfilter", "pflat_map", "pmap", "run"]
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar as TypeVarWithDefault
+
+    #: What an ``on_error`` handler gives: nothing if there is none.
+    D = TypeVarWithDefault("D", default=Never)
+    D_co = TypeVarWithDefault("D_co", default=Never, covariant=True)
+else:
+    D = TypeVar("D")
+    D_co = TypeVar("D_co", covariant=True)
+
+__all__ = ["merge", "ordered", "peach", "pfilter", "pflat_map", "pmap", "run", "star"]
 
 T = TypeVar("T")
 R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
 
 Source: TypeAlias = Iterable[T] | AsyncIterable[T]
 
@@ -22,37 +59,73 @@ Verb: TypeAlias = Callable[[T], R] | Callable[Concatenate[T, ...], R]
 
 Many: TypeAlias = AsyncIterable[R] | Awaitable[Iterable[R]] | Awaitable[AsyncIterable[R]] | Iterable[R]
 
+#: An ``on_error`` that is a coroutine function.
+Later: TypeAlias = Callable[[Exception, Any], Awaitable[D | Mark]]
 
-class _Map(Protocol):
+
+class _Map(Protocol[D_co]):
     @overload
-    def __call__(self, f: Verb[T, Awaitable[R]], /) -> Transformer[T, R]: ...
+    def __call__(self, f: Verb[T, Awaitable[R]], /) -> Transformer[T, R | D_co]: ...
     @overload
-    def __call__(self, f: Verb[T, R], /) -> Transformer[T, R]: ...
+    def __call__(self, f: Verb[T, R], /) -> Transformer[T, R | D_co]: ...
 
 
 class _Filter(Protocol):
     def __call__(self, f: Verb[T, object], /) -> Transformer[T, T]: ...
 
 
-class _FlatMap(Protocol):
-    def __call__(self, f: Verb[T, Many[R]], /) -> Transformer[T, R]: ...
+class _FlatMap(Protocol[D_co]):
+    def __call__(self, f: Verb[T, Many[R]], /) -> Transformer[T, R | D_co]: ...
 
 
 class _Each(Protocol):
     def __call__(self, f: Verb[T, object], /) -> Transformer[T, Never]: ...
 
 
+class _Starred(Protocol[R_co]):
+    def __call__(self, args: Iterable[Any], /, *more: Any, **named: Any) -> R_co: ...
+
+
 @overload
-def pmap(f: Verb[T, Awaitable[R]], source: Source[T], /, **options: Unpack[Options]) -> Stream[R]: ...
+def pmap(
+    f: Verb[T, Awaitable[R]], source: Source[T], /, *, on_error: Later[D], **options: Unpack[Options]
+) -> Stream[R | D]: ...
 @overload
-def pmap(f: Verb[T, R], source: Source[T], /, **options: Unpack[Options]) -> Stream[R]: ...
+def pmap(
+    f: Verb[T, R], source: Source[T], /, *, on_error: Later[D], **options: Unpack[Options]
+) -> Stream[R | D]: ...
 @overload
-def pmap(f: Verb[T, Awaitable[R]], /, **options: Unpack[Options]) -> Transformer[T, R]: ...
+def pmap(
+    f: Verb[T, Awaitable[R]],
+    source: Source[T],
+    /,
+    *,
+    on_error: OnError[D] = "raise",
+    **options: Unpack[Options],
+) -> Stream[R | D]: ...
 @overload
-def pmap(f: Verb[T, R], /, **options: Unpack[Options]) -> Transformer[T, R]: ...
+def pmap(
+    f: Verb[T, R], source: Source[T], /, *, on_error: OnError[D] = "raise", **options: Unpack[Options]
+) -> Stream[R | D]: ...
 @overload
-def pmap(**options: Unpack[Options]) -> _Map: ...
-def pmap(f: Any = MISSING, source: Any = MISSING, /, **options: Any) -> Any:
+def pmap(
+    f: Verb[T, Awaitable[R]], /, *, on_error: Later[D], **options: Unpack[Options]
+) -> Transformer[T, R | D]: ...
+@overload
+def pmap(f: Verb[T, R], /, *, on_error: Later[D], **options: Unpack[Options]) -> Transformer[T, R | D]: ...
+@overload
+def pmap(
+    f: Verb[T, Awaitable[R]], /, *, on_error: OnError[D] = "raise", **options: Unpack[Options]
+) -> Transformer[T, R | D]: ...
+@overload
+def pmap(
+    f: Verb[T, R], /, *, on_error: OnError[D] = "raise", **options: Unpack[Options]
+) -> Transformer[T, R | D]: ...
+@overload
+def pmap(*, on_error: Later[D], **options: Unpack[Options]) -> _Map[D]: ...
+@overload
+def pmap(*, on_error: OnError[D] = "raise", **options: Unpack[Options]) -> _Map[D]: ...
+def pmap(f: Any = MISSING, source: Any = MISSING, /, *more: Any, **options: Any) -> Any:
     """Apply *f* to each item, on workers of a kind.
 
         >>> from toolz import pipe
@@ -93,7 +166,9 @@ def pmap(f: Any = MISSING, source: Any = MISSING, /, **options: Any) -> Any:
     *on_start* runs once in each worker before its first item and returns its resources: None, one object, a tuple of
     them, or a dict. f and *on_done* are given them as further arguments, those of a dict by name.
 
-    *on_done* runs once in each worker that started, at its end, as ``on_done(stage_status, *resources)``.
+    *on_done* runs once in each worker that started, at its end, as ``on_done(stage_status, *resources)``, or by name
+    what it declares: ``stage_status``, ``worker_info``, and resources where they are a dict. Without parameters it is
+    given nothing.
 
     *name* is what errors call the stage; f's name by default.
 
@@ -106,18 +181,29 @@ def pmap(f: Any = MISSING, source: Any = MISSING, /, **options: Any) -> Any:
     outputs of all items before; a worker process that ends in f raises `WorkerDied`; a function, item or output that
     cannot be sent to a process or back raises `NotPicklable`.
 
+    Where items are tuples, `star` spreads them over f's parameters.
+
     Stages of workers linked by queues, and *on_start* and *on_done*, are ideas of pypeln.
     """
-    return curry(MAP, f, source, options)
+    return curry(MAP, f, source, more, options)
 
 
 @overload
-def pfilter(f: Verb[T, object], source: Source[T], /, **options: Unpack[Options]) -> Stream[T]: ...
+def pfilter(
+    f: Verb[T, object],
+    source: Source[T],
+    /,
+    *,
+    on_error: OnError[object] = "raise",
+    **options: Unpack[Options],
+) -> Stream[T]: ...
 @overload
-def pfilter(f: Verb[T, object], /, **options: Unpack[Options]) -> Transformer[T, T]: ...
+def pfilter(
+    f: Verb[T, object], /, *, on_error: OnError[object] = "raise", **options: Unpack[Options]
+) -> Transformer[T, T]: ...
 @overload
-def pfilter(**options: Unpack[Options]) -> _Filter: ...
-def pfilter(f: Any = MISSING, source: Any = MISSING, /, **options: Any) -> Any:
+def pfilter(*, on_error: OnError[object] = "raise", **options: Unpack[Options]) -> _Filter: ...
+def pfilter(f: Any = MISSING, source: Any = MISSING, /, *more: Any, **options: Any) -> Any:
     """Keep the items for which *f* gives something true.
 
         >>> pfilter(str.isupper, ["a", "B", "C"]) | list
@@ -126,16 +212,35 @@ def pfilter(f: Any = MISSING, source: Any = MISSING, /, **options: Any) -> Any:
     It is `filter` on workers. *on_error*'s result stands for f's, so a true one keeps the item. Laziness, order,
     bounds, options and errors are those of `pmap`.
     """
-    return curry(FILTER, f, source, options)
+    return curry(FILTER, f, source, more, options)
 
 
 @overload
-def pflat_map(f: Verb[T, Many[R]], source: Source[T], /, **options: Unpack[Options]) -> Stream[R]: ...
+def pflat_map(
+    f: Verb[T, Many[R]], source: Source[T], /, *, on_error: Later[Iterable[D]], **options: Unpack[Options]
+) -> Stream[R | D]: ...
 @overload
-def pflat_map(f: Verb[T, Many[R]], /, **options: Unpack[Options]) -> Transformer[T, R]: ...
+def pflat_map(
+    f: Verb[T, Many[R]],
+    source: Source[T],
+    /,
+    *,
+    on_error: OnError[Iterable[D]] = "raise",
+    **options: Unpack[Options],
+) -> Stream[R | D]: ...
 @overload
-def pflat_map(**options: Unpack[Options]) -> _FlatMap: ...
-def pflat_map(f: Any = MISSING, source: Any = MISSING, /, **options: Any) -> Any:
+def pflat_map(
+    f: Verb[T, Many[R]], /, *, on_error: Later[Iterable[D]], **options: Unpack[Options]
+) -> Transformer[T, R | D]: ...
+@overload
+def pflat_map(
+    f: Verb[T, Many[R]], /, *, on_error: OnError[Iterable[D]] = "raise", **options: Unpack[Options]
+) -> Transformer[T, R | D]: ...
+@overload
+def pflat_map(*, on_error: Later[Iterable[D]], **options: Unpack[Options]) -> _FlatMap[D]: ...
+@overload
+def pflat_map(*, on_error: OnError[Iterable[D]] = "raise", **options: Unpack[Options]) -> _FlatMap[D]: ...
+def pflat_map(f: Any = MISSING, source: Any = MISSING, /, *more: Any, **options: Any) -> Any:
     """Apply *f* to each item and give out all that the iterable holds which it returns.
 
         >>> pflat_map(str.split, ["to be", "or not"]) | list
@@ -145,16 +250,25 @@ def pflat_map(f: Any = MISSING, source: Any = MISSING, /, **options: Any) -> Any
     may be an async generator too. All outputs of an item are in memory at once, so f should not return an endless
     iterable. Laziness, order, bounds, options and errors are those of `pmap`.
     """
-    return curry(FLAT_MAP, f, source, options)
+    return curry(FLAT_MAP, f, source, more, options)
 
 
 @overload
-def peach(f: Verb[T, object], source: Source[T], /, **options: Unpack[Options]) -> Stream[Never]: ...
+def peach(
+    f: Verb[T, object],
+    source: Source[T],
+    /,
+    *,
+    on_error: OnError[object] = "raise",
+    **options: Unpack[Options],
+) -> Stream[Never]: ...
 @overload
-def peach(f: Verb[T, object], /, **options: Unpack[Options]) -> Transformer[T, Never]: ...
+def peach(
+    f: Verb[T, object], /, *, on_error: OnError[object] = "raise", **options: Unpack[Options]
+) -> Transformer[T, Never]: ...
 @overload
-def peach(**options: Unpack[Options]) -> _Each: ...
-def peach(f: Any = MISSING, source: Any = MISSING, /, **options: Any) -> Any:
+def peach(*, on_error: OnError[object] = "raise", **options: Unpack[Options]) -> _Each: ...
+def peach(f: Any = MISSING, source: Any = MISSING, /, *more: Any, **options: Any) -> Any:
     """Call *f* for each item and give nothing out.
 
         >>> seen = []
@@ -166,7 +280,17 @@ def peach(f: Any = MISSING, source: Any = MISSING, /, **options: Any) -> Any:
     Nothing runs until the stream is consumed, by `run` for instance. Laziness, bounds, options and errors are those
     of `pmap`.
     """
-    return curry(EACH, f, source, options)
+    return curry(EACH, f, source, more, options)
+
+
+def _show_options(*verbs: Any) -> None:
+    """Have `help` and completion show the options: derived from `Options`, as a second list would go stale."""
+    shown = signature_with({})
+    for verb in verbs:
+        verb.__signature__ = shown
+
+
+_show_options(pmap, pfilter, pflat_map, peach)
 
 
 def ordered(stream: Source[T], /) -> Stream[T]:
@@ -193,8 +317,7 @@ def merge(*sources: Source[T]) -> Stream[T]:
     Each source keeps its own order. Each is iterated in a thread of its own (an async one in a task), lazily and a few
     items ahead; all are closed when one raises.
     """
-    for source in sources:
-        check_source(source)
+    _check_sources("merge", sources)
     return Stream(tuple(sources), None)
 
 
@@ -208,5 +331,84 @@ def run(*streams: Source[object]) -> None:
 
     The first error ends all of them and is raised.
     """
+    _check_sources("run", streams)
     only = streams[0] if len(streams) == 1 else None
     deque(only if isinstance(only, Iterable) else merge(*streams), maxlen=0)
+
+
+def _check_sources(verb: str, sources: tuple[object, ...]) -> None:
+    for source in sources:
+        if isinstance(source, list | tuple) and source and isinstance(source[0], Generator | AsyncGenerator):
+            raise TypeError(
+                f"{verb}() takes each source as an argument of its own, got a {type(source).__name__} of them: "
+                f"write {verb}(*sources)"
+            )
+        check_source(source)
+
+
+def star(f: Callable[..., R], /) -> _Starred[R]:
+    """Make of ``f(a, b)`` a function of a pair, for a source of pairs.
+
+        >>> from operator import sub
+        >>> pmap(star(sub), [(3, 1), (5, 2)]) | list
+        [2, 3]
+
+    ``star(f)(args, *more, **named)`` is ``f(*args, *more, **named)``, for any number of *args*. So f may also take
+    resources, ``worker_info`` and ``element_index``. The new function is a value: it is picklable if f is, and
+    ``star(f) == star(f)``. It has f's name, and is a coroutine function if f is.
+    """
+    return _Star(f)
+
+
+async def _spread_later(f: Callable[..., Any], args: Iterable[Any], /, *more: Any, **named: Any) -> Any:
+    return await f(*args, *more, **named)
+
+
+async def _spread_each(f: Callable[..., Any], args: Iterable[Any], /, *more: Any, **named: Any) -> Any:
+    async for output in f(*args, *more, **named):
+        yield output
+
+
+def _spread(f: Callable[..., Any], args: Iterable[Any], /, *more: Any, **named: Any) -> Any:
+    return f(*args, *more, **named)
+
+
+def _signature_of(star: _Star) -> Signature:
+    """What may go by name is what f declares: how much of that the first argument brings is not known here."""
+    return Signature(
+        [Parameter("__args", Parameter.POSITIONAL_ONLY), Parameter("__more", Parameter.VAR_POSITIONAL)]
+        + [Parameter(name, Parameter.KEYWORD_ONLY, default=MISSING) for name in sorted(declared(star.f))]
+    )
+
+
+class _Star(partial[Any]):
+    """What `star` makes. A `partial`, as `inspect` asks those whether they are coroutine functions, on each Python."""
+
+    __signature__ = Signed(_signature_of)
+
+    def __new__(cls, f: Callable[..., Any]) -> Self:
+        if not callable(f):
+            raise TypeError(f"f must be callable, got {type(f).__name__}")
+        if isasyncgenfunction(f) or isasyncgenfunction(getattr(f, "__call__", None)):  # noqa: B004
+            return super().__new__(cls, _spread_each, f)
+        return super().__new__(cls, _spread_later if is_async(f) else _spread, f)
+
+    @property
+    def f(self) -> Callable[..., Any]:
+        return self.args[0]  # type: ignore[no-any-return]
+
+    @property
+    def __name__(self) -> str:
+        return name_of(self.f)
+
+    def __repr__(self) -> str:
+        return f"star({name_of(self.f)})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Star, (self.f,)
+
+    def __eq__(self, other: object) -> bool:
+        return self.f == other.f if type(other) is _Star else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash((_Star, hashable(self.f)))

@@ -21,6 +21,7 @@ from fstream import (
     pflat_map,
     pmap,
     run,
+    star,
 )
 
 
@@ -196,6 +197,70 @@ def the_options_of_all_four(ints: list[int]) -> None:
     peach(fetch, ints, kind="task", timeout=None, workers=None, maxsize=0)
 
 
+def say_how(error: Exception, number: int) -> float: ...
+def maybe_say_how(error: Exception, number: int) -> float | None: ...
+def many(error: Exception, number: int) -> list[float]: ...
+async def say_later(error: Exception, number: int) -> float: ...
+async def many_later(error: Exception, number: int) -> list[float]: ...
+
+
+def what_on_error_gives_is_an_output(ints: list[int], either: bool) -> None:
+    assert_type(pmap(spell, ints, on_error=say_how), Stream[str | float])
+    assert_type(pmap(spell, on_error=say_how)(ints), Stream[str | float])
+    assert_type(pmap(on_error=say_how)(spell)(ints), Stream[str | float])
+    assert_type(pmap(on_error=say_how)(fetch)(ints), Stream[str | float])
+    assert_type(ints | pmap(spell, on_error=say_how, kind="process"), Stream[str | float])
+    assert_type(pmap(fetch, ints, on_error=say_how), Stream[str | float])
+    assert_type(pmap(spell, ints, on_error=lambda error, item: None), Stream[str | None])
+    assert_type(pmap(len, [""], on_error=lambda error, item: 0), Stream[int])
+    assert_type(ints | pmap(spell, on_error=maybe_say_how) | list, list[str | float | None])
+
+    assert_type(pmap(fetch, ints, on_error=say_later), Stream[str | float])
+    assert_type(pmap(fetch, on_error=say_later)(ints), Stream[str | float])
+    assert_type(pmap(on_error=say_later)(fetch)(ints), Stream[str | float])
+    assert_type(pmap(spell, ints, on_error=say_later, kind="task"), Stream[str | float])
+
+    assert_type(pflat_map(digits, ints, on_error=many), Stream[str | float])
+    assert_type(pflat_map(digits, on_error=many)(ints), Stream[str | float])
+    assert_type(pflat_map(on_error=many)(digits)(ints), Stream[str | float])
+    assert_type(pflat_map(fetch_lines, ints, on_error=many), Stream[str | float])
+    assert_type(pflat_map(fetch_digits, ints, on_error=many_later), Stream[str | float])
+    assert_type(pflat_map(fetch_digits, on_error=many_later)(ints), Stream[str | float])
+    assert_type(pflat_map(on_error=many_later)(fetch_digits)(ints), Stream[str | float])
+
+    assert_type(pfilter(is_even, ints, on_error=lambda error, item: True), Stream[int])
+    assert_type(pfilter(is_even, on_error=say_how)(ints), Stream[int])
+    assert_type(pfilter(on_error=say_how)(is_even)(ints), Stream[int])
+    assert_type(peach(spell, ints, on_error=say_how), Stream[Never])
+    assert_type(peach(spell, on_error=say_later)(ints), Stream[Never])
+    assert_type(peach(on_error=say_how)(spell)(ints), Stream[Never])
+
+
+def what_gives_no_output_is_no_output(ints: list[int], either: bool) -> None:
+    assert_type(pmap(spell, ints, on_error="skip"), Stream[str])
+    assert_type(pmap(spell, on_error="raise")(ints), Stream[str])
+    assert_type(pmap(on_error="skip")(spell)(ints), Stream[str])
+    assert_type(pmap(spell, ints, on_error="skip" if either else "raise"), Stream[str])
+    assert_type(pmap(spell, ints, on_error=lambda error, item: SKIP), Stream[str])
+    assert_type(pmap(spell, on_error=lambda error, item: SKIP)(ints), Stream[str])
+    assert_type(pmap(spell, ints, on_error=lambda error, item: None if either else SKIP), Stream[str | None])
+    assert_type(pflat_map(digits, ints, on_error="skip"), Stream[str])
+    assert_type(pflat_map(digits, ints, on_error=lambda error, item: SKIP), Stream[str])
+    assert_type(pflat_map(digits, ints, on_error=lambda error, item: ()), Stream[str])
+
+
+def add(one: int, other: int) -> float: ...
+async def add_later(one: int, other: int, connection: Connection) -> float: ...
+
+
+def a_star_takes_pairs(pairs: list[tuple[int, int]]) -> None:
+    assert_type(pmap(star(add), pairs), Stream[float])
+    assert_type(pmap(star(add))(pairs), Stream[float])
+    assert_type(pairs | pmap(star(add_later), on_start=connect), Stream[float])
+    assert_type(pfilter(star(add), pairs), Stream[tuple[int, int]])
+    assert_type(star(add)((1, 2)), float)
+
+
 def slips_are_type_errors(ints: list[int], words: list[str]) -> None:
     pmap(spell, kind="threads")  # type: ignore[call-overload]
     pmap(spell, ints, kind="fork")  # type: ignore[call-overload]
@@ -216,6 +281,11 @@ def slips_are_type_errors(ints: list[int], words: list[str]) -> None:
     pflat_map(is_even, ints)  # type: ignore[arg-type]
     pmap(spell)(3)  # type: ignore[arg-type]
     pmap(spell)(words)  # type: ignore[arg-type]
+    pmap(spell, ints, on_error=spell)  # type: ignore[arg-type]
+    pmap(add, ints, ints)  # type: ignore[call-overload]
+    pmap(spell, ints, "thread")  # type: ignore[call-overload]
+    star(3)  # type: ignore[arg-type]
+    list(pmap(spell))  # type: ignore[call-overload]
     words | pmap(spell)  # type: ignore[operator]
     pmap(spell) | pmap(spell)  # type: ignore[arg-type]
     ints | pmap(spell) | pmap(spell)  # type: ignore[operator]

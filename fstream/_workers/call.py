@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Callable, Sequence
+from inspect import BoundArguments, Parameter, signature
 from typing import Any, Protocol
 
 from fstream._kernels import DROP, SKIP
@@ -38,6 +39,19 @@ def shown(item: Any) -> str:
 def annotate(error: BaseException, note: str) -> None:
     notes = [*getattr(error, "__notes__", ()), note]
     BaseException.__setattr__(error, "__notes__", notes)  # not add_note, which a frozen exception refuses
+
+
+def fits(f: Callable[..., Any], *args: Any, **named: Any) -> bool:
+    """Tell whether *f* can be called so, as far as its signature says."""
+    try:
+        shape = signature(f)
+    except (TypeError, ValueError):  # some built-ins have none
+        return True
+    try:
+        shape.bind(*args, **named)
+    except TypeError:
+        return False
+    return True
 
 
 def _always(_tries: int) -> bool:
@@ -78,10 +92,35 @@ class Call:
         return on_start(**self._known(declared(on_start)))
 
     def _done(self, status: StageStatus) -> Any:
-        on_done = self.stage.on_done
+        """Call ``on_done``: by name, wherever they stand, with what it declares; the rest in turn.
+
+        One that has no parameter for any of the rest is given none of it.
+        """
+        on_done, resources = self.stage.on_done, self.resources
         assert on_done is not None
-        args, named = self._arguments(declared(on_done))
-        return on_done(status, *args, **named)
+        named = {"worker_info": WorkerInfo(self.index), "stage_status": status}
+        in_turn: list[Any] = []
+        if isinstance(resources, dict):
+            named = resources | named
+        elif resources is not None:
+            in_turn += resources if type(resources) is tuple else (resources,)
+        if "stage_status" not in (by_name := declared(on_done)):
+            in_turn.insert(0, status)
+        try:
+            shape = signature(on_done)
+        except (TypeError, ValueError):  # some built-ins have none
+            return on_done(*in_turn)
+        given: dict[str, Any] = {}
+        left = in_turn.copy()
+        for name, parameter in shape.parameters.items():
+            if name in by_name and name in named:
+                given[name] = named[name]
+            elif parameter.kind is Parameter.VAR_POSITIONAL:
+                given[name], left = tuple(left), []
+            elif left and parameter.kind in (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD):
+                given[name] = left.pop(0)
+        bound = BoundArguments(shape, given)
+        return on_done(*bound.args, *(left if len(left) < len(in_turn) else ()), **bound.kwargs)
 
     def bind(self, resources: Any) -> Callable[[Any], Any]:
         """Make item -> slot of f and *resources*."""
@@ -130,11 +169,42 @@ class Call:
             error = self.named(error)
             tries += 1
             if not (self.may_retry(error, tries) and again(tries)):
+                self.explain(error, item)
                 return Failure(index, item, error)
             try:
                 return self.step(item)
             except BaseException as another:
                 error = another
+
+    def explain(self, error: BaseException, item: Any) -> None:
+        """Note on *error* what to write, where f cannot be called as it is, or the item is none.
+
+        Here, as it costs nothing where nothing fails; and a function that can be called may have a wrong signature.
+        """
+        if item is SKIP:
+            annotate(
+                error,
+                "SKIP is for on_error handlers to return: this item, from the source or from f, is SKIP",
+            )
+        if type(error) is not TypeError:
+            return
+        f, verb = self.stage.f, self.stage.kernel.verb
+        args, named = self._arguments(self.stage.names)
+        if "element_index" in self.stage.names:
+            named = named | {"element_index": 0}
+        if fits(f, item, *args, **named):
+            return
+        if isinstance(item, tuple | list) and fits(f, *item, *args, **named):
+            annotate(
+                error,
+                "f was given one argument, the item: to spread each item over the parameters of f, "
+                f"write {verb}(star(f), source)",
+            )
+        else:
+            given = ", ".join(
+                ["item", *(f"<{type(arg).__name__}>" for arg in args), *(f"{name}=..." for name in named)]
+            )
+            annotate(error, f"f was called as f({given}), which does not fit its parameters")
 
     def may_retry(self, error: BaseException, tries: int) -> bool:
         return tries <= self.stage.retries and isinstance(error, Exception)
@@ -199,6 +269,7 @@ class FusedCall:
             which = f"stage {stage.name!r} ({stage.kind}), {shown(self.item)}, made of item {index}: {shown(item)}"
         else:
             which = describe(stage, index, self.item)
+        self.at.explain(error, self.item)
         annotate(error, f"in {which}")
         return Failure(index, item, error)
 

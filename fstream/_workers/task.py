@@ -191,6 +191,7 @@ class AsyncCall(Call):
             error = self.named(error)
             tries += 1
             if not (self.may_retry(error, tries) and again(tries)):
+                self.explain(error, item)
                 return Failure(index, item, error)
             try:
                 return await self.step(item)
