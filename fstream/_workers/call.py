@@ -186,7 +186,7 @@ class Call:
                 error,
                 "SKIP is for on_error handlers to return: this item, from the source or from f, is SKIP",
             )
-        if type(error) is not TypeError:
+        if type(error) is not TypeError or "argument" not in repr(error.args[:1]):
             return
         f, verb = self.stage.f, self.stage.kernel.verb
         args, named = self._arguments(self.stage.names)
