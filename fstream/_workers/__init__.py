@@ -6,8 +6,9 @@ each takes spans from the stage's queue and fills their slots. None of them know
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from fstream._stage import Stage
 
@@ -15,7 +16,20 @@ if TYPE_CHECKING:
     from fstream._run import Run, StageWorkers
     from fstream._spans import Window
 
-__all__ = ["open_workers"]
+__all__ = ["STARTED_IN", "current_folder", "open_workers"]
+
+
+def current_folder() -> str:
+    """The current folder, or the root where it was removed."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return os.sep
+
+
+#: Where the program was started, as far as can be told: the current folder when fstream was imported. It is noted here,
+#: as the modules of process workers are imported late.
+STARTED_IN: Final = current_folder()
 
 
 def open_workers(run: Run, stage: Stage, window: Window) -> StageWorkers:

@@ -22,22 +22,33 @@ PAGE: Final = 4096
 
 
 def shared_file(size: int = 2 * (PAGE + MOST)) -> int | None:
-    """Make a file of no name, in memory, by default for two arenas; None where there is no such thing.
+    """Make a file of no name, in memory, by default for two arenas; None where that cannot be had.
 
+    It cannot where the system has no such thing, a sandbox forbids it, or files may not be as large (`ulimit -f`).
     Nothing has to be removed: it is gone with the processes. Its pages are there as soon as they have been written to.
     """
     if not hasattr(os, "memfd_create"):
         return None
-    fd = os.memfd_create("fstream")
-    os.ftruncate(fd, size)
+    try:
+        fd = os.memfd_create("fstream")
+    except OSError:
+        return None
+    try:
+        os.ftruncate(fd, size)
+    except OSError:
+        os.close(fd)
+        return None
     return fd
 
 
 def arenas(fd: int | None) -> tuple[Arena, Arena] | tuple[None, None]:
-    """Map the file: the arena from the parent to the worker, and the one back."""
+    """Map the file: the arena from the parent to the worker, and the one back; none where there is no room for it."""
     if fd is None:
         return None, None
-    memory = memoryview(mmap.mmap(fd, 2 * (PAGE + MOST)))
+    try:
+        memory = memoryview(mmap.mmap(fd, 2 * (PAGE + MOST)))
+    except OSError:  # `ulimit -v`
+        return None, None
     return Arena(memory[: PAGE + MOST]), Arena(memory[PAGE + MOST :])
 
 

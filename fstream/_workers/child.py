@@ -7,6 +7,7 @@ back and finished slots out when the parent asks, interrupts f to stop, and ends
 from __future__ import annotations
 
 import fcntl
+import io
 import mmap
 import os
 import select
@@ -26,6 +27,7 @@ from fstream._spans import Failure
 from fstream._stage import StageStatus
 from fstream._workers.arena import arenas
 from fstream._workers.call import Call, FusedCall, call_of, describe, is_failure
+from fstream._workers.surroundings import Surroundings, adopt
 from fstream._workers.wire import Packed, Wire, dumps, encode_error, loads
 from fstream.errors import NotPicklable
 
@@ -36,6 +38,7 @@ __all__ = [
     "CLOSE",
     "FINISH",
     "FINISHED",
+    "FOR_THE_PARENT",
     "IDLE",
     "IDLE_SECONDS",
     "LOADING",
@@ -53,14 +56,14 @@ __all__ = [
 ]  # fmt: skip
 
 # To the child ...
-OPEN: Final = "open"  # here is a stage: (environment), call
+OPEN: Final = "open"  # here is a stage: (surroundings, index), call
 SPAN: Final = "span"  # run these items: (start, tries), items
 RECALL: Final = "recall"  # give back what is not started, give out what is finished
 FINISH: Final = "finish"  # run on_done: (active workers)
 STOP: Final = "stop"  # the same, even in the middle of f
 CLOSE: Final = "close"  # forget the stage
 # ... and from it.
-READY: Final = "ready"  # started
+READY: Final = "ready"  # (has an arena): started
 OPENED: Final = "opened"  # all that follows is of the stage that was opened, not of the one before
 SLOTS: Final = "slots"  # (start, count, failures: {position: tries, None if no more}, closed, seconds), slots
 BACK: Final = "back"  # (start, count): items that were not started
@@ -80,6 +83,12 @@ SENDING: Final = -4
 
 #: A worker that no stage needs ends by itself after this many seconds.
 IDLE_SECONDS: Final = 10.0
+
+#: Signals that ask a program to end, or to do something, and that may come to all its processes at once: from systemd,
+#: from a supervisor, or from a terminal while a worker starts. What they mean is the parent's business.
+FOR_THE_PARENT: Final = frozenset(
+    {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2}
+)
 
 
 class Stopped(BaseException):
@@ -102,7 +111,7 @@ class Child:
         self.sending = threading.Lock()
         self.call: Call | FusedCall | None = None
         self.opened = False
-        self.in_f = self.stopping = False
+        self.in_f = self.stopping = self.leads_a_group = False
         # The span in hand; `element_index` is start + len(slots).
         self.start = 0
         self.items: list[Any] = []
@@ -119,14 +128,18 @@ class Child:
     # --------------------------------------------------------------------------------------- the reader thread
 
     def read(self) -> None:
+        poll = select.poll()  # not `select`, which takes no file number from 1,024 on
+        poll.register(self.wire.sock, select.POLLIN)
         try:
             while True:
-                if not self.opened and not select.select([self.wire.sock], [], [], IDLE_SECONDS)[0]:
+                if not self.opened and not poll.poll(IDLE_SECONDS * 1000):
                     break
                 # Not a loop: its variable would keep the last message while the next one is waited for.
                 deque(map(self.sort, self.receive()), 0)
         except (EOFError, OSError):
             if self.opened:  # the parent has died or thrown us out: there is nobody left to work for
+                if self.leads_a_group:  # this thread may come before the kernel, which does so, too
+                    os.killpg(0, signal.SIGKILL)
                 os._exit(1)
         except Deaf:  # the items that came before are not to blame: they are finished first
             traceback.print_exc()
@@ -213,10 +226,10 @@ class Child:
             self.wire.push(header)
             self.wire.flush()
 
-    def open(self, environment: tuple[str, list[str], dict[str, str]], index: int, body: Packed) -> None:
+    def open(self, surroundings: Surroundings, index: int, body: Packed) -> None:
         self.cell[0] = OPENING
         try:
-            adopt(environment)
+            adopt(surroundings)
             self.call = call_of(loads(body), index)
             self.call.set_place(self)
         except BaseException as error:
@@ -329,6 +342,7 @@ class Child:
         failed = {position - self.sent: tried for position, tried in self.failed.items() if position < count}
         self.failed = {position: tried for position, tried in self.failed.items() if position >= count}
         self.sent = count
+        flush_prints()
         self.wire.push((SLOTS, self.start, count, failed, closed, perf_counter() - self.begun), body)
         self.wire.flush()
 
@@ -358,11 +372,7 @@ class Child:
                 call.end(StageStatus(active))
             except BaseException as raised:
                 error = encode_error(call.named(raised))
-        for stream in (sys.stdout, sys.stderr):
-            try:
-                stream.flush()
-            except Exception:
-                pass
+        flush_prints()
         self.say(FINISHED, error)
 
     def interrupt(self, _number: int, _frame: Any) -> None:
@@ -372,50 +382,99 @@ class Child:
             raise Stopped
 
 
-def adopt(environment: tuple[str, list[str], dict[str, str]]) -> None:
-    """See the world as the parent does now, and not as it did when this worker was started."""
-    directory, path, variables = environment
-    try:
-        if os.getcwd() != directory:
-            os.chdir(directory)
-    except OSError:  # it is gone
-        pass
-    sys.path[:] = path
-    if dict(os.environ) != variables:
-        os.environ.clear()
-        os.environ.update(variables)
+def print_by_the_line() -> None:
+    """Have each line out when it is printed, wherever it goes: this process may be killed at any time."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True)
 
 
-def die_with(pipe: int) -> None:
-    """Have the kernel kill this process when the other end of *pipe* closes: even in C code that lets no thread run."""
+def flush_prints() -> None:
+    """Have all out that was printed, before what is said next. It takes 0.2 us where nothing was."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except Exception:  # it is closed, or there is none
+            pass
+
+
+def die_with(pipe: int, leads_a_group: bool) -> None:
+    """Have the kernel kill this process when the other end of *pipe* closes: even in C code that lets no thread run.
+
+    Its group, which the programs are in that f starts, dies with it. Where that cannot be had, a worker still ends when
+    its reader thread sees its socket close.
+    """
     if sys.platform == "linux":
-        # Opened anew, as whom to kill is kept with an open file, and the other workers share this one.
-        own = os.open(f"/proc/self/fd/{pipe}", os.O_RDONLY | os.O_NONBLOCK)
-        fcntl.fcntl(own, fcntl.F_SETOWN, os.getpid())
-        fcntl.fcntl(own, fcntl.F_SETSIG, signal.SIGKILL)
-        fcntl.fcntl(own, fcntl.F_SETFL, os.O_RDONLY | os.O_NONBLOCK | os.O_ASYNC)
+        whom = -os.getpid() if leads_a_group else os.getpid()
+        try:
+            # Opened anew, as whom to kill is kept with an open file, and the other workers share this one.
+            own = os.open(f"/proc/self/fd/{pipe}", os.O_RDONLY | os.O_NONBLOCK)
+            fcntl.fcntl(own, fcntl.F_SETOWN, whom)
+            fcntl.fcntl(own, fcntl.F_SETSIG, signal.SIGKILL)
+            fcntl.fcntl(own, fcntl.F_SETFL, os.O_RDONLY | os.O_NONBLOCK | os.O_ASYNC)
+        except OSError:  # a sandbox without /proc, or that forbids it
+            pass
     os.close(pipe)
+
+
+def lead_a_group() -> bool:
+    """Be a process group of one's own, so that what f starts can be killed with this process.
+
+    The terminal is not that group's any more. Ctrl-C does not reach it, which is the parent's business anyway. There, a
+    program of f's that reads from the terminal would be stopped for ever: with SIGTTIN ignored it gets an error (EIO).
+    One that writes to it, or sets it up, may do so, with SIGTTOU ignored. It is not a session of its own (`setsid`):
+    Linux shares the CPUs out among sessions, so workers would take them from all else, however nice the program is.
+    """
+    try:
+        os.setpgid(0, 0)
+    except OSError:
+        return False
+    signal.signal(signal.SIGTTIN, signal.SIG_IGN)
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+    return True
+
+
+def leave_to_the_parent(child: Child) -> None:
+    """Do nothing about the signals that are the parent's business.
+
+    By a handler: the programs that f starts would inherit that signals are ignored, and could not be terminated.
+    """
+    handled = [number for number in FOR_THE_PARENT if signal.getsignal(number) != signal.SIG_IGN]
+    for number in handled:
+        signal.signal(number, lambda *_: None)
+    signal.signal(signal.SIGINT, child.interrupt)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, FOR_THE_PARENT)
+
+    def in_fork() -> None:
+        for number in handled:
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    os.register_at_fork(after_in_child=in_fork)
 
 
 def main(connection: Connection) -> None:
     """Serve the parent at the other end of *connection* until it has no more use for this process."""
+    leads_a_group = lead_a_group()
+    print_by_the_line()
     sock = socket.socket(fileno=os.dup(connection.fileno()))
+    sock.setblocking(True)
     connection.close()
     _, fds, _, _ = socket.recv_fds(sock, 1, 3)
     # A process that f forks and that outlives this one would keep the parent from seeing that this one has died.
     os.register_at_fork(after_in_child=sock.close)
-    die_with(fds[1])
+    die_with(fds[1], leads_a_group)
     with mmap.mmap(fds[0], CELL_SIZE) as shared, memoryview(shared) as view, view.cast("q") as cell:
         os.close(fds[0])
         child = Child(sock, cell, *fds[2:])
+        child.leads_a_group = leads_a_group
         for fd in fds[2:]:
             os.close(fd)
-        signal.signal(signal.SIGINT, child.interrupt)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        leave_to_the_parent(child)
         cell[0] = IDLE
         threading.Thread(target=child.read, name="fstream-reader", daemon=True).start()
         try:
-            child.say(READY)
+            child.say(READY, child.wire.outward is not None or not fds[2:])
             child.serve()
         except BrokenPipeError:  # the parent has no use for us any more
             pass

@@ -5,7 +5,6 @@ from __future__ import annotations
 import mmap
 import multiprocessing
 import os
-import signal
 import socket
 import sys
 import tempfile
@@ -13,24 +12,25 @@ import threading
 import weakref
 from contextlib import ExitStack
 from multiprocessing import util
-from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
+from multiprocessing.connection import Connection, wait
 from typing import Final
 
 from fstream._run import close_all
 from fstream._workers import child
 from fstream._workers.arena import arenas, shared_file
 from fstream._workers.fresh import FreshProcess
+from fstream._workers.surroundings import inherited
 from fstream._workers.wire import Wire
 
-__all__ = ["OURS", "WARM", "Link", "start_method"]
+__all__ = ["OURS", "WARM", "Link"]
 
 
 class Link:
     """A worker process, its socket and its cell."""
 
-    def __init__(self, method: str | None) -> None:
-        self.method = method
+    def __init__(self) -> None:
+        #: What it has from this process for good.
+        self.inherited = inherited()
         life = LIFELINE.fd()  # first: where no pipe can be had, there is nothing to close
         with ExitStack() as files:
             files.callback(os.close, cell := _cell_file())
@@ -38,14 +38,18 @@ class Link:
             shared = [cell, life]
             if (arena := shared_file()) is not None:
                 files.callback(os.close, arena)
-                shared.append(arena)
             there, back = arenas(arena)
+            if arena is not None and there is not None:
+                shared.append(arena)
             ours, theirs = socket.socketpair()
             try:
                 OURS.add(ours)
+                # Said for both: `socket.setdefaulttimeout` makes sockets that do not block.
+                ours.setblocking(False)
                 with theirs:
+                    theirs.setblocking(True)
                     connection = Connection(os.dup(theirs.fileno()))
-                self.process = _process(method, connection)
+                self.process = FreshProcess(target=child.main, args=(connection,), name="fstream-worker")
                 self.process.start()
                 PROCESSES.add(self.process)
                 connection.close()
@@ -56,7 +60,6 @@ class Link:
             except BaseException:
                 ours.close()
                 raise
-        ours.setblocking(False)
         self.sock = ours
         self.wire = Wire(ours, there, back)
         #: It has said that it has started.
@@ -92,22 +95,22 @@ class Link:
         self.sock.close()
 
     def kill(self) -> int | None:
-        """End it now, and tell its exit status."""
+        """End it now, with the programs that f has started, and tell its exit status, None if others have got that."""
         self.sock.close()
-        process = self.process
-        if process.is_alive() and process.pid is not None:
-            try:
-                os.kill(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-        process.join()
-        return process.exitcode
+        self.process.kill()
+        self.process.join()
+        return self.process.status
+
+    def died(self) -> int | None:
+        """The exit status of a worker that has closed its socket in the middle of a stage."""
+        wait([self.process.sentinel], 1.0)
+        return self.kill()
 
     def buried(self) -> int | None:
-        """The exit status of a worker whose socket has closed."""
+        """The same of one that had nothing to do any more: what f has started there, and left running, runs on."""
         self.sock.close()
         self.process.join(1.0)
-        return self.process.exitcode if not self.process.is_alive() else self.kill()
+        return self.process.status if not self.process.is_alive() else self.kill()
 
 
 def _cell_file() -> int:
@@ -116,17 +119,6 @@ def _cell_file() -> int:
     with tempfile.TemporaryFile() as file:
         file.truncate(child.CELL_SIZE)
         return os.dup(file.fileno())
-
-
-def start_method() -> str | None:
-    """What the user set with `multiprocessing.set_start_method`, None for a fresh interpreter."""
-    return multiprocessing.get_start_method(allow_none=True)
-
-
-def _process(method: str | None, connection: Connection) -> BaseProcess:
-    start = FreshProcess if method is None else multiprocessing.get_context(method).Process  # type: ignore[attr-defined]
-    process: BaseProcess = start(target=child.main, args=(connection,), name="fstream-worker")
-    return process
 
 
 class Lifeline:
@@ -176,10 +168,12 @@ class Warm:
             link.buried()
         return len(self._links)
 
-    def take(self, method: str | None) -> Link | None:
+    def take(self) -> Link | None:
+        """Give one that has the same from this process as a new one would have."""
+        ours = inherited()
         while True:
             with self._lock:
-                fit = [link for link in reversed(self._links) if link.method == method]
+                fit = [link for link in reversed(self._links) if link.inherited == ours]
                 if not fit:
                     return None
                 found = max(
@@ -219,7 +213,7 @@ WARM: Final = Warm()
 OURS: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 
 #: All worker processes. To a fork they are no children, though multiprocessing would wait for them as such.
-PROCESSES: weakref.WeakSet[BaseProcess] = weakref.WeakSet()
+PROCESSES: weakref.WeakSet[FreshProcess] = weakref.WeakSet()
 
 
 def _in_fork() -> None:

@@ -13,7 +13,6 @@ say (it died while pickling, say), the suspects are run one at a time.
 
 from __future__ import annotations
 
-import os
 import selectors
 import signal
 import socket
@@ -31,7 +30,8 @@ from fstream._stage import Stage
 from fstream._workers import child
 from fstream._workers.call import annotate, describe, handled, is_failure
 from fstream._workers.crew import Crew
-from fstream._workers.link import OURS, WARM, Link, start_method
+from fstream._workers.link import OURS, WARM, Link
+from fstream._workers.surroundings import surroundings
 from fstream._workers.wire import Packed, decode_error, dumps, loads
 from fstream.errors import NotPicklable, WorkerDied
 
@@ -175,7 +175,6 @@ class Workers(Crew):
         self.workers: list[Worker] = []
         self.free_indexes = list(range(window.workers))
         self.selector = selectors.DefaultSelector()
-        self.method = start_method()
         #: The stage as its workers get it.
         self.packed: Packed = []
         #: How many bytes an item is on its way there or back, measured.
@@ -235,8 +234,9 @@ class Workers(Crew):
     # ------------------------------------------------------------------------------------------- the pump's loop
 
     def main(self) -> None:
-        # A worker inherits the mask: Ctrl-C is not for it. Others threads than the main one have no use for it either.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        # A worker inherits the mask: until it has handlers of its own, these are not for it. Other threads than the
+        # main one have no use for them either.
+        signal.pthread_sigmask(signal.SIG_BLOCK, child.FOR_THE_PARENT)
         self.selector.register(self.queue.bell, selectors.EVENT_READ, None)
         try:
             self.pack()
@@ -299,7 +299,7 @@ class Workers(Crew):
     def hire(self) -> None:
         """Get one more worker, a warm one if there is one."""
         try:
-            link = WARM.take(self.method) or Link(self.method)
+            link = WARM.take() or Link()
         except RuntimeError as error:
             # The interpreter is about to exit: go on with the workers that there are.
             self.free_indexes.clear()
@@ -319,8 +319,7 @@ class Workers(Crew):
         """Give a worker the stage."""
         worker.opened = True
         worker.link.forget_span()
-        environment = (_directory(), list(sys.path), dict(os.environ))
-        worker.link.wire.push((child.OPEN, environment, worker.index), self.packed)
+        worker.link.wire.push((child.OPEN, surroundings(), worker.index), self.packed)
         self.flush(worker)
 
     def send(self, worker: Worker, span: Span) -> None:
@@ -491,7 +490,7 @@ class Workers(Crew):
                 worker.heard = perf_counter()
                 self.answer(worker, header, body)
         except (EOFError, OSError):
-            self.bury(worker, worker.link.state(0), worker.link.buried())
+            self.bury(worker, worker.link.state(0), worker.link.died())
 
     def answer(self, worker: Worker, header: tuple[Any, ...], body: Packed) -> None:
         what = header[0]
@@ -506,16 +505,19 @@ class Workers(Crew):
             self.take_back(worker, header[1], header[2])
         elif what == child.READY:
             worker.link.ready = True
+            if not header[1]:  # it has no room for the arena
+                worker.link.wire.outward = None
             self.open(worker)
         elif what == child.UNLOADABLE:
             span = self.span_of(worker, header[1], closed=True)
             if span is not None:
-                self.unfit(span, decode_error(header[2]), "item cannot be unpickled in the worker")
+                error = decode_error(header[2])
+                self.unfit(span, error, f"item cannot be unpickled in the worker{_way_out(error)}")
         elif what == child.BROKEN:
             error = decode_error(header[2])
             if header[1] == "load":
                 problem = NotPicklable(
-                    f"stage {self.stage.name!r} (process) cannot be loaded in a worker: {error}"
+                    f"stage {self.stage.name!r} (process) cannot be loaded in a worker{_way_out(error)}: {error}"
                 )
                 problem.__cause__ = error
                 error = problem
@@ -741,10 +743,9 @@ class Workers(Crew):
         )
         for worker in list(self.workers):
             self.leave_out(worker)
-            if worker.finishing or worker.flight or self.used_up(worker):
+            if worker.finishing or worker.flight:
                 worker.link.kill()
-                continue
-            if worker.link.close():
+            elif worker.link.close() and not self.used_up(worker):
                 WARM.put(worker.link)
             else:
                 worker.link.buried()
@@ -768,15 +769,21 @@ class Workers(Crew):
                     deadline = monotonic() + STOP_SECONDS
 
 
-def _directory() -> str:
-    try:
-        return os.getcwd()
-    except OSError:  # it was removed under us
-        return os.sep
+def _way_out(error: BaseException) -> str:
+    """Say what to do about a module that is here, and that a worker cannot import."""
+    name = error.name if isinstance(error, ModuleNotFoundError) else None
+    if name not in sys.modules:
+        return ""
+    return (
+        f", which cannot import the module {name!r} (was it loaded from a path?); put its folder into sys.path, or call"
+        f" cloudpickle.register_pickle_by_value(sys.modules[{name!r}]) before"
+    )
 
 
 def _ended(status: int | None) -> str:
-    if status is not None and status < 0:
+    if status is None:
+        return "ended, exit status unknown: somebody else has waited for it, or SIGCHLD is ignored"
+    if status < 0:
         try:
             return f"was killed by {signal.Signals(-status).name} (exit status {status})"
         except ValueError:

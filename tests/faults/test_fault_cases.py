@@ -352,7 +352,7 @@ def test_a_process_deaf_to_signals_is_stopped_too() -> None:
 
 
 @pytest.mark.parametrize("ordered", [True, False], ids=["ordered", "unordered"])
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV], ids=lambda n: n.name)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV], ids=lambda n: n.name)
 def test_a_busy_worker_killed_from_outside(number: signal.Signals, ordered: bool, tally: Tally) -> None:
     stage = pmap(Victim(tally), kind="process", workers=2, ordered=ordered)
     with shooting(tally, number), pytest.raises(WorkerDied) as caught:

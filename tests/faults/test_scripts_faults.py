@@ -457,7 +457,7 @@ def test_a_fork_that_drops_the_parents_stream(start: Start) -> None:
 
 
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
-def test_the_start_method_of_the_user_with_threads_alive(start: Start, method: str) -> None:
+def test_workers_start_with_threads_alive_whatever_the_start_method_is(start: Start, method: str) -> None:
     """Threads hold locks when the workers start; a fork that copied a held lock would hang."""
     script = start(
         """
@@ -471,7 +471,7 @@ def test_the_start_method_of_the_user_with_threads_alive(start: Start, method: s
                 log.warning("a lock is taken")
 
         def f(item):
-            log.warning("in a worker")
+            log.info("in a worker")
             return item * 10
 
         if __name__ == "__main__":
