@@ -198,7 +198,10 @@ def test_new_workers_are_started_where_a_process_cannot_be_changed(script: Scrip
         change, look = sys.argv[1:]
 
         def seen():
-            [output] = pmap(lambda _: (os.getpid(), eval(look)), [0], kind="process", workers=1)
+            def f(_):
+                import resource
+                return os.getpid(), eval(look, {"os": os, "resource": resource})
+            [output] = pmap(f, [0], kind="process", workers=1)
             return output
 
         first, before = seen()

@@ -445,12 +445,22 @@ def leave_to_the_parent(child: Child) -> None:
     signal.signal(signal.SIGINT, child.interrupt)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, FOR_THE_PARENT)
 
-    def in_fork() -> None:
+    # A process that f forks heeds them again, also one that comes right after the fork: it waits until then.
+    mask = threading.local()
+
+    def before() -> None:
+        mask.outside = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_THE_PARENT)
+
+    def after() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask.outside)
+
+    def after_in_fork() -> None:
         for number in handled:
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        after()
 
-    os.register_at_fork(after_in_child=in_fork)
+    os.register_at_fork(before=before, after_in_parent=after, after_in_child=after_in_fork)
 
 
 def main(connection: Connection) -> None:

@@ -23,6 +23,8 @@ from collections.abc import Callable, Iterable
 from time import monotonic, monotonic_ns, perf_counter
 from typing import Any, Final
 
+import cloudpickle
+
 from fstream._queues import Work
 from fstream._run import Run
 from fstream._spans import Failure, Span, Window
@@ -264,6 +266,11 @@ class Workers(Crew):
             on_error="raise" if stage.on_error == "raise" else "skip", on_done=stage.on_done, name=stage.name,
             parts=stage.parts,
         )  # fmt: skip
+        main = sys.modules["__main__"]
+        if (
+            main.__name__ == "__mp_main__"
+        ):  # a child of multiprocessing's has the script under a name of its own
+            cloudpickle.register_pickle_by_value(main)
         try:
             self.packed = dumps(shape)
         except Exception as error:
