@@ -38,7 +38,7 @@ class Surroundings(NamedTuple):
 
 def surroundings() -> Surroundings:
     """Those of this process."""
-    umask = re.search(rb"^Umask:\s*(\d+)", _status(), re.MULTILINE)
+    umask = re.search(rb"\nUmask:\s*(\d+)", _status())
     return Surroundings(
         current_folder(),
         search_path(),
@@ -90,7 +90,7 @@ def search_path() -> list[str]:
 
 #: What the kernel says of a process that a new one has from it for good: rights, and the CPUs that it may use.
 _FOR_GOOD: Final = re.compile(
-    rb"^(?:Uid|Gid|Groups|CapPrm|CapEff|CapBnd|NoNewPrivs|Seccomp|Cpus_allowed):.*", re.MULTILINE
+    rb"\n(?:Uid|Gid|Groups|CapPrm|CapEff|CapBnd|NoNewPrivs|Seccomp|Cpus_allowed):.*"
 )
 
 _LIMITS: Final = sorted({value for name, value in vars(resource).items() if name.startswith("RLIMIT_")})
