@@ -24,7 +24,7 @@ from fstream import pmap
 from fstream._workers import arena, child, surroundings
 from fstream._workers.link import WARM
 from fstream._workers.wire import Wire
-from tests.scripts import Script, printed, run_python
+from tests.scripts import Script, printed, run_python, write_script
 
 only_linux = pytest.mark.skipif(sys.platform != "linux", reason="as Linux has it")
 
@@ -248,9 +248,10 @@ def test_at_the_prompt_modules_of_the_folder_of_the_start_are_found_after_a_chan
     assert printed(run_python("-c", dedent(source))) == "2\n3"
 
 
+@pytest.mark.parametrize("path", ["", ":/nowhere"], ids=["plain", "PYTHONPATH"])
 @pytest.mark.parametrize("way", ["script", "command"])
 def test_no_file_of_the_current_folder_stands_for_one_of_the_standard_library(
-    script: Script, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    way: str, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     source = """
         import os, sys
@@ -267,7 +268,8 @@ def test_no_file_of_the_current_folder_stands_for_one_of_the_standard_library(
         print(*pmap(abs, [1], kind="process", workers=1))
     """
     monkeypatch.chdir(tmp_path)
-    assert printed(script(source) if way == "script" else run_python("-c", dedent(source))) == "1"
+    command = ["-c", dedent(source)] if way == "command" else [str(write_script(tmp_path, source))]
+    assert printed(run_python(*command, PYTHONPATH=path)) == "1"
 
 
 def test_no_file_beside_a_script_stands_for_one_of_the_standard_library(script: Script, tmp_path: Path):

@@ -27,6 +27,7 @@ from fstream._spans import Failure
 from fstream._stage import StageStatus
 from fstream._workers.arena import arenas
 from fstream._workers.call import Call, FusedCall, call_of, describe, is_failure
+from fstream._workers.fresh import FOR_THE_PARENT
 from fstream._workers.surroundings import Surroundings, adopt
 from fstream._workers.wire import Packed, Wire, dumps, encode_error, loads
 from fstream.errors import NotPicklable
@@ -38,7 +39,6 @@ __all__ = [
     "CLOSE",
     "FINISH",
     "FINISHED",
-    "FOR_THE_PARENT",
     "IDLE",
     "IDLE_SECONDS",
     "LOADING",
@@ -83,12 +83,6 @@ SENDING: Final = -4
 
 #: A worker that no stage needs ends by itself after this many seconds.
 IDLE_SECONDS: Final = 10.0
-
-#: Signals that ask a program to end, or to do something, and that may come to all its processes at once: from systemd,
-#: from a supervisor, or from a terminal while a worker starts. What they mean is the parent's business.
-FOR_THE_PARENT: Final = frozenset(
-    {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2}
-)
 
 
 class Stopped(BaseException):

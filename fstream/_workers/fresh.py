@@ -24,7 +24,15 @@ from typing import Any, Final
 from fstream._workers import STARTED_IN
 from fstream._workers.surroundings import search_path
 
-__all__ = ["FreshProcess"]
+__all__ = ["FOR_THE_PARENT", "FreshProcess"]
+
+#: Signals that ask a program to end, or to do something, and that may come to all its processes at once: from systemd,
+#: from a supervisor, or from a terminal while a worker starts. What they mean is the parent's business.
+FOR_THE_PARENT: Final = frozenset(
+    {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2}
+)
+
+_LIBRARY: Final = os.path.dirname(os.__file__)
 
 _TRACKER: Final[Any] = resource_tracker._resource_tracker
 
@@ -64,12 +72,15 @@ class _Popen(popen_spawn_posix.Popen):
             _close(self.sentinel, child_sentinel)
             raise
         try:
+            # A worker inherits the mask, and unblocks them when it has handlers of its own.
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_THE_PARENT)
             try:
                 command, fds = _command(child_end)
                 self.pid = util.spawnv_passfds(
                     os.fsencode(command[0]), command, [*self._fds, *fds, child_end, child_sentinel]
                 )
             finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
                 os.close(child_end)
                 os.close(child_sentinel)
             self._name_for_good()
@@ -164,15 +175,19 @@ def _command(child_end: int) -> tuple[list[str], list[int]]:
     tracker = _TRACKER._fd
     command = spawn.get_command_line(tracker_fd=tracker, pipe_handle=child_end)
     if not getattr(sys, "frozen", False):
-        command.insert(1, "-P")  # nothing is imported from the folder that happens to be the current one
+        # Nothing is imported from the folder that happens to be the current one. PYTHONPATH may name that, too, by a
+        # colon too many, and comes before the standard library.
+        command.insert(1, "-P")
+        command[-2] = (
+            f"import sys; sys.path.sort(key=lambda path: not path.startswith({_LIBRARY!r})); {command[-2]}"
+        )
     return list(map(os.fsdecode, command)), [] if tracker is None else [tracker]
 
 
 def _first_path() -> list[str]:
     """The path by which a worker imports fstream: the standard library comes before any file that is called like it."""
-    library = os.path.dirname(os.__file__)
     path = [entry or STARTED_IN for entry in search_path()]
-    return sorted(path, key=lambda entry: entry != library and os.path.basename(entry) != "lib-dynload")
+    return sorted(path, key=lambda entry: entry != _LIBRARY and os.path.basename(entry) != "lib-dynload")
 
 
 class FreshProcess(BaseProcess):

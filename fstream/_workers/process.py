@@ -236,9 +236,8 @@ class Workers(Crew):
     # ------------------------------------------------------------------------------------------- the pump's loop
 
     def main(self) -> None:
-        # A worker inherits the mask: until it has handlers of its own, these are not for it. Other threads than the
-        # main one have no use for them either.
-        signal.pthread_sigmask(signal.SIG_BLOCK, child.FOR_THE_PARENT)
+        # Other threads than the main one have no use for Ctrl-C.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         self.selector.register(self.queue.bell, selectors.EVENT_READ, None)
         try:
             self.pack()
