@@ -24,36 +24,19 @@ import atexit
 import os
 import threading
 import weakref
-from collections.abc import AsyncIterable, Callable, Generator, Iterable, Sequence
-from contextvars import Context, ContextVar, copy_context
-from functools import partial
+from collections.abc import Callable, Collection, Sequence
+from contextvars import Context, copy_context
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from fstream._fusion import fuse
 from fstream._interrupts import Uninterrupted
-from fstream._queues import Credits, Outlet, TakerQueue, ThreadQueue
-from fstream._spans import (
-    LONGEST_SPAN_SECONDS,
-    MAX_CHEAP_PROCESS,
-    PROCESS_SPAN_SECONDS,
-    Closed,
-    Feed,
-    Room,
-    Slices,
-    Upstream,
-    Window,
-    sliceable,
-)
-from fstream._stage import Stage
-from fstream._workers import open_workers
+from fstream._queues import Outlet, TakerQueue, ThreadQueue
+from fstream._spans import Closed, Feed, Window
 
 if TYPE_CHECKING:
     import asyncio
 
-    from fstream._workers.loop import Host
-
-__all__ = ["RUN", "ConsumerQueue", "Lock", "Run", "StageWorkers", "close_all"]
+__all__ = ["HERE", "ConsumerQueue", "Feeder", "Lock", "Member", "Run", "StageWorkers", "close_all"]
 
 Lock = threading.Lock
 
@@ -61,8 +44,11 @@ Lock = threading.Lock
 class StageWorkers(Protocol):
     """The workers of one stage, of any kind."""
 
-    queue: TakerQueue
-    window: Window
+    @property
+    def queue(self) -> TakerQueue: ...
+
+    @property
+    def window(self) -> Window: ...
 
     def start(self) -> None: ...
 
@@ -94,7 +80,18 @@ class Member(Protocol):
 
 
 class Feeder(Protocol):
-    """What iterates a source, and the streams that the source iterates."""
+    """What iterates a source."""
+
+    @property
+    def queue(self) -> TakerQueue: ...
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+class OuterFeeder(Protocol):
+    """A feeder whose source, in its thread, iterates streams of its own."""
 
     @property
     def run(self) -> Run: ...
@@ -104,37 +101,26 @@ class Feeder(Protocol):
         ...
 
 
+class Host(Protocol):
+    """What keeps the event loop of a run's tasks."""
+
+    def opened(self) -> None:
+        """All that the run starts with is started."""
+        ...
+
+    def kept(self) -> Collection[Member]:
+        """Members that cannot go on while the calling thread waits."""
+        ...
+
+    def consumer_queue(self) -> ConsumerQueue:
+        """The queue of a consumer that is a thread."""
+        ...
+
+
 class ThreadMember(Member, Protocol):
     """One that is a thread."""
 
     thread: threading.Thread
-
-
-#: Into how many spans what is there should go: two in flight for each process; but cheap items on a loop are run one
-#: after the other however many tasks there are, so that one task may have them all.
-_SHARES: Final[dict[str, Callable[[int], int]]] = {
-    "thread": lambda workers: workers,
-    "process": lambda workers: 2 * workers,
-    "task": lambda _: 1,
-}
-
-#: What is different about a window whose workers are processes: a span is far away, and costs more to hand over.
-_REMOTE: Final[dict[str, Any]] = {
-    "remote": True,
-    "span_seconds": PROCESS_SPAN_SECONDS,
-    "longest_span": LONGEST_SPAN_SECONDS,
-    "most_cheap": MAX_CHEAP_PROCESS,
-}
-
-
-def default_workers(kind: str) -> int:
-    """The number of workers where none is given."""
-    if kind == "task":
-        return 100
-    from loky import cpu_count
-
-    cpus: int = cpu_count()
-    return min(32, cpus + 4) if kind == "thread" else cpus
 
 
 class Run:
@@ -148,16 +134,13 @@ class Run:
     #: The time that its queues go by.
     clock = staticmethod(perf_counter)
 
-    def __init__(
-        self,
-        sources: list[Any],
-        stages: list[Stage],
-        loop: asyncio.AbstractEventLoop | None = None,
-        context: Context | None = None,
-    ) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop | None = None, context: Context | None = None) -> None:
         self.lock = threading.RLock()
         self.pid = os.getpid()
         self.context = context or copy_context()
+        #: The caller's event loop, if that is what takes the outputs.
+        self.loop = loop
+        self.host: Host | None = None
         self.stopped = False
         self.members: set[Member] = set()
         #: Notified when a member leaves.
@@ -166,44 +149,14 @@ class Run:
         self.on_leave: list[Callable[[], object]] = []
         #: Errors of ``on_done``, for the consumer when all is over.
         self.complaints: list[BaseException] = []
-        self._loop = loop
-        self._host: Host | None = None
-        #: From the consumer to the feeders: what one makes room for, those after it may take up.
-        self.queues: list[TakerQueue] = []
-
-        stages = fuse(stages)
-        workers = [stage.workers or default_workers(stage.kind) for stage in stages]
-        first = Room(stages[0].maxsize, 2 * workers[0]) if stages else Room(None, 2 * len(sources))
-        upstream: Upstream
-        if len(sources) == 1 and stages and sliceable(sources[0]):
-            upstream, self.feeders = Slices(sources[0]), []
-        else:
-            upstream = self.feed = Feed(first, len(sources))
-            self.feed.alone = not stages
-            self.feeders = [self._feeder(source) for source in sources]
+        #: The row, from the source to the consumer: laid by `fstream._workers.opening`.
+        self.feeders: list[Feeder] = []
         self.windows: list[Window] = []
         self.crews: list[StageWorkers] = []
-        room = first
-        for stage, count in zip(stages, workers, strict=True):
-            if self.windows:
-                room = Room(stage.maxsize, 2 * count)
-            window = Window(
-                upstream,
-                room,
-                workers=count,
-                ordered=stage.ordered,
-                outputs=partial(stage.kernel.outputs, skips=stage.on_error != "raise"),
-                one_each=stage.kernel.plain and stage.on_error == "raise",
-                shares=_SHARES[stage.kind](count),
-                loses=stage.kind == "process" or stage.timeout is not None,
-                **(_REMOTE if stage.kind == "process" else {}),
-            )
-            self.windows.append(window)
-            self.crews.append(self._workers(stage, window))
-            upstream = window
-        self.outlet = Outlet(upstream, room, self.clock)
-        self.queues += [crew.queue for crew in reversed(self.crews)]
-        self.queues += [feeder.queue for feeder in self.feeders]
+        self.feed: Feed
+        self.outlet: Outlet
+        #: From the consumer to the feeders: what one makes room for, those after it may take up.
+        self.queues: list[TakerQueue] = []
 
     # ---------------------------------------------------------------------------------------------- opening
 
@@ -224,32 +177,13 @@ class Run:
             self.close()
             raise
         finally:
-            if self._host is not None:
-                self._host.opened()
+            if self.host is not None:
+                self.host.opened()
 
-    def outer_feeder(self) -> Feeder | None:
+    def outer_feeder(self) -> OuterFeeder | None:
         """The feeder whose source starts this run, in its thread."""
-        feeder: ThreadFeeder | None = getattr(_HERE, "feeder", None)
+        feeder: OuterFeeder | None = getattr(HERE, "feeder", None)
         return feeder
-
-    def _workers(self, stage: Stage, window: Window) -> StageWorkers:
-        return open_workers(self, stage, window)
-
-    def _feeder(self, source: Any) -> Any:
-        if isinstance(source, AsyncIterable) and not isinstance(source, Iterable):
-            from fstream._workers.loop import TaskFeeder
-
-            return TaskFeeder(self, source)
-        return ThreadFeeder(self, source)
-
-    @property
-    def host(self) -> Host:
-        """The event loop of the run's tasks: the caller's, or one of its own in a thread, started when first asked."""
-        if self._host is None:
-            from fstream._workers.loop import Host
-
-            self._host = Host(self, self._loop)
-        return self._host
 
     # ------------------------------------------------------------------------------------- keeping it going
 
@@ -303,12 +237,10 @@ class Run:
     def consumer_queue(self) -> ConsumerQueue:
         """The queue of a consumer that is a thread."""
         queue: ConsumerQueue
-        if self._host is None:
+        if self.host is None:
             queue = ThreadQueue(self.outlet, self.lock, self.settle)
         else:
-            from fstream._workers.loop import TurnQueue
-
-            queue = TurnQueue(self._host, self.outlet, self.lock, self.settle)
+            queue = self.host.consumer_queue()
         with self.lock:
             self.queues.insert(0, queue)
         return queue
@@ -356,9 +288,8 @@ class Run:
 
     def wait(self, timeout: float | None) -> None:
         """Wait until all members have left that were not abandoned; for those busy in user code, until *timeout*."""
-        host = self._host
         # Tasks of the loop that this thread runs cannot go on while it waits.
-        kept = host.members if host is not None and host.is_kept() else ()
+        kept = self.host.kept() if self.host is not None else ()
         with self.lock:
             self.left.wait_for(lambda: all(m.abandoned or m in kept for m in self.members), timeout)
             self.left.wait_for(
@@ -385,96 +316,10 @@ class Run:
             raise complaints[0]
 
 
-class ThreadFeeder:
-    """The thread that iterates one source, and closes it."""
-
-    abandoned = False
-
-    def __init__(self, run: Run, source: Iterable[Any]) -> None:
-        self.run = run
-        self.source: Iterable[Any] | None = source
-        self.queue = ThreadQueue(Credits(run.feed), run.lock, run.settle)
-        self.busy = False
-        #: The runs that were started by its source, in its thread: streams that it iterates, however wrapped.
-        self.inner: weakref.WeakSet[Run] = weakref.WeakSet()
-        self.thread = threading.Thread(
-            target=run.context.copy().run, args=(self.main,), name="fstream-feeder", daemon=True
-        )
-
-    def start(self) -> None:
-        self.run.launch(self)
-
-    def adopt(self, run: Run) -> None:
-        self.inner.add(run)
-
-    def stop(self) -> None:
-        """Wake it from a source that is a stream; another one that blocks cannot be stopped."""
-        for run in list(self.inner):
-            run.stop()
-
-    def join(self, timeout: float) -> None:
-        if self.thread is not threading.current_thread():
-            self.thread.join(timeout)
-
-    def main(self) -> None:
-        run, feed = self.run, self.run.feed
-        error: BaseException | None = None
-        items: Any = None
-        credits = 0
-        _HERE.feeder = self
-        try:
-            self.busy = True
-            source, self.source = self.source, None
-            items = iter(source)  # type: ignore[arg-type]
-            del source
-            taker = run.queues[run.queues.index(self.queue) - 1] if run.crews else None
-            pending, append = feed.pending, feed.pending.append
-            if (credits := self.grant()) > 0:
-                for item in items:
-                    append(item)
-                    credits -= 1
-                    if feed.stopped:
-                        break
-                    # Where more was waiting, whoever can take it has been woken for that.
-                    if len(pending) <= feed.feeders and (
-                        taker is None or (taker.takers and not taker.signalled)
-                    ):
-                        with run.lock:
-                            run.settle()
-                    if not credits and not (credits := self.grant()):
-                        break
-            item = None  # not to be kept alive by a source that takes long to close
-        except BaseException as raised:
-            error = raised
-        try:
-            if isinstance(items, Generator):
-                items.close()
-            items = None
-        except BaseException as raised:
-            error = error or raised
-        with run.lock:
-            feed.ended(credits, error)
-            run.settle()
-            run.leave(self)
-
-    def grant(self) -> int:
-        """Wait for room; 0 if the run is over."""
-        with self.run.lock:
-            self.busy = False
-            self.run.feed.blocked += 1
-            credits = self.queue.get()
-            self.run.feed.blocked -= 1
-            self.busy = True
-            return 0 if type(credits) is Closed else credits
-
-
-#: What runs the rows of stages that are opened in a context: `fstream.testing` puts its own there.
-RUN: Final[ContextVar[Callable[..., Run]]] = ContextVar("RUN", default=Run)
-
 _RUNS: weakref.WeakSet[Run] = weakref.WeakSet()
 
-#: The feeder whose thread this is.
-_HERE = threading.local()
+#: Its `feeder` is the one whose thread this is.
+HERE = threading.local()
 
 
 def close_all() -> None:

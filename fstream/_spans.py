@@ -31,6 +31,7 @@ __all__ = [
     "Drawn",
     "Failure",
     "Feed",
+    "Numbers",
     "Room",
     "Slices",
     "Span",
@@ -326,6 +327,22 @@ class Slices:
         return CLOSED if self.over else None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Numbers:
+    """What is different about the windows of one kind of workers."""
+
+    #: Into how many spans what is there should go, for so many workers, so that each has its fair share.
+    shares: Callable[[int], int]
+    #: How much work one span should be, in seconds ...
+    span_seconds: float = SPAN_SECONDS
+    #: ... and how much it may grow to be, for `SPAN_OF_WORK`.
+    longest_span: float = SPAN_SECONDS
+    #: How many items a window may hold at most, however cheap they are.
+    most_cheap: int = MAX_CHEAP
+    #: Spans are worked on elsewhere: who minds the workers has to ask for what is finished of one.
+    remote: bool = False
+
+
 class Window:
     """One stage's account of its items, from upstream's hand to downstream's."""
 
@@ -340,12 +357,8 @@ class Window:
         ordered: bool,
         outputs: Callable[[list[Any]], list[Any]],
         one_each: bool = False,
-        shares: int,
-        span_seconds: float = SPAN_SECONDS,
-        longest_span: float = SPAN_SECONDS,
-        most_cheap: int = MAX_CHEAP,
+        numbers: Numbers,
         loses: bool = True,
-        remote: bool = False,
     ) -> None:
         self.upstream = upstream
         self.room = room
@@ -355,22 +368,17 @@ class Window:
         #: Each slot is one output: none is made before it is asked for. Else the room of those that give nothing is to
         #: be free as soon as they are finished.
         self.one_each = one_each
-        #: Into how many spans what is there should go, so that each worker has its fair share.
-        self.shares = shares
-        #: How much work one span should be.
-        self.span_seconds = span_seconds
-        #: How much it may grow to be, for `SPAN_OF_WORK`.
-        self.longest_span = longest_span
-        #: How many items it may hold at most, however cheap they are.
-        self.most_cheap = most_cheap
+        self.shares = numbers.shares(workers)
+        self.span_seconds = numbers.span_seconds
+        self.longest_span = numbers.longest_span
+        self.most_cheap = numbers.most_cheap
         #: How much work in seconds is not shared out.
-        self.undivided = NOT_SHARED * span_seconds
+        self.undivided = NOT_SHARED * numbers.span_seconds
         #: Seconds that have been worked.
         self.worked = 0.0
         #: A worker may be lost in the middle of a span, and what it had be run again.
         self.loses = loses
-        #: Spans are worked on elsewhere: who minds the workers has to ask for what is finished of one.
-        self.remote = remote
+        self.remote = numbers.remote
         #: Index of the next item to draw.
         self.next_index = 0
         #: Ordered: index of the next item whose outputs go downstream.

@@ -13,8 +13,9 @@ from weakref import ReferenceType, ref
 
 from fstream._interrupts import Uninterrupted
 from fstream._kernels import MAP
-from fstream._run import RUN, Lock, Run
+from fstream._run import Lock, Run
 from fstream._stage import Stage
+from fstream._workers.opening import OPEN
 from fstream._workers.sync import aclose, iterate, iterate_async
 
 if TYPE_CHECKING:
@@ -304,7 +305,7 @@ class _Outputs:
             )
         else:
             with Uninterrupted():
-                self.run = RUN.get()(sources, stages, self.loop)
+                self.run = OPEN.get()(sources, stages, self.loop)
                 self.run.start()
 
     def in_order(self, stream: Stream[Any]) -> Stream[Any]:

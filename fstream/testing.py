@@ -14,8 +14,8 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from fstream._run import RUN
 from fstream._simulation import Fault, Schedule, SimulatedError, Simulation
+from fstream._workers.opening import OPEN
 
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
@@ -43,10 +43,10 @@ def simulated(schedule: Schedule = Schedule()) -> Iterator[Simulation]:  # noqa:
     An `AssertionError` is raised where a real run would hang. Streams are to be iterated by ``for`` here; ``async for``
     and ``await`` are for the f of a task alone, as no other event loop than the simulation's goes on.
     """
-    from fstream._workers.simulated import SimulatedRun
+    from fstream._workers.simulated import open_run
 
     simulation = Simulation(schedule)
-    token = RUN.set(partial(SimulatedRun, simulation))
+    token = OPEN.set(partial(open_run, simulation))
     try:
         yield simulation
         # It may have hung in a stream that f or a source iterates, and that took it for an error.
@@ -59,7 +59,7 @@ def simulated(schedule: Schedule = Schedule()) -> Iterator[Simulation]:  # noqa:
     else:
         _noted(simulation)
     finally:
-        RUN.reset(token)
+        OPEN.reset(token)
         with ExitStack() as at_end:
             for run in simulation.runs:
                 at_end.callback(run.close, complain=False)

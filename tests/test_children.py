@@ -18,12 +18,12 @@ import pytest
 
 from fstream._kernels import MAP
 from fstream._queues import OVERDUE
-from fstream._run import Run
 from fstream._spans import Span
 from fstream._stage import Stage
 from fstream._workers import child
 from fstream._workers.call import Call, is_failure
 from fstream._workers.child import Child
+from fstream._workers.opening import open_run
 from fstream._workers.process import Worker, Workers
 from fstream._workers.wire import Wire, dumps, loads
 from tests.faults.faulty import eventually
@@ -206,7 +206,7 @@ def test_a_stop_does_not_interrupt_on_start_and_no_item_is_begun_after_it(
 
 def test_late_answers_to_the_stage_before_are_no_answers_to_this_one():
     """A warm worker may have been asked to give something back, and then be given to another run."""
-    run = Run([range(3)], [Stage(MAP, abs, "process", 1, name="abs")])
+    run = open_run([range(3)], [Stage(MAP, abs, "process", 1, name="abs")])
     crew: Any = run.crews[0]
     span = run.windows[0].take(0.0)
     worker: Any = Worker(None, 0)  # type: ignore[arg-type]

@@ -17,11 +17,11 @@ import pytest
 
 from fstream import WorkerDied, pfilter, pflat_map, pmap
 from fstream._kernels import MAP
-from fstream._run import Run
 from fstream._spans import Span, Window
 from fstream._stage import Stage
 from fstream._workers import child
 from fstream._workers.link import WARM, Link
+from fstream._workers.opening import open_run
 from fstream._workers.process import Worker, Workers
 from tests.faults.faulty import eventually
 from tests.functions import square
@@ -282,7 +282,7 @@ def pid_of(_: object) -> int:
 
 def test_a_worker_that_is_starting_when_its_stage_ends_is_kept_for_the_next():
     WARM.clear()
-    crew: Any = Run([range(3)], [Stage(MAP, abs, "process", 1, name="abs")]).crews[0]
+    crew: Any = open_run([range(3)], [Stage(MAP, abs, "process", 1, name="abs")]).crews[0]
     crew.hire()
     [worker] = crew.workers
     crew.wind_up()

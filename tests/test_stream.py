@@ -14,7 +14,8 @@ import pytest
 import toolz
 
 from fstream import SKIP, Stream, merge, ordered, pmap
-from fstream._run import RUN, Run
+from fstream._run import Run
+from fstream._workers.opening import OPEN, open_run
 from tests.functions import COMBINATORS, identity, square, suited
 from tests.gates import PATIENCE
 from tests.sources import Source
@@ -81,13 +82,12 @@ def test_close_before_the_start(kind: str):
 
 
 def test_close_while_another_thread_starts_the_stream(concurrent_kind: str):
-    class Closed(Run):
-        def __init__(self, *args: object) -> None:
-            stream.close()  # as if by another thread, at the worst moment
-            super().__init__(*args)
+    def open_and_close(*args: Any) -> Run:
+        stream.close()  # as if by another thread, at the worst moment
+        return open_run(*args)
 
     def outputs() -> list[int]:
-        RUN.set(Closed)
+        OPEN.set(open_and_close)
         return list(stream)
 
     source = Source(count())

@@ -9,7 +9,7 @@ import pytest
 
 from fstream._kernels import DROP, FILTER, FLAT_MAP, MAP, Kernel
 from fstream._queues import OVERDUE, Credits, Outlet, Work
-from fstream._spans import SHORT, Closed, Failure, Feed, Room, Slices, Span, Upstream, Window
+from fstream._spans import SHORT, Closed, Failure, Feed, Numbers, Room, Slices, Span, Upstream, Window
 
 
 def window_over(
@@ -20,7 +20,8 @@ def window_over(
     maxsize: int | None = None,
     kernel: Kernel = MAP,
     room: Room | None = None,
-    **options: Any,
+    loses: bool = True,
+    **numbers: Any,
 ) -> Window:
     return Window(
         upstream,
@@ -29,8 +30,8 @@ def window_over(
         ordered=ordered,
         outputs=lambda slots: kernel.outputs(slots, skips=False),
         one_each=kernel.plain,
-        shares=workers,
-        **options,
+        numbers=Numbers(shares=lambda workers: workers, **numbers),
+        loses=loses,
     )
 
 

@@ -14,9 +14,9 @@ import pytest
 
 from fstream import peach, pmap
 from fstream._kernels import DROP, FILTER, MAP, Kernel
-from fstream._run import Run
 from fstream._spans import CLOSED, Span
 from fstream._stage import MISSING, Stage
+from fstream._workers.opening import open_run
 from fstream._workers.task import SIDE_BY_SIDE
 from tests.functions import suited
 from tests.gates import Gate, Log, check_sequence_matches, holding, opened_when
@@ -147,7 +147,9 @@ def crew_of(kind: str, workers: int, kernel: Kernel = MAP, **options: Any) -> It
     """The workers of a stage over `range(999)`, none of which is started."""
     loop = asyncio.new_event_loop()
     try:
-        yield Run([range(999)], [Stage(kernel, abs, kind, workers, name="abs", **options)], loop).crews[0]
+        yield open_run([range(999)], [Stage(kernel, abs, kind, workers, name="abs", **options)], loop).crews[
+            0
+        ]
     finally:
         loop.close()
 

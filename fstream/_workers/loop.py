@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Collection, Coroutine, Sequence
 from contextlib import aclosing as closing
 from functools import partial
 from time import monotonic
@@ -30,6 +30,7 @@ __all__ = [
     "close_soon",
     "closing",
     "consumer_queue",
+    "host_of",
     "running",
     "take",
 ]
@@ -261,9 +262,12 @@ class Host:
         """Call *f* on the loop: at once if this is its thread, else soon."""
         call(self.loop, f, *args)
 
-    def is_kept(self) -> bool:
-        """Tell whether the loop waits for the caller, or for somebody to run it."""
-        return is_here(self.loop) or not self.loop.is_running()
+    def kept(self) -> Collection[LoopMember]:
+        """The members that cannot go on while this thread waits: it runs their loop, or nobody does."""
+        return self.members if is_here(self.loop) or not self.loop.is_running() else ()
+
+    def consumer_queue(self) -> TurnQueue:
+        return TurnQueue(self, self.run.outlet, self.run.lock, self.run.settle)
 
     def spawn(
         self, member: LoopMember, coroutine: Coroutine[Any, Any, None], name: str
@@ -298,6 +302,14 @@ class Host:
             self.over.set()
 
 
+def host_of(run: Run) -> Host:
+    """The host of a run's tasks, made for the first of them: one thread lays the row, before it is started."""
+    if run.host is None:
+        run.host = Host(run, run.loop)
+    assert isinstance(run.host, Host)
+    return run.host
+
+
 class TaskFeeder:
     """The task that iterates an async source, and closes it."""
 
@@ -305,7 +317,7 @@ class TaskFeeder:
 
     def __init__(self, run: Run, source: AsyncIterable[Any]) -> None:
         self.run = run
-        self.host = run.host  # now: when the run is stopped while it starts, two threads would ask for it
+        self.host = host_of(run)
         self.source: AsyncIterable[Any] | None = source
         self.queue = TaskQueue(Credits(run.feed), run.lock, run.settle)
         self.busy = False

@@ -30,15 +30,16 @@ from fstream._spans import Closed, Failure, Span, Window
 from fstream._stage import Stage
 from fstream._workers.call import Call, FusedCall, annotate, describe, handled, is_failure
 from fstream._workers.crew import Crew
+from fstream._workers.opening import lay
 from fstream._workers.sync import aclose
 from fstream._workers.task import AsyncCall
 from fstream._workers.wire import decode_error, dumps, encode_error, loads
 from fstream.errors import NotPicklable, WorkerDied
 
 if TYPE_CHECKING:
-    from fstream._run import ConsumerQueue, StageWorkers
+    from fstream._run import ConsumerQueue
 
-__all__ = ["SimulatedRun"]
+__all__ = ["open_run"]
 
 Ts = TypeVarTuple("Ts")
 
@@ -69,37 +70,38 @@ def outside_of_loops() -> Iterator[None]:
             asyncio._enter_task(running, task)
 
 
+def open_run(
+    simulation: Simulation,
+    sources: list[Any],
+    stages: list[Stage],
+    loop: asyncio.AbstractEventLoop | None = None,
+) -> SimulatedRun:
+    """Make a run whose members are actors of *simulation*."""
+    run = SimulatedRun(simulation, loop)
+    lay(run, sources, stages, Workers, Feeder)
+    simulation.runs.append(run)
+    return run
+
+
 class SimulatedRun(Run):
     """A row of stages whose members are actors."""
 
-    def __init__(
-        self,
-        simulation: Simulation,
-        sources: list[Any],
-        stages: list[Stage],
-        loop: asyncio.AbstractEventLoop | None = None,
-        context: Context | None = None,
-    ) -> None:
-        self.simulation = simulation
-        self.clock = simulation.clock
-        self.ranks = count(-1, -1)
-        self.pulled = count()
+    def __init__(self, simulation: Simulation, loop: asyncio.AbstractEventLoop | None = None) -> None:
         if loop is not None and not isinstance(loop, Loop):
             raise RuntimeError(
                 "a simulated stream is iterated by `for`: an event loop of real life stands still"
             )
-        self.loop = loop
-        super().__init__(sources, stages, loop, context)
+        super().__init__(loop)
+        self.simulation = simulation
+        self.clock = simulation.clock
+        self.ranks = count(-1, -1)
+        self.pulled = count()
         self.context.run(FEEDER.set, None)
-        #: Outputs may come in any order.
-        self.unordered = len(self.feeders) > 1 or not all(window.ordered for window in self.windows)
-        simulation.runs.append(self)
 
-    def _workers(self, stage: Stage, window: Window) -> StageWorkers:
-        return Workers(self, stage, window)
-
-    def _feeder(self, source: Any) -> Any:
-        return Feeder(self, source)
+    @property
+    def unordered(self) -> bool:
+        """Outputs may come in any order."""
+        return len(self.feeders) > 1 or not all(window.ordered for window in self.windows)
 
     def consumer_queue(self) -> ConsumerQueue:
         queue = ConsumersQueue(self, self.outlet)
@@ -112,7 +114,7 @@ class SimulatedRun(Run):
     @cached_property
     def event_loop(self) -> Loop:
         """The loop of its tasks: that of the task which iterates it, or one of its own."""
-        return self.loop or Loop(self.simulation)  # type: ignore[abstract]  # at run time it is not
+        return cast(Loop | None, self.loop) or Loop(self.simulation)  # type: ignore[abstract]  # at run time it is not
 
     def wait(self, timeout: float | None) -> None:
         """Let all members come to their end."""

@@ -14,7 +14,7 @@ from fstream._spans import CLOSED, SPAN_SECONDS, Closed, Failure, Span, Window
 from fstream._stage import Stage, StageStatus
 from fstream._workers.call import Call, annotate, describe, handled, is_failure, replaced
 from fstream._workers.crew import Crew
-from fstream._workers.loop import TaskQueue, cancel
+from fstream._workers.loop import TaskQueue, cancel, host_of
 
 if TYPE_CHECKING:
     from fstream._run import Run
@@ -32,7 +32,7 @@ class Workers(Crew):
         super().__init__(run, stage, window)
         self.worker = Worker
         self.queue = TaskQueue(Work(window, run.clock), run.lock, run.settle)
-        self.host = run.host
+        self.host = host_of(run)
         self.ending = asyncio.Lock()
         #: Who took up or finished an item last.
         self.latest: Worker | None = None

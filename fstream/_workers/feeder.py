@@ -1,0 +1,97 @@
+"""The thread that iterates a source: it pulls as far as there is room, and closes the source at the end."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Generator, Iterable
+from typing import Any
+
+from fstream._queues import Credits, ThreadQueue
+from fstream._run import HERE, Run
+from fstream._spans import Closed
+
+__all__ = ["ThreadFeeder"]
+
+
+class ThreadFeeder:
+    """The thread that iterates one source, and closes it."""
+
+    abandoned = False
+
+    def __init__(self, run: Run, source: Iterable[Any]) -> None:
+        self.run = run
+        self.source: Iterable[Any] | None = source
+        self.queue = ThreadQueue(Credits(run.feed), run.lock, run.settle)
+        self.busy = False
+        #: The runs that were started by its source, in its thread: streams that it iterates, however wrapped.
+        self.inner: weakref.WeakSet[Run] = weakref.WeakSet()
+        self.thread = threading.Thread(
+            target=run.context.copy().run, args=(self.main,), name="fstream-feeder", daemon=True
+        )
+
+    def start(self) -> None:
+        self.run.launch(self)
+
+    def adopt(self, run: Run) -> None:
+        self.inner.add(run)
+
+    def stop(self) -> None:
+        """Wake it from a source that is a stream; another one that blocks cannot be stopped."""
+        for run in list(self.inner):
+            run.stop()
+
+    def join(self, timeout: float) -> None:
+        if self.thread is not threading.current_thread():
+            self.thread.join(timeout)
+
+    def main(self) -> None:
+        run, feed = self.run, self.run.feed
+        error: BaseException | None = None
+        items: Any = None
+        credits = 0
+        HERE.feeder = self
+        try:
+            self.busy = True
+            source, self.source = self.source, None
+            items = iter(source)  # type: ignore[arg-type]
+            del source
+            taker = run.queues[run.queues.index(self.queue) - 1] if run.crews else None
+            pending, append = feed.pending, feed.pending.append
+            if (credits := self.grant()) > 0:
+                for item in items:
+                    append(item)
+                    credits -= 1
+                    if feed.stopped:
+                        break
+                    # Where more was waiting, whoever can take it has been woken for that.
+                    if len(pending) <= feed.feeders and (
+                        taker is None or (taker.takers and not taker.signalled)
+                    ):
+                        with run.lock:
+                            run.settle()
+                    if not credits and not (credits := self.grant()):
+                        break
+            item = None  # not to be kept alive by a source that takes long to close
+        except BaseException as raised:
+            error = raised
+        try:
+            if isinstance(items, Generator):
+                items.close()
+            items = None
+        except BaseException as raised:
+            error = error or raised
+        with run.lock:
+            feed.ended(credits, error)
+            run.settle()
+            run.leave(self)
+
+    def grant(self) -> int:
+        """Wait for room; 0 if the run is over."""
+        with self.run.lock:
+            self.busy = False
+            self.run.feed.blocked += 1
+            credits = self.queue.get()
+            self.run.feed.blocked -= 1
+            self.busy = True
+            return 0 if type(credits) is Closed else credits

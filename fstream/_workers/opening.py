@@ -1,0 +1,92 @@
+"""Lay a row of stages: sources, windows, workers and outlet, linked to one another, for a run that starts them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, Callable, Iterable
+from contextvars import ContextVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from fstream._fusion import fuse
+from fstream._queues import Outlet
+from fstream._run import Feeder, Run, StageWorkers
+from fstream._spans import Feed, Room, Slices, Upstream, Window, sliceable
+from fstream._stage import Stage
+from fstream._workers.feeder import ThreadFeeder
+from fstream._workers.kinds import backend_of
+
+if TYPE_CHECKING:
+    import asyncio
+
+__all__ = ["OPEN", "lay", "open_run"]
+
+
+def open_run(sources: list[Any], stages: list[Stage], loop: asyncio.AbstractEventLoop | None = None) -> Run:
+    """Make the run of *stages* over *sources*: with real workers, that nobody has started yet."""
+    run = Run(loop)
+    lay(run, sources, stages, open_workers, open_feeder)
+    return run
+
+
+#: Makes the runs of a context: `fstream.testing` puts its own there.
+OPEN: Final[ContextVar[Callable[..., Run]]] = ContextVar("OPEN", default=open_run)
+
+
+def open_workers(run: Run, stage: Stage, window: Window) -> StageWorkers:
+    return backend_of(stage).open(run, stage, window)
+
+
+def open_feeder(run: Run, source: Any) -> Feeder:
+    if isinstance(source, AsyncIterable) and not isinstance(source, Iterable):
+        from fstream._workers.loop import TaskFeeder
+
+        return TaskFeeder(run, source)
+    return ThreadFeeder(run, source)
+
+
+class OpenWorkers(Protocol):
+    """Makes the workers of a stage."""
+
+    def __call__(self, run: Any, stage: Stage, window: Window) -> StageWorkers: ...
+
+
+class OpenFeeder(Protocol):
+    """Makes what iterates a source."""
+
+    def __call__(self, run: Any, source: Any) -> Feeder: ...
+
+
+def lay(
+    run: Run, sources: list[Any], stages: list[Stage], open_workers: OpenWorkers, open_feeder: OpenFeeder
+) -> None:
+    """Link sources, stages and consumer: each draws from the one before it."""
+    stages = fuse(stages)
+    workers = [stage.workers or backend_of(stage).default_workers() for stage in stages]
+    room = Room(stages[0].maxsize, 2 * workers[0]) if stages else Room(None, 2 * len(sources))
+    upstream: Upstream
+    if len(sources) == 1 and stages and sliceable(sources[0]):
+        upstream = Slices(sources[0])
+    else:
+        upstream = run.feed = Feed(room, len(sources))
+        run.feed.alone = not stages
+        run.feeders = [open_feeder(run, source) for source in sources]
+    for stage, count in zip(stages, workers, strict=True):
+        if run.windows:
+            room = Room(stage.maxsize, 2 * count)
+        backend = backend_of(stage)
+        window = Window(
+            upstream,
+            room,
+            workers=count,
+            ordered=stage.ordered,
+            outputs=partial(stage.kernel.outputs, skips=stage.on_error != "raise"),
+            one_each=stage.kernel.plain and stage.on_error == "raise",
+            numbers=backend.numbers,
+            loses=backend.loses(stage),
+        )
+        run.windows.append(window)
+        run.crews.append(open_workers(run, stage, window))
+        upstream = window
+    run.outlet = Outlet(upstream, room, run.clock)
+    run.queues += [crew.queue for crew in reversed(run.crews)]
+    run.queues += [feeder.queue for feeder in run.feeders]
