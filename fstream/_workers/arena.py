@@ -7,6 +7,7 @@ before the other end has copied that out, or does not fit, goes through the sock
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 from typing import Final
@@ -25,13 +26,15 @@ def shared_file(size: int = 2 * (PAGE + MOST)) -> int | None:
     """Make a file of no name, in memory, by default for two arenas; None where that cannot be had.
 
     It cannot where the system has no such thing, a sandbox forbids it, or files may not be as large (`ulimit -f`).
-    Nothing has to be removed: it is gone with the processes. Its pages are there as soon as they have been written to.
+    Where too many files are open, that is an error: without this one, the next would not be had. Nothing has to be removed: it is gone with the processes. Its pages are there as soon as they have been written to.
     """
     if not hasattr(os, "memfd_create"):
         return None
     try:
         fd = os.memfd_create("fstream")
-    except OSError:
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise
         return None
     try:
         os.ftruncate(fd, size)
