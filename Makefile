@@ -36,6 +36,7 @@ quick: $(VENV)/.with-test  ## run the tests that take little time: for the inner
 	$(PY) -m pytest -n $(JOBS) --dist worksteal -m "not slow" --hypothesis-profile quick $(ARGS)
 
 check: lint types test $(filter-out test-$(VERSION),$(VERSIONS:%=test-%))  ## all that CI checks, on each Python that is here
+	$(PY) tests/mutants.py --draw --quick
 
 bench: $(VENV)/.with-bench  ## measure fstream beside its peers
 	@$(PY) -m compileall -q fstream
