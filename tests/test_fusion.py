@@ -192,6 +192,16 @@ def test_all_on_dones_run_though_one_raises(tmp_path: Path):
     assert tally.count("done") > 0
 
 
+@pytest.mark.parametrize("position", [0, 1])
+def test_on_done_runs_whichever_stage_has_it(tmp_path: Path, position: int):
+    tally = Tally(str(tmp_path / "tally"))
+    has = process(pmap, identity, on_done=lambda _status: tally.note("done"))
+    stages = has | SQUARE if position == 0 else SQUARE | has
+    assert len(names(stages)) == 1
+    assert list(stages(range(9))) == [item**2 for item in range(9)]
+    assert tally.count("done") > 0
+
+
 def test_positions_are_those_of_the_items_that_a_stage_gets():
     def position(item: int, element_index: int) -> tuple[int, int]:
         return item, element_index

@@ -331,6 +331,12 @@ def test_no_more_lone_items_are_drawn_than_are_asked_for():
     assert list(window.lone_items) == [(0, "a"), (1, "b"), (2, "c")]
 
 
+def test_lone_items_may_be_taken_though_nothing_else_is_there():
+    window = lone_window("a")
+    window.draw_lone(1)
+    assert window.takable()
+
+
 def test_lone_items_become_spans_of_those_who_ask_for_one_before_anything_new():
     window = lone_window("abcd")
     window.draw_lone(2)
@@ -525,6 +531,16 @@ def test_the_room_of_an_item_is_given_back_with_the_last_of_its_outputs():
         held -= credits
         assert held >= (left > 0)
     assert held == 0
+
+
+def test_the_room_of_an_item_is_given_back_though_those_after_it_wait():
+    window = window_of("ab", kernel=FLAT_MAP)
+    for outputs in ([1, 2, 3], [4]):
+        span = taken(window, 1)
+        span.slots.append(outputs)
+        window.done(span)
+        window.harvest()
+    assert window.draw(3) == ([1, 2, 3], 1)
 
 
 def test_items_without_outputs_are_not_held():
@@ -982,6 +998,16 @@ def test_takers_that_wait_long_ask_for_what_is_finished_and_for_what_has_not_sta
     assert held_by(taken(above)) == (2, ["c", "d"])
     assert not work.impatient()
     assert not Work(window_of("ab"), time).impatient()
+
+
+def test_workers_that_wait_long_have_what_waits_behind_a_slow_item():
+    time = Time()
+    window = window_of("abcd")
+    work = Work(window, time)
+    begin(work.take())  # type: ignore[arg-type]
+    time.now += window.patience
+    work.insist()
+    assert held_by(taken(window)) == (2, ["c", "d"])
 
 
 def test_a_span_that_keeps_the_taker_waiting_ends_with_the_item_at_work():
