@@ -4,7 +4,6 @@
     python tests/mutants.py --only span process   # those with one of these words in their name or function
     python tests/mutants.py --quick               # each on the tests that it names, and no others
     python tests/mutants.py --draw                # one in twenty, drawn by the commit; --draw SEED draws by SEED
-    python tests/mutants.py --list
 
 A mutant is fstream with one piece of one function replaced, by what a programmer might have written. `mutants.toml` has
 them, and says how they are written down. Pieces are compared as syntax trees: a function that moves to another file
@@ -28,6 +27,7 @@ import time
 import tomllib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from datetime import date
@@ -179,10 +179,8 @@ def misfits(mutants: Iterable[Mutant], sources: list[Source]) -> Iterator[str]:
     for mutant in mutants:
         try:
             mutated(mutant, sources)
-            if not mutant.tests or (missing := [test for test in mutant.tests if not exists(test)]):
-                raise LookupError(
-                    f"there are no such tests: {missing}" if mutant.tests else "it names no tests"
-                )
+            if missing := [test for test in mutant.tests or ("(none)",) if not exists(test)]:
+                raise LookupError(f"there are no such tests: {', '.join(missing)}")
         except (LookupError, SyntaxError) as error:
             yield f"{mutant.name} ({mutant.function}): {error}"
 
@@ -200,10 +198,8 @@ RUNNING: set[subprocess.Popen[str]] = set()
 
 def kill(process: subprocess.Popen[str]) -> None:
     RUNNING.discard(process)
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 #: A line of ``pytest -v``: the test, and what became of it. One that crashes or hangs has no verdict.
@@ -212,14 +208,7 @@ VERDICT = re.compile(r"(?P<test>\S+::.*?) (?P<verdict>PASSED|FAILED|ERROR|SKIPPE
 
 def killer(folder: str, arguments: Iterable[str]) -> str | None:
     """Run tests until one fails, hangs or crashes, and give its name; None if none does."""
-    options = [
-        "-xv",
-        "-pno:cacheprovider",
-        f"--timeout={EACH}",
-        "--tb=no",
-        "--color=no",
-        "--hypothesis-seed=0",
-    ]
+    options = f"-xv --tb=no --color=no -pno:cacheprovider --timeout={EACH} --hypothesis-seed=0".split()
     process = subprocess.Popen(
         [sys.executable, "-m", "pytest", *options, *arguments],
         cwd=folder,
@@ -236,8 +225,7 @@ def killer(folder: str, arguments: Iterable[str]) -> str | None:
     limit.start()
     last = time.monotonic()
     try:
-        assert process.stdout is not None
-        for line in process.stdout:
+        for line in process.stdout or ():
             if found := VERDICT.match(line):
                 test, verdict, now = found["test"], found["verdict"], time.monotonic()
                 if verdict in ("FAILED", "ERROR", ""):
@@ -293,12 +281,12 @@ def main() -> int:
         chosen = drawn(chosen, arguments.draw)
         print(f"{len(chosen)} mutants, drawn by --draw {arguments.draw}")
     if arguments.list:
-        print(*(f"{mutant.name:80} {mutant.function}" for mutant in chosen), sep="\n")
+        print(*(f"{mutant.name} ({mutant.function})" for mutant in chosen), sep="\n")
         return 0
     own = tuple(dict.fromkeys(test for mutant in chosen for test in mutant.tests))
-    many = ("-n", str(arguments.jobs), "--dist", "worksteal")
-    if not arguments.unchecked and outcome(None, (*many, *(own if arguments.quick else tests)))[0]:
-        print("The tests fail without any bug of ours: see make test.")
+    many = ("-q", "-n", str(arguments.jobs), "--dist", "worksteal", *(own if arguments.quick else tests))
+    if not arguments.unchecked and (problem := outcome(None, many)[0]):
+        print(f"The tests fail without any bug of ours, see make test: {problem}")
         return 2
     survivors = 0
     with ThreadPoolExecutor(arguments.jobs) as threads:
@@ -307,8 +295,8 @@ def main() -> int:
             results = threads.map(lambda m, runs: outcome(mutated(m, sources), *runs), chosen, runs)
             for mutant, (found, seconds) in zip(chosen, results, strict=True):
                 survivors += found is None
-                end = found or "SURVIVED"
-                print(f"{mutant.name:80} {mutant.function:28} {seconds:4.0f} s  {end}", flush=True)
+                name, end = f"{mutant.name} ({mutant.function})", found or "SURVIVED"
+                print(f"{name:100} {seconds:4.0f} s  {end}", flush=True)
         except BaseException:  # Ctrl-C: the sessions of the tests have not heard of it
             threads.shutdown(wait=False, cancel_futures=True)
             for process in list(RUNNING):

@@ -164,7 +164,7 @@ def test_of_several_functions_that_have_the_piece_a_file_is_chosen() -> None:
         ({"old": "self . held>self.limit"}, "nothing is replaced"),
         ({"old": "", "new": "pass"}, "nothing is replaced"),
         ({"old": "return self.held >= self.limit", "new": "break"}, "'break' outside loop"),
-        ({"tests": ()}, "it names no tests"),
+        ({"tests": ()}, "there are no such tests: (none)"),
         ({"tests": ("tests/test_nowhere.py",)}, "there are no such tests"),
         ({"tests": ("tests/test_mutants.py::test_nothing",)}, "there are no such tests"),
     ],

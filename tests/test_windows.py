@@ -654,6 +654,18 @@ def test_what_waits_behind_a_slow_item_is_taken_back_after_a_moment():
     assert held_by(taken(window)) == (2, ["c", "d"])
 
 
+@pytest.mark.parametrize("ordered", [True, False])
+def test_a_span_of_which_nothing_is_left_leaves_its_place_to_what_was_taken_back(ordered: bool):
+    window = window_of("ab", ordered=ordered)
+    empty = taken(window)
+    window.give_back(empty)
+    rest = taken(window)
+    window.done(empty)
+    finish(window, rest)
+    assert drawn(window) == ["a", "b"]
+    assert window.end is not None
+
+
 def test_a_span_that_came_back_may_be_given_out_in_parts():
     window = window_of("abcd")
     window.take_back(taken(window), 3)
@@ -1089,6 +1101,15 @@ def test_workers_are_told_of_the_end():
     window = window_of("")
     assert Work(window, Time()).ready()
     assert Work(window, Time()).take() == Closed()
+
+
+@pytest.mark.parametrize("count", [1, 2 * SHORT])
+def test_a_span_that_is_not_closed_keeps_its_slots_whatever_becomes_of_its_outputs(count: int):
+    window = window_of("a" * count)
+    span = taken(window)
+    span.slots.extend(span.todo)
+    draw(window, count)[0].clear()
+    assert len(span.slots) == count
 
 
 @pytest.mark.parametrize("count", [1, 2 * SHORT])
