@@ -26,7 +26,8 @@ def shared_file(size: int = 2 * (PAGE + MOST)) -> int | None:
     """Make a file of no name, in memory, by default for two arenas; None where that cannot be had.
 
     It cannot where the system has no such thing, a sandbox forbids it, or files may not be as large (`ulimit -f`).
-    Where too many files are open, that is an error: without this one, the next would not be had. Nothing has to be removed: it is gone with the processes. Its pages are there as soon as they have been written to.
+    Where too many files are open, that is an error: without this one, the next would not be had. Nothing has to be
+    removed: it is gone with the processes. Its pages are there as soon as they have been written to.
     """
     if not hasattr(os, "memfd_create"):
         return None

@@ -12,6 +12,7 @@ import atexit
 import io
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from typing import Any, Final
 
 from fstream._workers import STARTED_IN
 from fstream._workers.surroundings import search_path
+from fstream._workers.wire import NO_SIGPIPE, raise_no_sigpipe
 
 __all__ = ["FOR_THE_PARENT", "FreshProcess"]
 
@@ -67,30 +69,31 @@ class _Popen(popen_spawn_posix.Popen):
             set_spawning_popen(None)
         self.sentinel, child_sentinel = os.pipe()
         try:
-            child_end, ours = os.pipe()
+            # Not a pipe: to write to one whose reader has died is SIGPIPE, and no flag keeps that off.
+            ours, theirs = socket.socketpair()
         except OSError:
             _close(self.sentinel, child_sentinel)
             raise
+        for end in (ours, theirs):
+            end.setblocking(True)  # also where `socket.setdefaulttimeout` was called
+        raise_no_sigpipe(ours)
         try:
             # A worker inherits the mask, and unblocks them when it has handlers of its own.
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_THE_PARENT)
             try:
-                command, fds = _command(child_end)
-                self.pid = util.spawnv_passfds(
-                    os.fsencode(command[0]), command, [*self._fds, *fds, child_end, child_sentinel]
-                )
+                with theirs:
+                    command, fds = _command(theirs.fileno())
+                    fds += [*self._fds, theirs.fileno(), child_sentinel]
+                    self.pid = util.spawnv_passfds(os.fsencode(command[0]), command, fds)
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-                os.close(child_end)
                 os.close(child_sentinel)
             self._name_for_good()
-        finally:
-            self.finalizer = util.Finalize(self, _close, (self.sentinel, ours))
-        try:
-            with open(ours, "wb", closefd=False) as pipe:
-                pipe.write(packed.getbuffer())
-        except BrokenPipeError:  # it was killed already: its exit status will tell
+            ours.sendall(packed.getbuffer(), NO_SIGPIPE)
+        except ConnectionError:  # it was killed already: its exit status will tell
             pass
+        finally:
+            self.finalizer = util.Finalize(self, _close, (self.sentinel, ours.detach()))
 
     def _name_for_good(self) -> None:
         """Have the pidfd, where the system gives one, in the place of the pipe that tells of its end."""

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 import weakref
+from array import array
 from contextlib import ExitStack
 from multiprocessing import util
 from multiprocessing.connection import Connection, wait
@@ -20,7 +21,7 @@ from fstream._workers import child
 from fstream._workers.arena import arenas, shared_file
 from fstream._workers.fresh import FreshProcess
 from fstream._workers.surroundings import inherited
-from fstream._workers.wire import Wire
+from fstream._workers.wire import NO_SIGPIPE, Wire, raise_no_sigpipe
 
 __all__ = ["OURS", "WARM", "Link"]
 
@@ -54,7 +55,10 @@ class Link:
                 PROCESSES.add(self.process)
                 connection.close()
                 try:
-                    socket.send_fds(ours, [b"c"], shared)
+                    raise_no_sigpipe(ours)
+                    # Not `send_fds`, which leaves out the flag.
+                    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", shared))]
+                    ours.sendmsg([b"c"], rights, NO_SIGPIPE)
                 except ConnectionError:  # it has died already: its end of the stream will tell
                     pass
             except BaseException:

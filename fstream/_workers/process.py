@@ -34,7 +34,7 @@ from fstream._workers.call import annotate, describe, handled, is_failure
 from fstream._workers.crew import Crew
 from fstream._workers.link import OURS, WARM, Link
 from fstream._workers.surroundings import surroundings
-from fstream._workers.wire import Packed, decode_error, dumps, loads
+from fstream._workers.wire import NO_SIGPIPE, Packed, decode_error, dumps, loads
 from fstream.errors import NotPicklable, WorkerDied
 
 __all__ = ["WARM", "Workers"]
@@ -91,7 +91,7 @@ class PipeQueue:
 
     def ring(self) -> None:
         try:
-            self._push.send(b"!")
+            self._push.send(b"!", NO_SIGPIPE)
         except OSError:  # full, so it rings; or closed
             pass
 
@@ -103,8 +103,8 @@ class PipeQueue:
             pass
 
     def close(self) -> None:
+        self._push.close()  # first: there is never one to write to that nobody reads
         self.bell.close()
-        self._push.close()
 
     def __del__(self) -> None:
         self.close()  # the pump was never started

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import io
 import pickle
+import re
 import socket
 import struct
+import sys
 import traceback
 from collections import ChainMap, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from operator import itemgetter
 from types import CodeType
 from typing import Any, ClassVar, Final
 
@@ -21,7 +24,16 @@ import cloudpickle
 from fstream._workers.arena import Arena
 from fstream.errors import RemoteError, WorkerTraceback
 
-__all__ = ["Packed", "Wire", "decode_error", "dumps", "encode_error", "loads"]
+__all__ = [
+    "NO_SIGPIPE",
+    "Packed",
+    "Wire",
+    "decode_error",
+    "dumps",
+    "encode_error",
+    "loads",
+    "raise_no_sigpipe",
+]
 
 #: A pickle, and the buffers that go beside it.
 Packed = list[Any]
@@ -29,13 +41,22 @@ Packed = list[Any]
 #: A buffer below this many bytes stays in the pickle.
 IN_BAND: Final = 1 << 14
 
-#: Parts start at multiples of this, so that arrays in them are aligned.
-ALIGN: Final = 16
+#: Of exceptions that led to one another so many travel.
+MOST_ERRORS: Final = 100
+
+#: A flag for whatever sends: no SIGPIPE, which ends a program that has not ignored it, where the other end is gone.
+NO_SIGPIPE: Final[int] = getattr(socket, "MSG_NOSIGNAL", 0)
 
 _PREFIX: Final = struct.Struct("<QQQ")  # total size, number of parts, how many of them are in the arena
 _SIZE: Final = struct.Struct("<Q")
 
 _READ: Final = 1 << 18
+
+
+def raise_no_sigpipe(sock: socket.socket) -> None:
+    """The same for all that *sock* sends, on macOS, which has no such flag. Python has no name for its option."""
+    if sys.platform == "darwin":
+        sock.setsockopt(socket.SOL_SOCKET, 0x1022, 1)  # SO_NOSIGPIPE
 
 
 def _code_of(file: str, arguments: tuple[Any, ...]) -> CodeType:
@@ -86,15 +107,16 @@ class Wire:
     def __init__(
         self, sock: socket.socket, outward: Arena | None = None, inward: Arena | None = None
     ) -> None:
+        raise_no_sigpipe(sock)
         self.sock = sock
         self.outward, self.inward = outward, inward
         self._out: deque[memoryview] = deque()
         #: Where what is read lands first: kept, as a new one of this size costs more than most messages.
         self._landing = memoryview(bytearray(_READ))
         self._pending = bytearray()
-        #: A large message on its way in, and the part of it that is missing.
-        self._large: bytearray | None = None
-        self._missing: memoryview | None = None
+        #: A large message on its way in: its parts, the sizes of those that are in the arena, and what is missing.
+        self._large: tuple[list[bytearray], list[int]] | None = None
+        self._missing: list[memoryview] = []
 
     def push(self, header: tuple[Any, ...], body: Packed | None = None) -> None:
         """Queue a message for `flush`."""
@@ -103,24 +125,16 @@ class Wire:
         count = len(parts)
         if self.outward is not None and self.outward.put(parts[2:]):
             del parts[2:]
-        start = _PREFIX.size + len(sizes)
-        views = [memoryview(sizes)]
-        total = start
-        for part in parts:
-            gap = -total % ALIGN
-            if gap:
-                views.append(memoryview(bytes(gap)))
-            views.append(part)
-            total += gap + part.nbytes
-        self._out.append(memoryview(_PREFIX.pack(total, count, count - len(parts))))
-        self._out.extend(views)
+        total = _PREFIX.size + len(sizes) + sum(part.nbytes for part in parts)
+        self._out.append(memoryview(_PREFIX.pack(total, count, count - len(parts)) + sizes))
+        self._out.extend(parts)
 
     def flush(self) -> bool:
         """Send what is queued; False if the socket took only part of it."""
         out = self._out
         while out:
             try:
-                sent = self.sock.sendmsg([out[n] for n in range(min(len(out), 16))])
+                sent = self.sock.sendmsg([out[n] for n in range(min(len(out), 16))], (), NO_SIGPIPE)
             except BlockingIOError:
                 return False
             while out and sent >= out[0].nbytes:
@@ -135,54 +149,62 @@ class Wire:
             yield from self._receive_large()
             return
         try:
-            count = self.sock.recv_into(self._landing)
+            received = self.sock.recv_into(self._landing)
         except BlockingIOError:
             return
-        if not count:
+        if not received:
             raise EOFError
         pending = self._pending
-        pending += self._landing[:count]
+        pending += self._landing[:received]
         while len(pending) >= _PREFIX.size:
-            total, _, _ = _PREFIX.unpack_from(pending)
-            if len(pending) < total:
-                if total > _READ:
-                    self._large = bytearray(total)
-                    self._large[: len(pending)] = pending
-                    self._missing = memoryview(self._large)[len(pending) :]
-                    pending.clear()
-                    yield from self._receive_large()
+            total, count, beside = _PREFIX.unpack_from(pending)
+            position = _PREFIX.size + count * _SIZE.size
+            if len(pending) < (total if total <= _READ else position):
                 return
-            message = pending[:total]
+            sizes = [size for (size,) in _SIZE.iter_unpack(pending[_PREFIX.size : position])]
+            here, there = sizes[: count - beside], sizes[count - beside :]
+            # Each part has memory of its own: who keeps one array keeps nothing of what came with it.
+            if len(pending) < total:
+                self._large = [bytearray(size) for size in here], there
+                for part in self._large[0]:
+                    arrived = pending[position : position + len(part)]
+                    part[: len(arrived)] = arrived
+                    position += len(arrived)
+                    if len(arrived) < len(part):
+                        self._missing.append(memoryview(part)[len(arrived) :])
+                pending.clear()
+                yield from self._receive_large()
+                return
+            parts = []
+            for size in here:
+                parts.append(pending[position : position + size])
+                position += size
             del pending[:total]
-            yield self._parse(message)
+            yield self._message(parts, there)
 
     def _receive_large(self) -> Iterator[tuple[tuple[Any, ...], Packed]]:
         assert self._large is not None
-        while self._missing:
+        missing = self._missing
+        while missing:
             try:
-                count = self.sock.recv_into(self._missing)
+                count, *_ = self.sock.recvmsg_into(missing[:16])
             except BlockingIOError:
                 return
             if not count:
                 raise EOFError
-            self._missing = self._missing[count:]
-        message, self._large, self._missing = self._large, None, None
-        yield self._parse(message)
+            while missing and count >= missing[0].nbytes:
+                count -= missing.pop(0).nbytes
+            if count:
+                missing[0] = missing[0][count:]
+        large, self._large = self._large, None
+        yield self._message(*large)
 
-    def _parse(self, message: bytearray) -> tuple[tuple[Any, ...], Packed]:
-        _, count, beside = _PREFIX.unpack_from(message)
-        position = _PREFIX.size + count * _SIZE.size
-        parts = []
-        view = memoryview(message)
-        sizes = [size for (size,) in _SIZE.iter_unpack(view[_PREFIX.size : position])]
-        for size in sizes[: count - beside]:
-            position += -position % ALIGN
-            parts.append(view[position : position + size])
-            position += size
+    def _message(self, parts: list[bytearray], beside: list[int]) -> tuple[tuple[Any, ...], Packed]:
+        body: Packed = [memoryview(part) for part in parts[1:]]
         if beside:
             assert self.inward is not None
-            parts += self.inward.get(sizes[-beside:])
-        return pickle.loads(parts[0]), parts[1:]
+            body += self.inward.get(beside)
+        return pickle.loads(parts[0]), body
 
     def close(self) -> None:
         self.sock.close()
@@ -191,91 +213,168 @@ class Wire:
 # ------------------------------------------------------------------------------------------------- exceptions
 
 
-def encode_error(error: BaseException, depth: int = 0) -> tuple[Any, ...]:
-    """Make plain data of an exception: itself, what led to it, and its traceback as text."""
-    cause, context = error.__cause__, error.__context__
-    deeper = depth < 8
-    return (
-        _packed_error(error),
-        encode_error(cause, depth + 1) if cause is not None and deeper else None,
-        encode_error(context, depth + 1) if context is not None and context is not cause and deeper else None,
-        error.__suppress_context__,
-        _formatted(error) if not depth else "",
-    )
+def encode_error(error: BaseException) -> tuple[Any, ...]:
+    """Make plain data of an exception and all that led to it, and of its traceback as text.
+
+    Each is a record: what it is, and the positions of its cause, its context and, if it is a group, its members.
+    """
+    errors = [error]
+    positions = {id(error): 0}
+    cut = False
+
+    def position_of(other: BaseException | None, most: int = MOST_ERRORS) -> int | None:
+        nonlocal cut
+        if other is None:
+            return None
+        if id(other) not in positions:
+            if len(errors) >= most:
+                cut = True
+                return None
+            positions[id(other)] = len(errors)
+            errors.append(other)
+        return positions[id(other)]
+
+    records = []
+    for each in errors:  # which grows
+        members = each.exceptions if isinstance(each, BaseExceptionGroup) else ()
+        records.append(
+            (
+                _packed_error(each),
+                position_of(each.__cause__),
+                position_of(each.__context__),
+                each.__suppress_context__,
+                _notes(each),
+                [position_of(member, sys.maxsize) for member in members],
+            )
+        )
+    text = _formatted(error)
+    if cut:
+        text += f"\n(Only the first {MOST_ERRORS} of the exceptions that led to one another are kept.)\n"
+    return records, text
 
 
-def decode_error(record: tuple[Any, ...]) -> BaseException:
+def decode_error(encoded: tuple[Any, ...]) -> BaseException:
     """Make the exception again; its worker's traceback is the first of its causes."""
-    packed, cause, context, suppress, text = record
-    error = _unpacked_error(packed)
-    if context is not None:
-        _set(error, "__context__", decode_error(context))
-    if cause is not None:
-        _set(error, "__cause__", decode_error(cause))
-    _set(error, "__suppress_context__", suppress)
-    if text:
-        first: BaseException = error
-        seen = {id(error)}
-        while first.__cause__ is not None and id(first.__cause__) not in seen:
-            first = first.__cause__
-            seen.add(id(first))
-        if first.__cause__ is None:
-            _set(first, "__cause__", WorkerTraceback(text))
-    return error
+    records, text = encoded
+    errors: dict[int, BaseException] = {}
+    wanted = list(range(len(records)))
+    while wanted:
+        packed, *_, members = records[wanted[-1]]
+        if wanted[-1] in errors:
+            wanted.pop()
+        elif missing := [member for member in members if member not in errors]:
+            wanted += missing
+        else:
+            errors[wanted.pop()] = _unpacked_error(packed, [errors[member] for member in members])
+    for position, (_, cause, context, suppress, notes, _) in enumerate(records):
+        error = errors[position]
+        # Also where there is none: an exception that is pickled by its name may have those of the last time.
+        _set(error, "__context__", errors.get(context))
+        _set(error, "__cause__", errors.get(cause))
+        _set(error, "__suppress_context__", suppress)
+        if notes or hasattr(error, "__notes__"):
+            _set(error, "__notes__", notes)
+    causes = [0]
+    while (cause := records[causes[-1]][1]) is not None and cause not in causes:
+        causes.append(cause)
+    first = errors[causes[-1]]
+    suppress = first.__suppress_context__
+    _set(first, "__cause__", WorkerTraceback(text))
+    _set(first, "__suppress_context__", suppress)
+    return errors[0]
 
 
 def _set(error: BaseException, name: str, value: object) -> None:
     BaseException.__setattr__(error, name, value)  # some exceptions are frozen dataclasses
 
 
+def _notes(error: BaseException) -> list[str]:
+    notes = getattr(error, "__notes__", None)
+    return [str(note) for note in notes if isinstance(note, str)] if isinstance(notes, list | tuple) else []
+
+
 def _formatted(error: BaseException) -> str:
     try:
-        return "".join(traceback.format_exception(error))
+        shown = traceback.TracebackException.from_exception(error, compact=True)
+        last: traceback.TracebackException | None = shown
+        for _ in range(MOST_ERRORS - 1):
+            last = last and (last.__cause__ or last.__context__)
+        if last is not None:
+            last.__cause__ = last.__context__ = None
+        return "".join(shown.format())
     except Exception:
         return f"{type(error).__name__}, which cannot be shown\n"
 
 
 def _packed_error(error: BaseException) -> tuple[str, Any]:
+    if isinstance(error, BaseExceptionGroup):  # its members travel by themselves
+        ways: dict[str, Any] = {"group": (type(error), error.message, _attributes(error))}
+    else:
+        # An __init__ that takes other arguments than it passes on: make it without.
+        ways = {"whole": error, "parts": (type(error), error.args, _attributes(error))}
+    copies = []
+    for way, content in ways.items():
+        try:
+            packed = way, _pickled(content)
+            copy = _loaded_error(packed, error.exceptions if isinstance(error, BaseExceptionGroup) else ())
+            likeness = _likeness(copy, error)
+        except Exception:
+            continue
+        if likeness == 2:
+            return packed
+        if likeness >= 0:
+            copies.append((likeness, packed))
+    return max(copies, key=itemgetter(0))[1] if copies else ("text", _formatted(error))
+
+
+def _attributes(error: BaseException) -> dict[str, Any]:
+    return {name: value for name, value in error.__dict__.items() if name != "__notes__"}
+
+
+def _likeness(copy: BaseException, error: BaseException) -> int:
+    """How much a copy is like its original: below 0 if it is of another type.
+
+    The text tells whether it was made of the same arguments; but addresses in it differ, and the order in a set.
+    """
+    if (type(copy).__module__, type(copy).__qualname__) != (type(error).__module__, type(error).__qualname__):
+        return -1
+    return (len(copy.args) == len(error.args)) + _say_the_same(copy, error)
+
+
+def _say_the_same(one: BaseException, other: BaseException) -> bool:
     try:
-        packed = _pickled(error)
-        if _same(pickle.loads(packed), error):
-            return "whole", packed
+        texts = str(one), str(other)
     except Exception:
-        pass
-    try:  # an __init__ that takes other arguments than it passes on: make it without
-        packed = _pickled((type(error), error.args, error.__dict__))
-        if _same(_rebuilt(packed), error):
-            return "parts", packed
-    except Exception:
-        pass
-    return "text", _formatted(error)
+        return True
+    return texts[0] == texts[1] or _signs(texts[0]) == _signs(texts[1])
 
 
-def _same(copy: BaseException, error: BaseException) -> bool:
-    return (
-        type(copy).__qualname__ == type(error).__qualname__
-        and len(copy.args) == len(error.args)
-        and str(copy) == str(error)
-    )
+def _signs(text: str) -> list[str]:
+    return sorted(re.sub("0x[0-9a-f]+", "", text))
 
 
-def _rebuilt(packed: bytes) -> BaseException:
-    cls, args, attributes = pickle.loads(packed)
-    error: BaseException = cls.__new__(cls, *args)
+def _loaded_error(packed: tuple[str, Any], members: Sequence[BaseException]) -> BaseException:
+    way, content = packed
+    loaded = pickle.loads(content)
+    if way == "whole":
+        return loaded  # type: ignore[no-any-return]
+    cls, args, attributes = loaded
+    error: BaseException
+    if way == "group":
+        error = BaseExceptionGroup.__new__(cls, args, members)
+    else:
+        error = cls.__new__(cls, *args)
     error.__dict__.update(attributes)
     return error
 
 
-def _unpacked_error(packed: tuple[str, Any]) -> BaseException:
+def _unpacked_error(packed: tuple[str, Any], members: Sequence[BaseException]) -> BaseException:
     way, content = packed
+    if way == "text":
+        return RemoteError(f"an exception that cannot be pickled was raised in the worker:\n{content}")
     try:
-        if way == "whole":
-            whole: BaseException = pickle.loads(content)
-            return whole
-        if way == "parts":
-            return _rebuilt(content)
+        return _loaded_error(packed, members)
     except Exception as broken:
         return RemoteError(
             f"an exception of the worker cannot be loaded here: {type(broken).__name__}: {broken}"
         )
-    return RemoteError(f"an exception that cannot be pickled was raised in the worker:\n{content}")
