@@ -11,7 +11,17 @@ from fstream._kernels import DROP, SKIP
 from fstream._spans import Failure
 from fstream._stage import Stage, StageStatus, WorkerInfo, declared
 
-__all__ = ["Call", "FusedCall", "Place", "annotate", "call_of", "describe", "handled", "is_failure"]
+__all__ = [
+    "Call",
+    "FusedCall",
+    "Place",
+    "annotate",
+    "call_of",
+    "describe",
+    "handled",
+    "handler_failed",
+    "is_failure",
+]
 
 
 class Place(Protocol):
@@ -52,6 +62,46 @@ def fits(f: Callable[..., Any], *args: Any, **named: Any) -> bool:
     except TypeError:
         return False
     return True
+
+
+class ItemNote(str):
+    """The note that says in which *role* of which *stage*, and at which item, an error was raised."""
+
+    stage: Stage
+    role: str
+    #: How long the error's traceback was when it was raised for the first item, and how long it is.
+    first: int
+    length: int
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return str, (str(self),)
+
+
+def annotate_item(error: BaseException, stage: Stage, which: str, role: str = "") -> None:
+    """Name the item *which* of *stage* in a note.
+
+    One object may be raised for many items, as what is kept of a log-in that failed. So a note takes the place of an
+    earlier one of the stage, and the traceback shows the first time and the last: else each item would leave its note
+    and its frames.
+    """
+    entries = []
+    entry = error.__traceback__
+    while entry is not None:
+        entries.append(entry)
+        entry = entry.tb_next
+    note = ItemNote(f"in {role}{which}")
+    note.stage, note.role, note.first, note.length = stage, role, len(entries), len(entries)
+    notes = list(getattr(error, "__notes__", ()))
+    for old in notes:
+        if type(old) is ItemNote and old.stage is stage and old.role == role:
+            note.first = old.first
+            if (new := len(entries) - old.length) > 0:
+                entries[new - 1].tb_next = entries[-old.first] if old.first else None
+                note.length = new + old.first
+            notes.remove(old)
+            BaseException.__setattr__(error, "__notes__", notes)
+            break
+    annotate(error, note)
 
 
 def _always(_tries: int) -> bool:
@@ -169,12 +219,16 @@ class Call:
             error = self.named(error)
             tries += 1
             if not (self.may_retry(error, tries) and again(tries)):
-                self.explain(error, item)
-                return Failure(index, item, error)
+                return self.given_up(error, item, index)
             try:
                 return self.step(item)
             except BaseException as another:
                 error = another
+
+    def given_up(self, error: BaseException, item: Any, index: int) -> Failure:
+        self.explain(error, item)
+        annotate_item(error, self.stage, describe(self.stage, index, item))
+        return Failure(index, item, error)
 
     def explain(self, error: BaseException, item: Any) -> None:
         """Note on *error* what to write, where f cannot be called as it is, or the item is none.
@@ -182,7 +236,7 @@ class Call:
         Here, as it costs nothing where nothing fails; and a function that can be called may have a wrong signature.
         """
         if item is SKIP:
-            annotate(
+            self.hint(
                 error,
                 "SKIP is for on_error handlers to return: this item, from the source or from f, is SKIP",
             )
@@ -195,7 +249,7 @@ class Call:
         if fits(f, item, *args, **named):
             return
         if isinstance(item, tuple | list) and fits(f, *item, *args, **named):
-            annotate(
+            self.hint(
                 error,
                 "f was given one argument, the item: to spread each item over the parameters of f, "
                 f"write {verb}(star(f), source)",
@@ -204,7 +258,12 @@ class Call:
             given = ", ".join(
                 ["item", *(f"<{type(arg).__name__}>" for arg in args), *(f"{name}=..." for name in named)]
             )
-            annotate(error, f"f was called as f({given}), which does not fit its parameters")
+            self.hint(error, f"f was called as f({given}), which does not fit its parameters")
+
+    def hint(self, error: BaseException, note: str) -> None:
+        """Note it once on an error that is raised for many items."""
+        if note not in getattr(error, "__notes__", ()):
+            annotate(error, note)
 
     def may_retry(self, error: BaseException, tries: int) -> bool:
         return tries <= self.stage.retries and isinstance(error, Exception)
@@ -270,7 +329,7 @@ class FusedCall:
         else:
             which = describe(stage, index, self.item)
         self.at.explain(error, self.item)
-        annotate(error, f"in {which}")
+        annotate_item(error, stage, which)
         return Failure(index, item, error)
 
     def named(self, error: BaseException) -> BaseException:
@@ -299,7 +358,13 @@ def handled(stage: Stage, failure: Failure) -> Any:
     try:
         return replaced(stage, failure.item, stage.on_error(error, failure.item))
     except BaseException as raised:
-        return Failure(failure.index, failure.item, raised)
+        return handler_failed(stage, failure, raised)
+
+
+def handler_failed(stage: Stage, failure: Failure, raised: BaseException) -> Failure:
+    """The failure that stays where ``on_error`` itself has *raised*."""
+    annotate_item(raised, stage, describe(stage, failure.index, failure.item), "on_error of ")
+    return Failure(failure.index, failure.item, raised)
 
 
 def replaced(stage: Stage, item: Any, result: Any) -> Any:

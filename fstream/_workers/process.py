@@ -371,8 +371,6 @@ class Workers(Crew):
     def put(self, span: Span, slot: Any) -> bool:
         """Append a slot, or what becomes of a failure; False if that ends the span."""
         if is_failure(slot):
-            if not self.stage.parts or isinstance(slot.error, NotPicklable):  # else it says so itself
-                annotate(slot.error, f"in {describe(self.stage, slot.index, slot.item)}")
             slot = handled(self.stage, slot)
             if is_failure(slot):
                 self.fail(slot)

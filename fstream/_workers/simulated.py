@@ -28,7 +28,7 @@ from fstream._run import Run
 from fstream._simulation import Actor, Fault, SimulatedError, Simulation, Steps
 from fstream._spans import Closed, Failure, Span, Window
 from fstream._stage import Stage
-from fstream._workers.call import Call, FusedCall, annotate, describe, handled, is_failure
+from fstream._workers.call import Call, FusedCall, describe, handled, is_failure
 from fstream._workers.crew import Crew
 from fstream._workers.opening import lay
 from fstream._workers.sync import aclose
@@ -540,8 +540,6 @@ class Worker(Member):
             except BaseException as error:
                 slot = call.rescue(error, item, index, tries, self.again)
         if is_failure(slot) and type(slot.error) is not Lost:
-            if not self.stage.parts:  # else it says so itself
-                annotate(slot.error, f"in {describe(self.stage, index, item)}")
             slot = handled(self.stage, slot)
         return slot
 

@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol
 from fstream._kernels import DROP
 from fstream._spans import SPAN_SECONDS, sliceable
 from fstream._stage import MISSING, Stage, StageStatus
-from fstream._workers.call import Call, annotate, describe, handled, is_failure
+from fstream._workers.call import Call, annotate, handled, is_failure
 
 __all__ = ["aclose", "iterate", "iterate_async"]
 
@@ -58,7 +58,6 @@ class Here:
             raise error  # not out of f: the generator that called f is closed
         slot = self.call.rescue(error, item, self.start, 0)
         if is_failure(slot):
-            annotate(slot.error, f"in {describe(self.stage, self.start, item)}")
             slot = handled(self.stage, slot)
         if is_failure(slot):
             raise slot.error

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from fstream._queues import Work
 from fstream._spans import CLOSED, SPAN_SECONDS, Closed, Failure, Span, Window
 from fstream._stage import Stage, StageStatus
-from fstream._workers.call import Call, annotate, describe, handled, is_failure, replaced
+from fstream._workers.call import Call, handled, handler_failed, is_failure, replaced
 from fstream._workers.crew import Crew
 from fstream._workers.loop import TaskQueue, cancel, host_of
 
@@ -191,8 +191,7 @@ class AsyncCall(Call):
             error = self.named(error)
             tries += 1
             if not (self.may_retry(error, tries) and again(tries)):
-                self.explain(error, item)
-                return Failure(index, item, error)
+                return self.given_up(error, item, index)
             try:
                 return await self.step(item)
             except BaseException as another:
@@ -200,17 +199,14 @@ class AsyncCall(Call):
 
     async def ahandled(self, failure: Failure) -> Any:
         """`handled`, with a handler that may be a coroutine function."""
-        error = failure.error
-        assert error is not None
-        annotate(error, f"in {describe(self.stage, failure.index, failure.item)}")
-        handler = self.stage.on_error
+        error, handler = failure.error, self.stage.on_error
         if isinstance(handler, str) or not isinstance(error, Exception):
             return handled(self.stage, failure)
         try:
             result = handler(error, failure.item)
             return replaced(self.stage, failure.item, await result if isawaitable(result) else result)
         except BaseException as raised:
-            return Failure(failure.index, failure.item, raised)
+            return handler_failed(self.stage, failure, raised)
 
 
 class Worker:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fstream._queues import ThreadQueue, Work
 from fstream._spans import Closed, Failure, Span, Window
 from fstream._stage import Stage
-from fstream._workers.call import Call, annotate, describe, handled, is_failure
+from fstream._workers.call import Call, handled, is_failure
 from fstream._workers.crew import Crew
 
 if TYPE_CHECKING:
@@ -163,7 +163,6 @@ class Worker:
         if is_failure(slot):
             if self.left_alone():
                 return slot
-            annotate(slot.error, f"in {describe(self.stage, index, item)}")
             slot = handled(self.stage, slot)
             if is_failure(slot):
                 self.crew.fail(slot)
