@@ -102,6 +102,9 @@ class Child:
         self.cell = cell
         self.inbox: SimpleQueue[tuple[tuple[Any, ...], Packed] | None] = SimpleQueue()
         #: Held while anything is sent, and while it is found out what to send.
+        #: Invariant: what both threads change, `failed`, `sent` and what goes to `wire`, is touched under it alone, and
+        #: a span is begun under it. The main thread alone appends to `slots`, without it: what is there is whole. The
+        #: reader alone sets `opened` and `stopping`; flags are looked at again before anybody waits.
         self.sending = threading.Lock()
         self.call: Call | FusedCall | None = None
         self.opened = False
@@ -320,7 +323,8 @@ class Child:
                 raise slot.error
             slot.item = None  # the parent has it
             slot.error = encode_error(slot.error)
-            self.failed[index - self.start] = None
+            with self.sending:
+                self.failed[index - self.start] = None
 
     def send_slots(self, *, closed: bool) -> None:
         """Send the slots that are there and were not. With the lock held."""
