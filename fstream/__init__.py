@@ -13,6 +13,7 @@ errors          the exceptions of fstream's own
 testing         pipelines under interleavings that hypothesis draws
 _stage          options, stages, transformers: they describe, and never run
 _fusion         process stages that can run as one
+_cpus           how many CPUs there are to use
 _kernels        what an operation means for one item
 _run            opens a row of stages and closes it: the picture of an item's way is there
 _spans          the decisions: what to take, how much, what is next, whether there is room

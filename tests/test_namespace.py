@@ -21,7 +21,6 @@ CONCURRENCY = {
     "multiprocessing",
     "queue",
     "concurrent",
-    "loky",
     "subprocess",
     "_thread",
 }
@@ -163,7 +162,7 @@ def test_the_package_is_typed():
     assert (PACKAGE / "py.typed").exists()
 
 
-HEAVY = {"asyncio", "cloudpickle", "concurrent", "loky", "multiprocessing"}
+HEAVY = {"asyncio", "cloudpickle", "concurrent", "multiprocessing"}
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
+from fstream._cpus import cpu_count
 from fstream._spans import LONGEST_SPAN_SECONDS, MAX_CHEAP_PROCESS, PROCESS_SPAN_SECONDS, Numbers, Window
 from fstream._stage import Stage
 
@@ -18,14 +19,6 @@ if TYPE_CHECKING:
     from fstream._run import Run, StageWorkers
 
 __all__ = ["Backend", "backend_of", "register"]
-
-
-def cpus() -> int:
-    """How many CPUs this process may use."""
-    from loky import cpu_count
-
-    count: int = cpu_count()
-    return count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +62,7 @@ register(
     Backend(
         name="thread",
         workers="fstream._workers.thread:Workers",
-        default_workers=lambda: min(32, cpus() + 4),
+        default_workers=lambda: min(32, cpu_count() + 4),
         numbers=Numbers(shares=lambda workers: workers),
         loses=_timed,
     )
@@ -78,7 +71,7 @@ register(
     Backend(
         name="process",
         workers="fstream._workers.process:Workers",
-        default_workers=cpus,
+        default_workers=cpu_count,
         # A span is far away, and costs more to hand over; two are in flight for each process.
         numbers=Numbers(
             shares=lambda workers: 2 * workers,

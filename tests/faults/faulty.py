@@ -435,7 +435,7 @@ NO_WORKERS: set[int] = set()
 
 
 def children() -> list[psutil.Process]:
-    """The worker processes of this process: its children but those and loky's resource tracker."""
+    """The worker processes of this process: its children but those and a resource tracker."""
     found = []
     for child in psutil.Process().children():
         if child.pid in NO_WORKERS:
