@@ -30,11 +30,19 @@ from fstream._run import Run
 from fstream._spans import Failure, Span, Window
 from fstream._stage import Stage
 from fstream._workers import child
+from fstream._workers.blame import blame
 from fstream._workers.call import annotate, describe, handled, is_failure
 from fstream._workers.crew import Crew
 from fstream._workers.link import OURS, WARM, Link
 from fstream._workers.surroundings import surroundings
-from fstream._workers.wire import NO_SIGPIPE, Packed, decode_error, dumps, loads
+from fstream._workers.wire import (
+    NO_SIGPIPE,
+    Packed,
+    decode_error,
+    dumps,
+    loads,
+    send_by_value_what_is_being_imported,
+)
 from fstream.errors import NotPicklable, WorkerDied
 
 __all__ = ["WARM", "Workers"]
@@ -195,6 +203,9 @@ class Workers(Crew):
         )
 
     def start(self) -> None:
+        # Not in the pump: a module that this thread is importing is locked to all others, and so is what is in it.
+        send_by_value_what_is_being_imported()
+        self.pack()
         self.run.launch(self)
 
     def stop(self) -> None:
@@ -240,7 +251,6 @@ class Workers(Crew):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         self.selector.register(self.queue.bell, selectors.EVENT_READ, None)
         try:
-            self.pack()
             while not self.over():
                 self.retire()
                 self.dispatch()
@@ -273,7 +283,7 @@ class Workers(Crew):
         try:
             self.packed = dumps(shape)
         except Exception as error:
-            problem = NotPicklable(f"stage {stage.name!r} (process): its function cannot be pickled: {error}")
+            problem = NotPicklable(blame(shape, error))
             problem.__cause__ = error
             self.fail(Failure(-1, None, problem))
 

@@ -12,11 +12,12 @@ import re
 import socket
 import struct
 import sys
+import threading
 import traceback
 from collections import ChainMap, deque
 from collections.abc import Callable, Iterator, Sequence
 from operator import itemgetter
-from types import CodeType
+from types import CodeType, FrameType, ModuleType
 from typing import Any, ClassVar, Final
 
 import cloudpickle
@@ -33,6 +34,7 @@ __all__ = [
     "encode_error",
     "loads",
     "raise_no_sigpipe",
+    "send_by_value_what_is_being_imported",
 ]
 
 #: A pickle, and the buffers that go beside it.
@@ -99,6 +101,38 @@ def dumps(value: Any) -> Packed:
 
 def loads(packed: Packed) -> Any:
     return pickle.loads(packed[0], buffers=packed[1:])
+
+
+#: Modules that are sent by value until they have been imported.
+_BY_VALUE: Final[list[ModuleType]] = []
+_BY_VALUE_LOCK: Final = threading.Lock()
+
+
+def send_by_value_what_is_being_imported() -> None:
+    """Have functions and classes travel with their code that are in a module whose code this thread is running.
+
+    Until it has been imported, other threads of this process cannot look anything up in it. And a worker would import
+    it as well, and come upon the pipeline that is run here.
+    """
+    modules = []
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        module = sys.modules.get(frame.f_globals.get("__name__", ""))
+        if frame.f_code.co_name == "<module>" and module is not None and _is_being_imported(module):
+            modules.append(module)
+        frame = frame.f_back
+    with _BY_VALUE_LOCK:
+        for module in [module for module in _BY_VALUE if not _is_being_imported(module)]:
+            _BY_VALUE.remove(module)
+            cloudpickle.unregister_pickle_by_value(module)
+        for module in modules:
+            if module.__name__ not in cloudpickle.list_registry_pickle_by_value():
+                _BY_VALUE.append(module)
+                cloudpickle.register_pickle_by_value(module)
+
+
+def _is_being_imported(module: ModuleType) -> bool:
+    return bool(getattr(getattr(module, "__spec__", None), "_initializing", False))
 
 
 class Wire:
