@@ -139,3 +139,18 @@ class Circle:
 
 def test_what_refers_to_itself():
     assert message(Circle()) == "stage 'f' (process): f cannot be pickled: not me"
+
+
+class Guarded:
+    """It cannot be pickled, and says why itself."""
+
+    def __init__(self) -> None:
+        self.lock = LOCK
+
+    def __reduce__(self) -> Any:
+        raise TypeError("to be inherited only")
+
+
+def test_who_says_why_is_not_contradicted_by_what_is_in_it():
+    told = message(local(Guarded()))
+    assert told.endswith("its variable 'uses' (tests.test_blame.Guarded): to be inherited only")

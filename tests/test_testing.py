@@ -287,7 +287,7 @@ def test_what_cannot_be_pickled_fails_as_in_real_processes(retries: int):
     cases: list[tuple[Callable[[Any], Any], list[Any], str]] = [
         (identity, [lock], "item cannot be pickled"),
         (lambda _: threading.Lock(), [1], "its output, of type lock, cannot be pickled"),
-        (lambda _: lock, [1], "its function cannot be pickled"),
+        (lambda _: lock, [1], "f cannot be pickled: its variable 'lock'"),
     ]
     for f, items, message in cases:
         with pytest.raises(NotPicklable, match=message), simulated():

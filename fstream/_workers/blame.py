@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from types import CodeType, FunctionType, MethodType
 from typing import Any, Final
@@ -36,11 +36,11 @@ def _problem(value: Any) -> Exception | None:
 
 
 def _traced(value: Any, problem: Exception) -> str:
-    """The way to the innermost piece of *value* that cannot be pickled, and its *problem*."""
+    """The way to the innermost piece of *value* that has its *problem*, and that."""
     way: list[str] = []
     seen = {id(value)}
-    while len(way) < DEEPEST and (found := _first(_pieces(value), seen)):
-        what, value, problem = found
+    while len(way) < DEEPEST and (found := _culprit(value, problem, seen)):
+        what, value = found
         seen.add(id(value))
         way.append(f"its {what}")
     if not way:
@@ -50,11 +50,11 @@ def _traced(value: Any, problem: Exception) -> str:
     return f"{', '.join(way)} ({name}): {problem}"
 
 
-def _first(pieces: Iterable[tuple[str, Any]], seen: set[int]) -> tuple[str, Any, Exception] | None:
-    """The first of *pieces* that cannot be pickled, of those that were not seen."""
-    for what, piece in pieces:
-        if id(piece) not in seen and (problem := _problem(piece)) is not None:
-            return what, piece, problem
+def _culprit(value: Any, problem: Exception, seen: set[int]) -> tuple[str, Any] | None:
+    """The piece of *value*, not yet seen, that has the same *problem*; what has one of its own may do no harm."""
+    for what, piece in _pieces(value):
+        if id(piece) not in seen and str(_problem(piece)) == str(problem):
+            return what, piece
     return None
 
 

@@ -28,6 +28,7 @@ from fstream._run import Run
 from fstream._simulation import Actor, Fault, SimulatedError, Simulation, Steps
 from fstream._spans import Closed, Failure, Span, Window
 from fstream._stage import Stage
+from fstream._workers.blame import blame
 from fstream._workers.call import Call, FusedCall, describe, handled, is_failure
 from fstream._workers.crew import Crew
 from fstream._workers.opening import lay
@@ -419,10 +420,12 @@ class Worker(Member):
 
     def load(self) -> None:
         """A process has a stage of its own; handlers stay in the parent."""
+        shape = replace(self.stage, on_error="raise")
         try:
-            stage: Stage = loads(dumps(replace(self.stage, on_error="raise")))
+            stage: Stage = loads(dumps(shape))
         except Exception as error:
-            problem = self.not_picklable(f"stage {self.stage.name!r} (process): its function", error)
+            problem = NotPicklable(blame(shape, error))
+            problem.__cause__ = error
             self.crew.fail(Failure(-1, None, problem))
             return
         parts = stage.parts or (stage,)

@@ -14,7 +14,7 @@ import struct
 import sys
 import threading
 import traceback
-from collections import ChainMap, deque
+from collections import ChainMap, Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from operator import itemgetter
 from types import CodeType, FrameType, ModuleType
@@ -383,8 +383,8 @@ def _say_the_same(one: BaseException, other: BaseException) -> bool:
     return texts[0] == texts[1] or _signs(texts[0]) == _signs(texts[1])
 
 
-def _signs(text: str) -> list[str]:
-    return sorted(re.sub("0x[0-9a-f]+", "", text))
+def _signs(text: str) -> Counter[str]:
+    return Counter(re.sub("0x[0-9a-f]+", "", text))
 
 
 def _loaded_error(packed: tuple[str, Any], members: Sequence[BaseException]) -> BaseException:
