@@ -124,7 +124,7 @@ SIGPIPE_AT_ITS_DEFAULT = """
         return len(blob)
 
     blobs = [bytes([n]) * 300_000 for n in range(40)]
-    for _ in range(20):
+    for _ in range(5):
         try:
             list(pmap(f, blobs, kind="process", workers=2))
         except WorkerDied:
@@ -135,7 +135,7 @@ SIGPIPE_AT_ITS_DEFAULT = """
 def test_a_worker_that_dies_is_an_error_also_where_a_broken_pipe_is_deadly(tmp_path: Any):
     result = run_script(tmp_path, SIGPIPE_AT_ITS_DEFAULT)
     assert result.returncode == 0, result
-    assert result.stdout.split() == ["died"] * 20
+    assert result.stdout.split() == ["died"] * 5
 
 
 DEAD_AT_THE_START = """

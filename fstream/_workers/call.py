@@ -47,7 +47,10 @@ def shown(item: Any) -> str:
 
 
 def annotate(error: BaseException, note: str) -> None:
-    notes = [*getattr(error, "__notes__", ()), note]
+    _set_notes(error, [*getattr(error, "__notes__", ()), note])
+
+
+def _set_notes(error: BaseException, notes: list[str]) -> None:
     BaseException.__setattr__(error, "__notes__", notes)  # not add_note, which a frozen exception refuses
 
 
@@ -69,7 +72,8 @@ class ItemNote(str):
 
     stage: Stage
     role: str
-    #: How long the error's traceback was when it was raised for the first item, and how long it is.
+    #: How long the error's traceback was when it was raised for the first item, and how long it is. Invariant: the
+    #: first is no more than the second, so that what is cut out of the middle never makes a circle.
     first: int
     length: int
 
@@ -91,17 +95,16 @@ def annotate_item(error: BaseException, stage: Stage, which: str, role: str = ""
         entry = entry.tb_next
     note = ItemNote(f"in {role}{which}")
     note.stage, note.role, note.first, note.length = stage, role, len(entries), len(entries)
-    notes = list(getattr(error, "__notes__", ()))
-    for old in notes:
-        if type(old) is ItemNote and old.stage is stage and old.role == role:
-            note.first = old.first
-            if (new := len(entries) - old.length) > 0:
-                entries[new - 1].tb_next = entries[-old.first] if old.first else None
-                note.length = new + old.first
-            notes.remove(old)
-            BaseException.__setattr__(error, "__notes__", notes)
-            break
-    annotate(error, note)
+    notes = []
+    for other in getattr(error, "__notes__", ()):
+        if type(other) is not ItemNote or other.stage is not stage or other.role != role:
+            notes.append(other)
+            continue
+        note.first = min(other.first, len(entries))
+        if (new := len(entries) - other.length) > 0:
+            entries[new - 1].tb_next = entries[-note.first] if note.first else None
+            note.length = new + note.first
+    _set_notes(error, [*notes, note])
 
 
 def _always(_tries: int) -> bool:
