@@ -92,14 +92,14 @@ def test_nothing_of_a_span_is_kept_while_the_next_one_is_waited_for(
     parent: Parent, monkeypatch: pytest.MonkeyPatch
 ):
     bodies: list[weakref.ref[memoryview]] = []
-    parse = parent.child.wire._parse
+    message = parent.child.wire._message
 
-    def remembered(message: bytearray) -> Any:
-        header, body = parse(message)
+    def remembered(*parts: Any) -> Any:
+        header, body = message(*parts)
         bodies.extend(map(weakref.ref, body))
         return header, body
 
-    monkeypatch.setattr(parent.child.wire, "_parse", remembered)
+    monkeypatch.setattr(parent.child.wire, "_message", remembered)
     parent.give(abs)
     threads = [threading.Thread(target=main) for main in (parent.child.read, parent.child.serve)]
     for thread in threads:
