@@ -34,7 +34,7 @@ def shared_file(size: int = 2 * (PAGE + MOST)) -> int | None:
     try:
         fd = os.memfd_create("fstream")
     except OSError as error:
-        if error.errno in (errno.EMFILE, errno.ENFILE):
+        if error.errno in (errno.EMFILE, errno.ENFILE):  # any other way would want a file, too
             raise
         return None
     try:
