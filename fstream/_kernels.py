@@ -98,7 +98,7 @@ class Kernel:
             result = f(item)
             if isawaitable(result):
                 result = await result
-            if self.spread and hasattr(result, "__aiter__"):
+            if self.spread and hasattr(type(result), "__aiter__"):
                 result = [output async for output in result]
             return self.slot(item, result)
 

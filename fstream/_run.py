@@ -104,6 +104,8 @@ class OuterFeeder(Protocol):
 class Host(Protocol):
     """What keeps the event loop of a run's tasks."""
 
+    def start(self) -> None: ...
+
     def opened(self) -> None:
         """All that the run starts with is started."""
         ...
@@ -167,6 +169,8 @@ class Run:
         if outer is not None:
             outer.adopt(self)
         try:
+            if self.host is not None:
+                self.host.start()
             for feeder in self.feeders:
                 feeder.start()
             for crew in self.crews:

@@ -6,6 +6,7 @@ import difflib
 import math
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
+from functools import partial
 from inspect import Parameter, Signature, isasyncgenfunction, iscoroutinefunction, signature
 from typing import (
     TYPE_CHECKING,
@@ -48,6 +49,9 @@ Kind: TypeAlias = Literal["sync", "thread", "process", "task"]
 U = TypeVar("U")
 T_contra = TypeVar("T_contra", contravariant=True)
 R_co = TypeVar("R_co", covariant=True)
+
+#: A time-out of so many seconds, 31 years, is none: `math.inf` above all.
+NO_LIMIT: Final = 1e9
 
 KINDS: Final = ("sync", "thread", "process", "task")
 
@@ -139,9 +143,10 @@ def name_of(f: object) -> str:
     >>> name_of(len), name_of(max)
     ('len', 'max')
     """
-    while not hasattr(f, "__name__") and hasattr(f, "func"):  # functools.partial
+    while isinstance(f, partial):
         f = f.func
-    return str(getattr(f, "__name__", None) or type(f).__name__)
+    name = getattr(f, "__name__", None)
+    return name if name and isinstance(name, str) else type(f).__name__  # a mock has an answer to every name
 
 
 def declared(f: Callable[..., Any]) -> frozenset[str]:
@@ -297,7 +302,10 @@ def resolve(kernel: Kernel, f: Any, options: dict[str, Any]) -> Stage:
         )
     if kind != "process" and options.get("max_items_per_worker") is not None:
         raise ValueError(f"max_items_per_worker is for kind='process', got kind={kind!r}")
-    return Stage(kernel, f, **{**options, "kind": kind, "name": name})
+    timeout = options.get("timeout")
+    if timeout is not None and timeout >= NO_LIMIT:
+        timeout = None
+    return Stage(kernel, f, **{**options, "kind": kind, "name": name, "timeout": timeout})
 
 
 def check_source(source: object) -> None:

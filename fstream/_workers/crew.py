@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from fstream._spans import Closed, Failure, Span, Window
 from fstream._stage import Stage, StageStatus
@@ -13,7 +13,11 @@ from fstream._workers.call import Call, annotate, describe, handled, is_failure
 if TYPE_CHECKING:
     from fstream._run import Run
 
-__all__ = ["Crew"]
+__all__ = ["LONGEST_WAIT", "Crew"]
+
+#: No wait lasts longer than this many seconds before it is looked again: a lock, a selector and an event loop each have
+#: a limit of their own, from 24 days to 292 years.
+LONGEST_WAIT: Final = 24 * 3600.0
 
 
 class Crew:
@@ -134,11 +138,15 @@ class Crew:
         timeout = self.stage.timeout
         assert timeout is not None
         late: list[Any] = []
-        ends: list[Any] = []
+        wait: float | None = None
         for worker in self.members:
-            if (begun := worker.begun) is not None:
-                (late if now - begun >= timeout else ends).append(worker)
-        return late, min((worker.begun + timeout - now for worker in ends if worker.begun), default=None)
+            if (begun := worker.begun) is None:
+                continue
+            if (left := begun + timeout - now) <= 0:
+                late.append(worker)
+            else:
+                wait = min(left, LONGEST_WAIT if wait is None else wait)
+        return late, wait
 
     def again(self, worker: Any, tries: int) -> bool:
         """One more try of the item of *worker* begins, after *tries*: with a time of its own. False if nobody waits."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import queue
 import threading
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Collection, Coroutine, Sequence
 from contextlib import aclosing as closing
@@ -51,7 +52,8 @@ def soon(loop: EventLoop, f: Callable[..., object], *args: Any) -> None:
 def is_here(loop: EventLoop) -> bool:
     """Tell whether *loop* runs in this thread."""
     try:
-        return running() is loop
+        # Where greenlets stand for threads, as gevent has it, a loop counts as running in each of them.
+        return running() is loop and getattr(loop, "_thread_id", None) in (None, threading.get_ident())
     except RuntimeError:
         return False
 
@@ -232,39 +234,54 @@ class Host:
         #: The run is still being opened: more tasks may come though there are none.
         self.opening = True
         self.thread: Any = None
+        #: A loop runs, or will when its owner has it run.
+        self.started = loop is not None
         if loop is not None:
             self.loop = loop
+
+    def start(self) -> None:
+        """Start the private loop, if it is one; raise what kept it from starting."""
+        if self.started:
             return
-        started = threading.Event()
+        started: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
         self.thread = threading.Thread(target=self._main, args=(started,), name="fstream-loop", daemon=True)
-        run.launch(self)
-        started.wait()
+        self.run.launch(self)
+        if (error := started.get()) is not None:
+            raise error
 
     def join(self, timeout: float) -> None:
         if self.thread is not None and self.thread is not threading.current_thread():
             self.thread.join(timeout)
 
-    def _main(self, started: threading.Event) -> None:
+    def _main(self, started: queue.SimpleQueue[BaseException | None]) -> None:
         try:
             with asyncio.Runner(loop_factory=new_loop) as runner:
                 runner.run(self._until_over(started))
+        except BaseException as error:  # no file is left for a loop, or the policy refuses to make one here
+            if self.started:
+                raise
+            started.put(error)
         finally:
             with self.run.lock:
                 self.run.leave(self)
 
-    async def _until_over(self, started: threading.Event) -> None:
+    async def _until_over(self, started: queue.SimpleQueue[BaseException | None]) -> None:
         self.loop = running()
         self.over = asyncio.Event()
-        started.set()
+        self.started = True
+        started.put(None)
         await self.over.wait()
 
     def call(self, f: Callable[..., object], *args: Any) -> None:
-        """Call *f* on the loop: at once if this is its thread, else soon."""
-        call(self.loop, f, *args)
+        """Call *f* on the loop: at once if this is its thread, else soon; not at all if there is none."""
+        if self.started:
+            call(self.loop, f, *args)
 
     def kept(self) -> Collection[LoopMember]:
         """The members that cannot go on while this thread waits: it runs their loop, or nobody does."""
-        return self.members if is_here(self.loop) or not self.loop.is_running() else ()
+        if not self.started or (self.loop.is_running() and not is_here(self.loop)):
+            return ()
+        return self.members
 
     def consumer_queue(self) -> TurnQueue:
         return TurnQueue(self, self.run.outlet, self.run.lock, self.run.settle)

@@ -32,7 +32,7 @@ from fstream._stage import Stage
 from fstream._workers import child
 from fstream._workers.blame import blame
 from fstream._workers.call import annotate, describe, handled, is_failure
-from fstream._workers.crew import Crew
+from fstream._workers.crew import LONGEST_WAIT, Crew
 from fstream._workers.link import OURS, WARM, Link
 from fstream._workers.surroundings import surroundings
 from fstream._workers.wire import (
@@ -412,7 +412,7 @@ class Workers(Crew):
             waits += [self.time_left(worker) for worker in self.workers if worker.flight]
         if self.queue.deadline is not None:
             waits.append(self.queue.deadline - now)
-        return max(0.0, min(waits)) if waits else None
+        return max(0.0, min(*waits, LONGEST_WAIT)) if waits else None
 
     def spare(self) -> bool:
         """There is a worker with nothing to do, or there could be."""

@@ -141,7 +141,7 @@ class Owner(Protocol):
 
 async def aclose(items: Any) -> None:
     """Close an async iterator, if it can be closed and nobody else is at it, as a loop that ends may be."""
-    if hasattr(items, "aclose"):
+    if hasattr(type(items), "aclose"):  # an instance may have an answer to every name
         try:
             await items.aclose()
         except RuntimeError:

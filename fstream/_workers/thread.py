@@ -183,6 +183,8 @@ class Watch:
     def __init__(self, crew: Workers) -> None:
         self.crew = crew
         self.wake = threading.Condition(crew.run.lock)
+        #: The next item that is begun has to rouse it. Invariant: this is set before the items at work are looked at, and
+        #: a worker begins its item before it looks at this: so one of the two sees the other.
         self.asleep = False
         self.busy = False
         self.thread = threading.Thread(
@@ -203,14 +205,15 @@ class Watch:
         run = self.crew.run
         while True:
             with self.wake:
+                self.asleep = True
                 late, wait = self.crew.overdue(monotonic())
                 if run.stopped or not self.crew.members:
                     run.leave(self)
                     return
+                self.asleep = wait is None  # else an item that is begun later is late later
                 if not late:
-                    self.asleep = wait is None
                     self.wake.wait(wait)
-                    self.asleep = False
+                self.asleep = False
                 for worker in late:
                     worker.abandoned = True
                     self.crew.members.discard(worker)
