@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from fstream._interrupts import Uninterrupted
 from fstream._queues import Outlet, TakerQueue, ThreadQueue
-from fstream._spans import Closed, Feed, Window
+from fstream._spans import Closed, Feed, Upstream, Window
 
 if TYPE_CHECKING:
     import asyncio
@@ -156,6 +156,8 @@ class Run:
         self.windows: list[Window] = []
         self.crews: list[StageWorkers] = []
         self.feed: Feed
+        #: What the first stage draws from.
+        self.origin: Upstream
         self.outlet: Outlet
         #: From the consumer to the feeders: what one makes room for, those after it may take up.
         self.queues: list[TakerQueue] = []
@@ -231,8 +233,7 @@ class Run:
         for crew in self.crews[:position]:
             crew.window.stop()
             crew.stop()
-        if self.feeders:
-            self.feed.stopped = True
+        self.origin.stopped = True
         for feeder in self.feeders:
             feeder.stop()
 
@@ -280,8 +281,7 @@ class Run:
             self.stopped = True
             for window in self.windows:
                 window.stop()
-            if self.feeders:
-                self.feed.stopped = True
+            self.origin.stopped = True
             for part in (*self.feeders, *self.crews):
                 part.stop()
             for queue in self.queues:

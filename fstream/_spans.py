@@ -180,6 +180,14 @@ class Upstream(Protocol):
         """Let more be held, up to *most*, if that would bring more."""
         ...
 
+    #: Nothing more is to be drawn.
+    stopped: bool
+
+    @property
+    def has_more(self) -> bool:
+        """There is more here, or may be, whatever is further upstream."""
+        ...
+
     @property
     def end(self) -> Closed | None:
         """How it ended, None if more may come. Invariant: an end is one for ever, as takers leave that have seen it."""
@@ -266,6 +274,10 @@ class Feed:
         return self.blocked > 0
 
     @property
+    def has_more(self) -> bool:
+        return self.end is None
+
+    @property
     def end(self) -> Closed | None:
         if self.stopped:
             return CLOSED
@@ -292,12 +304,12 @@ class Slices:
         #: One that cannot change: a slice of one item costs five times as much, but is empty where that has gone.
         self.is_range = type(source) is range
         self.position = 0
-        self.over = False
+        self.over = self.stopped = False
 
     def available(self) -> int:
         # Counted anew each time: a list may grow while it is iterated.
         left = len(self.source) - self.position
-        return left if left > 0 and not self.over else 0
+        return left if left > 0 and not (self.over or self.stopped) else 0
 
     def draw(self, most: int) -> Drawn:
         position = self.position
@@ -320,6 +332,10 @@ class Slices:
     @property
     def waiting(self) -> bool:
         return self.available() > 0
+
+    @property
+    def has_more(self) -> bool:
+        return self.end is None
 
     @property
     def end(self) -> Closed | None:
@@ -418,6 +434,11 @@ class Window:
         self.hungry = False
         self.failure: Failure | None = None
         self.stopped = False
+        #: What upstream had more when it was last looked. Nothing between there and here has failed while it goes on, as
+        #: all that is upstream of a failure is stopped.
+        self.giver = upstream
+        #: How it ended, once it has without a failure of its own.
+        self.ended: Closed | None = None
 
     # ------------------------------------------------------------------------------------ the stage's workers
 
@@ -672,6 +693,17 @@ class Window:
             return False
         return not (self.divisible or self.loses) or all(span.closed for span in self.spans.values())
 
+    @property
+    def has_more(self) -> bool:
+        """There are outputs, or there may be some of what is held."""
+        if self.ready_count or self.entries:
+            return True
+        if self.stopped:
+            return False
+        if self.failure is not None:
+            return self.ordered and self.head < self.failure.index
+        return bool(self.spans or self.lone or self.returned or self.lone_items)
+
     # ------------------------------------------------------------------------------------ the taker downstream
 
     def harvest(self) -> None:
@@ -772,18 +804,33 @@ class Window:
 
     @property
     def end(self) -> Closed | None:
-        """How the outputs ended, None if more may come."""
-        if self.ready_count or self.entries:
-            return None
-        if self.stopped:
-            return CLOSED
-        if self.failure is not None:
-            if self.ordered and self.head < self.failure.index:
-                return None
-            return Closed(self.failure.error)
-        if not (self.spans or self.lone) and self.exhausted:
-            return self.upstream.end
-        return None
+        """How the outputs ended, None if more may come.
+
+        More may come while anything upstream has more. What had it the last time is asked first; else all that is
+        between is looked at, once for all of it: so a row costs as much as it has stages, not as much as their square.
+        """
+        passed: list[Window] = []
+        part: Upstream = self
+        while isinstance(part, Window):
+            if part.has_more:
+                end = None
+                break
+            if part.stopped:
+                end = CLOSED
+                break
+            if part.failure is not None:
+                end = Closed(part.failure.error)
+                break
+            passed.append(part)
+            if part.ended is not None or (part.giver.has_more and not part.giver.stopped):
+                part, end = part.giver, part.ended
+                break
+            part = part.upstream
+        else:
+            end = part.end
+        for window in passed:
+            window.giver, window.ended = part, end
+        return end
 
     @property
     def waiting(self) -> bool:
@@ -816,9 +863,20 @@ class Window:
         If they lack items for want of what is upstream, let that hold as much as this does. Whether they wait does not
         matter: small spans keep the workers of a stage as busy as large ones do.
         """
-        if self.lean:
-            self.lean = False
-            self.upstream.grow(self.room.limit)
+        chain = [(self, most)]
+        while (window := chain[-1][0]).lean:
+            window.lean = False
+            if not isinstance(window.upstream, Window):
+                window.upstream.grow(window.room.limit)
+                break
+            chain.append((window.upstream, window.room.limit))
+        grown = False
+        for window, limit in reversed(chain):
+            grown = window.widen(limit)
+        return grown
+
+    def widen(self, most: int) -> bool:
+        """Let it hold more itself, up to *most*, if its workers lack items for want of room."""
         idle = (
             self.busy < self.workers and self.room.free <= 0 and not self.takable() and self.upstream.waiting
         )

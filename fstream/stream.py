@@ -88,7 +88,14 @@ class Stream(_Chain[T_co], AsyncGenerator[T_co, None]):
 
     def in_order(self) -> Stream[T_co]:
         """Give this stream with all of its stages ordered."""
-        return self._outputs.in_order(self)
+        row: list[Any] = [self]
+        while isinstance(row[-1], Stream):
+            row.append(row[-1]._outputs.source)
+        source = row.pop()
+        for stream in reversed(row):
+            parts = stream._outputs.as_in_order(source)
+            source = stream if parts is None else Stream(*parts)
+        return source  # type: ignore[no-any-return]
 
     def __or__(self, g: Callable[[Self], U]) -> U:
         return g(self) if callable(g) else NotImplemented  # type: ignore[redundant-expr]
@@ -308,18 +315,15 @@ class _Outputs:
                 self.run = OPEN.get()(sources, stages, self.loop)
                 self.run.start()
 
-    def in_order(self, stream: Stream[Any]) -> Stream[Any]:
-        """The same stream if its stages are ordered, else a new one of stages that are."""
+    def as_in_order(self, source: Any) -> tuple[Any, Stage] | None:
+        """What a stream of the same outputs in order is made of, if *source* is in order; None if this one is."""
         if self.started:
             if self.stage is not None and not self.stage.ordered:
                 raise RuntimeError(f"ordered() came too late: the stream has started: <{self!r}>")
-            return stream
-        source = (
-            self.source._outputs.in_order(self.source) if isinstance(self.source, Stream) else self.source
-        )
+            return None
         if self.stage is None or (self.stage.ordered and source is self.source):
-            return stream
-        return Stream(source, replace(self.stage, ordered=True))
+            return None
+        return source, replace(self.stage, ordered=True)
 
     def taken(self) -> None:
         """Raise an error, unless who has taken this stream is through with it."""

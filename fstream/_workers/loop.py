@@ -26,7 +26,6 @@ __all__ = [
     "TaskFeeder",
     "TaskQueue",
     "TurnQueue",
-    "cancel",
     "close",
     "close_soon",
     "closing",
@@ -66,10 +65,34 @@ def call(loop: EventLoop, f: Callable[..., object], *args: Any) -> None:
         soon(loop, f, *args)
 
 
-def cancel(task: asyncio.Task[Any]) -> None:
-    """Cancel *task*, but once, whoever did it first: so that what it runs can clean up."""
-    if not task.cancelling():
-        task.cancel()
+class Cancellable:
+    """What a task of a run does for user code, which may be cancelled by anybody."""
+
+    run: Run
+    task: asyncio.Task[None] | None = None
+    #: It was cancelled by us: once, so that user code can clean up.
+    cancelled = False
+    #: How often others had cancelled it when user code came back last: that was swallowed, and is no end.
+    swallowed = 0
+
+    def came_back(self) -> None:
+        if self.task is not None:  # an eager task begins before it is known
+            self.swallowed = self.task.cancelling()
+
+    @property
+    def is_cancelled(self) -> bool:
+        """A cancellation is under way."""
+        return self.task is not None and self.task.cancelling() > self.swallowed
+
+    def cancel(self) -> None:
+        """Cancel it once. If others just did, it may be cleaning up, or have swallowed that: it is given a moment."""
+        if self.task is None or self.cancelled:
+            return
+        self.cancelled = True
+        if self.is_cancelled:
+            self.task.get_loop().call_later(self.run.GRACE, self.task.cancel)
+        else:
+            self.task.cancel()
 
 
 class LoopMember(Protocol):
@@ -327,7 +350,7 @@ def host_of(run: Run) -> Host:
     return run.host
 
 
-class TaskFeeder:
+class TaskFeeder(Cancellable):
     """The task that iterates an async source, and closes it."""
 
     abandoned = False
@@ -340,7 +363,6 @@ class TaskFeeder:
         self.busy = False
         #: It closes the source, which must not be cancelled.
         self.closing = False
-        self.task: asyncio.Task[None] | None = None
 
     def join(self, timeout: float) -> None:
         """It has left in its loop's thread, which is joined itself."""
@@ -357,8 +379,8 @@ class TaskFeeder:
         self.host.call(self._cancel)
 
     def _cancel(self) -> None:
-        if self.task is not None and not self.closing:
-            cancel(self.task)
+        if not self.closing:
+            self.cancel()
 
     def vanished(self) -> None:
         with self.run.lock:
@@ -400,6 +422,7 @@ class TaskFeeder:
 
     async def grant(self) -> int:
         feed = self.run.feed
+        self.came_back()
         feed.blocked += 1
         try:
             credits = await self.queue.get()
@@ -458,12 +481,31 @@ async def close(run: Run, complain: bool = True) -> None:
     with run.lock:
         members = list(run.members)
     run.stop()
-    await _wait(run, lambda: not run.members, run.GRACE)
-    await _wait(run, lambda: all(member.busy for member in run.members), run.LONGEST)
+    if members:
+        await _to_its_end(_wait_for_members(run))
     for member in members:
         if member not in run.members:
             member.join(run.LONGEST)  # it has left: what remains of it is a few instructions
     run.closed(complain)
+
+
+async def _wait_for_members(run: Run) -> None:
+    await _wait(run, lambda: not run.members, run.GRACE)
+    await _wait(run, lambda: all(member.busy for member in run.members), run.LONGEST)
+
+
+async def _to_its_end(coroutine: Coroutine[Any, Any, None]) -> None:
+    """Await *coroutine* to its end however often the caller is cancelled meanwhile, as scopes of anyio do; then say so."""
+    task = asyncio.create_task(coroutine)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
+    task.result()
 
 
 async def _wait(run: Run, condition: Callable[[], bool], timeout: float | None) -> None:

@@ -14,7 +14,7 @@ from fstream._spans import CLOSED, SPAN_SECONDS, Closed, Failure, Span, Window
 from fstream._stage import Stage, StageStatus
 from fstream._workers.call import Call, handled, handler_failed, is_failure, replaced
 from fstream._workers.crew import Crew
-from fstream._workers.loop import TaskQueue, cancel, host_of
+from fstream._workers.loop import Cancellable, TaskQueue, host_of
 
 if TYPE_CHECKING:
     from fstream._run import Run
@@ -58,8 +58,8 @@ class Workers(Crew):
     def cancel(self) -> None:
         """Cancel the workers that are in f; the others see that it is over."""
         for worker in self.members:
-            if worker.span is not None and worker.task is not None:
-                cancel(worker.task)
+            if worker.span is not None:
+                worker.cancel()
         self.unwatch()
 
     def arrived(self) -> Span | Closed | None:
@@ -149,7 +149,7 @@ class Workers(Crew):
         for worker in late:
             worker.abandoned = True
             self.members.discard(worker)
-            cancel(worker.task)
+            worker.cancel()
             self.lost(worker.span, self.too_late)
             with self.run.lock:
                 if not self.window.exhausted:
@@ -209,22 +209,24 @@ class AsyncCall(Call):
             return handler_failed(self.stage, failure, raised)
 
 
-class Worker:
+class Worker(Cancellable):
     """One task."""
-
-    busy = False  # it can be stopped: whoever closes the run waits for what f does when it is cancelled
 
     def __init__(self, crew: Workers, index: int) -> None:
         self.crew = crew
         self.run = crew.run
         self.index = index
         self.call = AsyncCall(crew.stage, index)
-        self.task: asyncio.Task[None] | None = None
         #: What it has in hand.
         self.span: Span | None = None
         #: When its present item was begun, if the stage has a time-out.
         self.begun: float | None = None
         self.abandoned = False
+
+    @property
+    def busy(self) -> bool:
+        """Nobody waits for it, as it may have swallowed its cancellation: for one that is stopped, they do."""
+        return self.abandoned
 
     def join(self, timeout: float) -> None:
         """It has left on its loop: there is no more of it."""
@@ -270,6 +272,7 @@ class Worker:
             span = taken
             crew.recruit()
             self.span = call.place = span
+            self.came_back()
             crew.latest = self
             begun = perf_counter()
             if call.started or await self.begin(span):
@@ -301,6 +304,7 @@ class Worker:
         waited = True
         crew.recruit()
         self.span = call.place = place = Span(0, ())
+        self.came_back()
         while items:
             try:
                 index, item = items.popleft()
@@ -401,9 +405,7 @@ class Worker:
 
     def is_stopped(self, error: BaseException) -> bool:
         """Tell a cancellation of this task from a `CancelledError` that f raised of its own."""
-        return (
-            isinstance(error, asyncio.CancelledError) and self.task is not None and self.task.cancelling() > 0
-        )
+        return isinstance(error, asyncio.CancelledError) and self.is_cancelled
 
 
 class Handler(Worker):
