@@ -1,4 +1,7 @@
-"""Keep Ctrl-C out of the few lines that must not be left in the middle: where a run is started, and where it ends."""
+"""Keep signal handlers out of the few lines that must not be left in the middle: where a run starts and where it ends.
+
+Ctrl-C is one of them, and so is an alarm that raises an exception, as soft time limits do.
+"""
 
 from __future__ import annotations
 
@@ -8,37 +11,79 @@ from __future__ import annotations
 import _signal as signal  # type: ignore[import-not-found]
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import Any, Final, TypeAlias
 
 __all__ = ["Uninterrupted"]
 
+Handler: TypeAlias = Callable[[int, FrameType | None], Any]
+
+SIGNALS: Final = range(1, signal.NSIG)
+
 
 class Uninterrupted:
-    """A block in which an interrupt waits for the end of the block.
+    """A block in which signals wait for the end of the block.
 
-    Python raises KeyboardInterrupt between any two steps of the main thread, and so also between the start of a worker
-    and the note that there is one. Nothing in such a block waits for user code: it lasts for a moment.
+    Python calls their handlers between any two steps of the main thread, and what these raise is raised there: also
+    between the start of a worker and the note that there is one. Nothing in such a block waits for user code: it lasts
+    for a moment. To block the signals instead would not do: any other thread may receive one for the main thread.
     """
 
-    __slots__ = ("frame", "handler")
+    __slots__ = ("handlers", "noted", "raised")
 
     def __enter__(self) -> None:
-        self.handler: Callable[[int, FrameType | None], Any] | None = None
-        #: Where it would have been raised.
-        self.frame: FrameType | None = None
-        handler = signal.getsignal(signal.SIGINT)
-        if callable(handler):  # else it is ignored, or ends the process, or is none of Python's
-            self.handler = handler
+        #: Those that are put off, by their signals.
+        self.handlers: dict[int, Handler] = {}
+        #: The signals that have come, and where their handlers would have been called.
+        self.noted: dict[int, FrameType | None] = {}
+        #: What a handler has raised while they were put off, one after the other.
+        self.raised: BaseException | None = None
+        while True:
             try:
-                signal.signal(signal.SIGINT, self._note)
-            except ValueError:  # not in the main thread, the only one that it is raised in
-                self.handler = None
+                self._put_off()
+            except BaseException as error:
+                self.raised = error
+            else:
+                return
 
-    def _note(self, _number: int, frame: FrameType | None) -> None:
-        self.frame = frame
+    def _put_off(self) -> None:
+        for number in SIGNALS:
+            handler = self.handlers.get(number) or signal.getsignal(number)
+            if callable(handler):  # else it is ignored, or ends the process, or is none of Python's
+                self.handlers[number] = handler
+                try:
+                    signal.signal(number, self._note)
+                except ValueError:  # not in the main thread, the only one that handlers are called in
+                    self.handlers.clear()
+                    return
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.noted[number] = frame
 
     def __exit__(self, *_: object) -> None:
-        if self.handler is not None:
-            signal.signal(signal.SIGINT, self.handler)
-            if self.frame is not None:
-                self.handler(signal.SIGINT, self.frame)
+        if self.handlers:
+            try:
+                self._put_back([*self.handlers])
+            finally:
+                self._call()
+
+    def _put_back(self, numbers: list[int]) -> None:
+        """Put the handlers back, all of them whatever one raises that is called meanwhile."""
+        try:
+            while numbers:
+                signal.signal(numbers[-1], self.handlers[numbers[-1]])
+                numbers.pop()
+        finally:
+            if numbers:
+                self._put_back(numbers)
+
+    def _call(self) -> None:
+        """Call those whose signals have come, all of them whatever one raises."""
+        try:
+            while self.noted:
+                number = next(iter(self.noted))
+                self.handlers[number](number, self.noted.pop(number))
+            if self.raised is not None:
+                raise self.raised
+        finally:
+            if self.noted:
+                self._call()

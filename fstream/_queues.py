@@ -204,7 +204,12 @@ class TakerQueue(Protocol):
 
 
 class ThreadQueue(queue.Queue[Any]):
-    """The queue of takers that are threads. One of them minds the deadline for all."""
+    """The queue of takers that are threads. One of them minds the deadline for all.
+
+    A taker may be the main thread, where a signal handler may raise between any two steps, also within those of a
+    `threading.Condition`, which then has released a lock that its caller releases once more. So a taker does not hold
+    the lock where it waits: it leaves the block that holds it, and enters another one.
+    """
 
     def __init__(self, buffer: Buffer, lock: threading.RLock, settle: Callable[[], None]) -> None:
         super().__init__()
@@ -215,8 +220,8 @@ class ThreadQueue(queue.Queue[Any]):
         #: Some taker minds the deadline.
         self.minded = False
         self.mutex = lock  # type: ignore[assignment]
-        self.not_empty = threading.Condition(lock)
-        self.not_full = threading.Condition(lock)
+        #: A lock for each taker that waits, which whoever wakes it releases, under the run's lock.
+        self.waiters: list[threading.Lock] = []
 
     def _qsize(self) -> int:
         # First, as a feeder that sees the mark settles nothing. If a taker was woken in vain, by what another one was
@@ -232,37 +237,62 @@ class ThreadQueue(queue.Queue[Any]):
         return taken
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
-        """Wait until there is something to take."""
-        with self.mutex:
-            self.takers += 1
-            try:
-                while not self._qsize():
-                    self.settle()
-                    if not self.signalled:
-                        self.wait()
-                return self._get()
-            except BaseException:  # interrupted: a wake-up meant for this taker goes to another
-                self.signalled = False
-                raise
-            finally:
-                self.takers -= 1
-
-    def wait(self) -> None:
-        if not self.watched or self.minded:
-            self.not_empty.wait()
-            return
-        self.minded = True
+        """Wait until there is something to take. Not with the lock held."""
+        waiter = threading.Lock()
+        waiter.acquire()
+        counted = minding = False
         try:
-            woken = self.not_empty.wait(self.buffer.patience)
+            while True:
+                with self.mutex:
+                    if not counted:
+                        self.takers += 1
+                        counted = True
+                    if self._qsize():
+                        taken = self._get()
+                        self.takers -= 1
+                        counted = False
+                        return taken
+                    self.settle()
+                    if self.signalled:
+                        continue
+                    patience = -1.0
+                    if self.watched and not self.minded:
+                        self.minded = minding = True
+                        patience = self.buffer.patience
+                    self.waiters.append(waiter)
+                woken = self.wait(waiter, patience)
+                with self.mutex:
+                    self.waiters.remove(waiter)
+                    woken = waiter.acquire(False) or woken  # perhaps it was just now
+                    if minding:
+                        self.watched = self.minded = minding = False
+                        if not woken:
+                            self.buffer.insist()
         finally:
-            self.watched = self.minded = False
-        if not woken:
-            self.buffer.insist()
+            if counted:  # interrupted: a wake-up meant for this taker goes to another
+                with self.mutex:
+                    self.signalled = False
+                    self.takers -= 1
+                    if minding:
+                        self.watched = self.minded = False
+                    if waiter in self.waiters:
+                        self.waiters.remove(waiter)
+
+    def wait(self, waiter: threading.Lock, patience: float) -> bool:
+        """Wait to be woken, for so many seconds, or for ever if that is -1; False if nobody did."""
+        return waiter.acquire(True, patience)
+
+    def notify(self) -> None:
+        """Wake one that waits."""
+        for waiter in self.waiters:
+            if waiter.locked():
+                waiter.release()
+                return
 
     def signal(self) -> None:
         self.signalled = True
-        self.not_empty.notify()
+        self.notify()
 
     def watch(self) -> None:
         self.watched = True
-        self.not_empty.notify()
+        self.notify()

@@ -26,7 +26,7 @@ import threading
 import weakref
 from collections.abc import Callable, Collection, Sequence
 from contextvars import Context, copy_context
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from fstream._interrupts import Uninterrupted
@@ -125,6 +125,13 @@ class ThreadMember(Member, Protocol):
     thread: threading.Thread
 
 
+#: In a row of no more queues than this, all are looked at after each change: two microseconds each.
+SHORT_ROW: Final = 8
+
+#: In a longer one, while anything changes, all of them so often: in seconds for each of them.
+FULL_LOOK_SECONDS: Final = 0.0002
+
+
 class Run:
     """A row of stages at work on some sources."""
 
@@ -145,9 +152,7 @@ class Run:
         self.host: Host | None = None
         self.stopped = False
         self.members: set[Member] = set()
-        #: Notified when a member leaves.
-        self.left = threading.Condition(self.lock)
-        #: Called, on whatever thread, when a member leaves: the same for event loops.
+        #: Called, on whatever thread, when a member leaves.
         self.on_leave: list[Callable[[], object]] = []
         #: Errors of ``on_done``, for the consumer when all is over.
         self.complaints: list[BaseException] = []
@@ -161,6 +166,8 @@ class Run:
         self.outlet: Outlet
         #: From the consumer to the feeders: what one makes room for, those after it may take up.
         self.queues: list[TakerQueue] = []
+        #: When `settle` is to look at all of them again.
+        self.due = 0.0
 
     # ---------------------------------------------------------------------------------------------- opening
 
@@ -193,11 +200,21 @@ class Run:
 
     # ------------------------------------------------------------------------------------- keeping it going
 
-    def settle(self) -> None:
-        """Wake every taker that waits and can go on now. Under the lock, after each change."""
+    def settle(self, taker: TakerQueue | None = None) -> None:
+        """Wake every taker that waits and can go on now. Under the lock, after each change.
+
+        What a worker changes is of concern to those beside it: in a long row no others are looked at where *taker*, its
+        queue, is given. Whether to hold more, which goes up the whole row, is then seen to now and then.
+        """
+        queues = self.queues
+        if taker is not None and len(queues) > SHORT_ROW:
+            if (now := self.clock()) < self.due:
+                queues = self.beside(taker)
+            else:
+                self.due = now + FULL_LOOK_SECONDS * len(queues)
         # Whether the consumer waits for more than there is room for. Where it does not, stages hold what they hold.
         wanted = False
-        for queue in self.queues:
+        for queue in queues:
             if queue.takers and not queue.signalled:
                 if queue.buffer.ready():
                     queue.signal()
@@ -206,8 +223,15 @@ class Run:
                 if not queue.watched and queue.buffer.impatient():
                     queue.watch()
 
+    def beside(self, taker: TakerQueue) -> list[TakerQueue]:
+        """The queue of a stage's workers, that of their takers, and those of whom they take from."""
+        at = self.queues.index(taker)
+        feeders = len(self.queues) - len(self.feeders)
+        return self.queues[max(0, at - 1) : at + 2 if at + 1 < feeders else None]
+
     def enter(self, member: Member) -> None:
-        self.members.add(member)
+        with self.lock:
+            self.members.add(member)
 
     def launch(self, member: ThreadMember) -> None:
         """Have a member enter, and start its thread."""
@@ -222,7 +246,6 @@ class Run:
     def leave(self, member: Member) -> None:
         """A member has nothing left to do. Under the lock. No taker waits for this."""
         self.members.discard(member)
-        self.left.notify_all()
         calls, self.on_leave = self.on_leave, []
         for call in calls:
             call()
@@ -259,7 +282,7 @@ class Run:
         try:
             with self.lock:
                 self.outlet.settle_up()
-                taken = queue.get()
+            taken = queue.get()
             if type(taken) is not Closed:
                 return taken  # type: ignore[no-any-return]
             if taken.error is None and not self.stopped:
@@ -294,11 +317,23 @@ class Run:
         """Wait until all members have left that were not abandoned; for those busy in user code, until *timeout*."""
         # Tasks of the loop that this thread runs cannot go on while it waits.
         kept = self.host.kept() if self.host is not None else ()
-        with self.lock:
-            self.left.wait_for(lambda: all(m.abandoned or m in kept for m in self.members), timeout)
-            self.left.wait_for(
-                lambda: all(m.busy or m in kept for m in self.members), 0 if timeout is None else self.LONGEST
-            )
+        self.wait_for(lambda: all(m.abandoned or m in kept for m in self.members), timeout)
+        self.wait_for(
+            lambda: all(m.busy or m in kept for m in self.members), 0 if timeout is None else self.LONGEST
+        )
+
+    def wait_for(self, condition: Callable[[], bool], timeout: float | None) -> None:
+        """Wait until *condition*, which members change that leave. Not with the lock held; see `ThreadQueue`."""
+        deadline = None if timeout is None else monotonic() + timeout
+        while True:
+            left = Lock()
+            left.acquire()
+            with self.lock:
+                if condition():
+                    return
+                self.on_leave.append(left.release)
+            if not left.acquire(True, -1 if deadline is None else max(0.0, deadline - monotonic())):
+                return
 
     def close(self, complain: bool = True) -> None:
         """End the run: stop what can be stopped, and wait for it, but not for user code."""
@@ -308,9 +343,10 @@ class Run:
             members = list(self.members)
         self.stop()
         self.wait(self.GRACE)
-        for member in members:
-            if member not in self.members:
-                member.join(self.LONGEST)
+        with Uninterrupted():  # a join that is interrupted takes the thread for ended, on Python 3.11
+            for member in members:
+                if member not in self.members:
+                    member.join(self.LONGEST)
         self.closed(complain)
 
     def closed(self, complain: bool) -> None:

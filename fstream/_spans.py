@@ -434,9 +434,9 @@ class Window:
         self.hungry = False
         self.failure: Failure | None = None
         self.stopped = False
-        #: What upstream had more when it was last looked. Nothing between there and here has failed while it goes on, as
-        #: all that is upstream of a failure is stopped.
-        self.giver = upstream
+        #: What upstream had more when it was last looked. Nothing between there and here has failed while it goes on: all
+        #: that is upstream of a failure is stopped.
+        self.giver: Upstream = upstream
         #: How it ended, once it has without a failure of its own.
         self.ended: Closed | None = None
 
@@ -823,7 +823,8 @@ class Window:
                 break
             passed.append(part)
             if part.ended is not None or (part.giver.has_more and not part.giver.stopped):
-                part, end = part.giver, part.ended
+                end = part.ended
+                part = part.giver
                 break
             part = part.upstream
         else:

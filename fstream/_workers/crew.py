@@ -83,7 +83,7 @@ class Crew:
             self.coming -= 1
             taken: Span | Closed | None = self.queue.buffer.poll()
             count = min(len(self.members), self.window.backlog)
-            self.run.settle()
+            self.settle_beside()
         self.recruit(count)
         return taken
 
@@ -92,8 +92,12 @@ class Crew:
         with self.run.lock:
             self.window.done(span, elapsed)
             taken: Span | Closed | None = self.queue.buffer.poll() if wanted else None
-            self.run.settle()
+            self.settle_beside()
             return taken
+
+    def settle_beside(self) -> None:
+        """A worker has taken or finished something. Under the lock."""
+        self.run.settle(self.queue)
 
     def status(self) -> StageStatus:
         """What the worker that ends now is told. Who takes its place counts, while the stage goes on."""

@@ -88,10 +88,12 @@ class ThreadFeeder:
 
     def grant(self) -> int:
         """Wait for room; 0 if the run is over."""
-        with self.run.lock:
+        feed, lock = self.run.feed, self.run.lock
+        with lock:
             self.busy = False
-            self.run.feed.blocked += 1
-            credits = self.queue.get()
-            self.run.feed.blocked -= 1
+            feed.blocked += 1
+        credits = self.queue.get()
+        with lock:
+            feed.blocked -= 1
             self.busy = True
-            return 0 if type(credits) is Closed else credits
+        return 0 if type(credits) is Closed else credits

@@ -213,13 +213,15 @@ class TurnQueue(ThreadQueue):
         #: that a turn that lasts, as f blocks the loop, keeps nothing from it.
         self.late = True
 
-    def wait(self) -> None:
-        if self.late or self.watched:
+    def wait(self, waiter: threading.Lock, patience: float) -> bool:
+        if self.late or patience >= 0:
             began = monotonic()
-            super().wait()
+            woken = super().wait(waiter, patience)
             self.late = monotonic() - began > SPAN_SECONDS
-        else:
-            self.late = not (self.not_empty.wait(SPAN_SECONDS) or self.buffer.ready())
+        elif not (woken := super().wait(waiter, SPAN_SECONDS)):
+            with self.mutex:
+                self.late = not self.buffer.ready()
+        return woken
 
     def signal(self) -> None:
         if self.late or not is_here(self.host.loop):
@@ -231,7 +233,7 @@ class TurnQueue(ThreadQueue):
     def _end_of_turn(self) -> None:
         with self.mutex:
             if self.signalled:
-                self.not_empty.notify()
+                self.notify()
 
 
 def kept_by(loop: EventLoop) -> set[Host]:
@@ -495,7 +497,7 @@ async def _wait_for_members(run: Run) -> None:
 
 
 async def _to_its_end(coroutine: Coroutine[Any, Any, None]) -> None:
-    """Await *coroutine* to its end however often the caller is cancelled meanwhile, as scopes of anyio do; then say so."""
+    """Await *coroutine* to its end, however often the caller is cancelled meanwhile (anyio's scopes do so); then say so."""
     task = asyncio.create_task(coroutine)
     cancelled: asyncio.CancelledError | None = None
     while not task.done():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from fstream._fusion import fuse
 from fstream._queues import Outlet
 from fstream._run import Feeder, Run, StageWorkers
-from fstream._spans import Feed, Room, Slices, Window, sliceable
+from fstream._spans import Feed, Room, Slices, Upstream, Window, sliceable
 from fstream._stage import Stage
 from fstream._workers.feeder import ThreadFeeder
 from fstream._workers.kinds import backend_of
@@ -69,7 +69,7 @@ def lay(
         run.origin = run.feed = Feed(room, len(sources))
         run.feed.alone = not stages
         run.feeders = [open_feeder(run, source) for source in sources]
-    upstream = run.origin
+    upstream: Upstream = run.origin
     for stage, count in zip(stages, workers, strict=True):
         if run.windows:
             room = Room(stage.maxsize, 2 * count)

@@ -31,7 +31,7 @@ class Workers(Crew):
     def __init__(self, run: Run, stage: Stage, window: Window) -> None:
         super().__init__(run, stage, window)
         self.worker = Worker
-        self.queue = TaskQueue(Work(window, run.clock), run.lock, run.settle)
+        self.queue = TaskQueue(Work(window, run.clock), run.lock, self.settle_beside)
         self.host = host_of(run)
         self.ending = asyncio.Lock()
         #: Who took up or finished an item last.
@@ -128,7 +128,7 @@ class Workers(Crew):
         """Lone items were done. Under the lock."""
         if not self.window.one_each:
             self.window.harvest()
-        self.run.settle()
+        self.settle_beside()
 
     def make_good(self, failure: Failure, victim: Span) -> None:
         if isinstance(self.stage.on_error, str):

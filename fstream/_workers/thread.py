@@ -25,7 +25,7 @@ class Workers(Crew):
     def __init__(self, run: Run, stage: Stage, window: Window) -> None:
         super().__init__(run, stage, window)
         self.worker = Worker
-        self.queue = ThreadQueue(Work(window, run.clock), run.lock, run.settle)
+        self.queue = ThreadQueue(Work(window, run.clock), run.lock, self.settle_beside)
         #: One worker ends at a time, so that the last one to be told so is the last.
         self.ending = threading.Lock()
         self.watch = Watch(self) if stage.timeout is not None else None
@@ -183,8 +183,8 @@ class Watch:
     def __init__(self, crew: Workers) -> None:
         self.crew = crew
         self.wake = threading.Condition(crew.run.lock)
-        #: The next item that is begun has to rouse it. Invariant: this is set before the items at work are looked at, and
-        #: a worker begins its item before it looks at this: so one of the two sees the other.
+        #: The next item that is begun has to rouse it. Invariant: this is set before the items at work are looked at,
+        #: and a worker begins its item before it looks at this: so one of the two sees the other.
         self.asleep = False
         self.busy = False
         self.thread = threading.Thread(

@@ -1,0 +1,215 @@
+"""A signal handler that raises, as soft time limits do, between any two steps of the main thread: nothing is left."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import count
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from fstream import Stream, pmap
+from fstream._interrupts import Uninterrupted
+from tests.gates import Gate
+from tests.leaks import Running, check_no_leaks
+
+
+class SoftLimit(Exception):
+    pass
+
+
+class AnotherLimit(Exception):
+    pass
+
+
+def raise_limit(*_: object) -> None:
+    raise SoftLimit
+
+
+def raise_another(*_: object) -> None:
+    raise AnotherLimit
+
+
+@pytest.fixture(autouse=True)
+def limits() -> Iterator[None]:
+    before = [signal.signal(signal.SIGALRM, raise_limit), signal.signal(signal.SIGUSR1, raise_another)]
+    yield
+    signal.signal(signal.SIGALRM, before[0])
+    signal.signal(signal.SIGUSR1, before[1])
+
+
+def handlers() -> list[Any]:
+    return [signal.getsignal(signal.SIGALRM), signal.getsignal(signal.SIGUSR1)]
+
+
+def test_every_signal_waits_for_the_end_of_the_block():
+    steps = []
+    with pytest.raises(SoftLimit) as caught, Uninterrupted():
+        signal.raise_signal(signal.SIGUSR1)
+        steps.append("one")
+        with Uninterrupted():
+            signal.raise_signal(signal.SIGALRM)
+            steps.append("two")
+    assert steps == ["one", "two"]
+    assert isinstance(caught.value.__context__, AnotherLimit)
+    assert handlers() == [raise_limit, raise_another]
+
+
+def test_handlers_that_return_are_all_called_at_the_end_of_the_block():
+    called: list[tuple[int, str]] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        assert frame is not None
+        called.append((number, frame.f_code.co_name))
+
+    signal.signal(signal.SIGALRM, note)
+    signal.signal(signal.SIGUSR1, note)
+    with Uninterrupted():
+        signal.raise_signal(signal.SIGUSR1)
+        signal.raise_signal(signal.SIGALRM)
+        assert not called
+    name = test_handlers_that_return_are_all_called_at_the_end_of_the_block.__name__
+    assert sorted(called) == sorted([(int(signal.SIGUSR1), name), (int(signal.SIGALRM), name)])
+
+
+class Raising:
+    """A profiler that sends the main thread a signal at its nth step: a call, or a return from one of C's functions.
+
+    These are where Python looks whether a handler is to be called, but for the turns of a loop.
+    """
+
+    def __init__(self, nth: int, number: int = signal.SIGALRM) -> None:
+        self.left = nth
+        self.number = number
+        self.inside = ""
+
+    def __call__(self, frame: FrameType, event: str, _: Any) -> None:
+        if event in ("call", "c_return"):
+            self.left -= 1
+            if self.left == 0:
+                self.inside = frame.f_code.co_qualname
+                signal.raise_signal(self.number)
+
+
+def test_a_signal_in_any_step_of_the_block_itself_puts_the_handlers_back():
+    for nth in count(1):
+        entered = left = False
+        raising = Raising(nth)
+        sys.setprofile(raising)
+        try:
+            with Uninterrupted():
+                entered = True
+                left = True
+        except SoftLimit:
+            assert entered == left  # before the block, or at its end: never in the middle
+        finally:
+            sys.setprofile(None)
+        assert handlers() == [raise_limit, raise_another], f"at step {nth}, in {raising.inside}"
+        if raising.left > 0:
+            break
+    assert nth > 50
+
+
+def inverse(item: int) -> float:
+    return 1 / (5 - item)
+
+
+async def inverse_async(item: int) -> float:
+    return inverse(item)
+
+
+def to_its_error(stream: Stream[float]) -> None:
+    with suppress(ZeroDivisionError):
+        list(stream)
+
+
+def closed_early(stream: Stream[float]) -> None:
+    next(stream)
+    stream.close()
+
+
+def open_files() -> int:
+    return len(os.listdir("/dev/fd"))
+
+
+def interrupt_everywhere(
+    make: Callable[[], Stream[float]], consume: Callable[[Stream[float]], object], before: Running, stride: int
+) -> int:
+    """Send a signal at each step in turn, and see that nothing is left; give how many steps there were, about."""
+    consume(make())
+    for nth in count(1, stride):
+        stream = make()
+        raising = Raising(nth)
+        began = time.monotonic()
+        sys.setprofile(raising)
+        try:
+            consume(stream)
+        except SoftLimit:
+            pass
+        finally:
+            sys.setprofile(None)
+        assert time.monotonic() - began < 4.0
+        del stream
+        check_no_leaks(before)
+        assert handlers() == [raise_limit, raise_another], f"at step {nth}, in {raising.inside}"
+        if raising.left > 0:
+            return nth
+    raise AssertionError
+
+
+# A handler that raises while something is collected is printed, and ignored.
+ignored = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@ignored
+@pytest.mark.timeout(240)  # many runs, of which each starts threads
+@pytest.mark.parametrize("consume", [list, to_its_error, closed_early])
+@pytest.mark.parametrize(("kind", "stride"), [("sync", 1), ("thread", 7), ("task", 11), ("process", 23)])
+def test_a_signal_at_any_step_leaves_nothing_behind(
+    kind: str, stride: int, consume: Callable[[Stream[float]], object], no_leaks: Running
+):
+    def make() -> Stream[float]:
+        return pmap(f, iter(items), kind=kind, workers=2, maxsize=2)  # type: ignore[arg-type]
+
+    f = inverse_async if kind == "task" else inverse
+    items = range(10 if consume is to_its_error else 5)
+    if kind == "sync":
+        f = inverse
+    files = open_files()
+    assert interrupt_everywhere(make, consume, no_leaks, stride) > (20 if kind == "sync" else 100)
+    gc.collect()
+    if kind != "process":  # warm ones have some
+        assert open_files() <= files
+
+
+def test_a_signal_while_the_consumer_waits_is_raised_there(gate: Gate, concurrent_kind: str, no_leaks: Running):
+    async def hold_task(item: int) -> int:
+        await gate.passed()
+        return item
+
+    def hold(item: int) -> int:
+        gate.wait()
+        return item
+
+    main = threading.main_thread().ident
+    assert main is not None
+    for make in (lambda: pmap(hold_task if concurrent_kind == "task" else hold, [1, 2], kind=concurrent_kind),) * 3:
+        stream = make()
+        alarm = threading.Timer(0.05, signal.pthread_kill, (main, signal.SIGALRM))
+        alarm.start()
+        began = time.monotonic()
+        with pytest.raises(SoftLimit):
+            next(stream)
+        assert time.monotonic() - began < 2.0
+        alarm.join()
+        assert list(stream) == []
+    gate.open()
+    check_no_leaks(no_leaks)
