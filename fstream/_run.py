@@ -24,6 +24,7 @@ import atexit
 import os
 import threading
 import weakref
+from _thread import start_new_thread  # the least there is: `threading` has locks of its own
 from collections.abc import Callable, Collection, Sequence
 from contextvars import Context, copy_context
 from time import monotonic, perf_counter
@@ -312,6 +313,21 @@ class Run:
                 # somebody was woken, or a waiter that is none.
                 for _ in range(queue.takers + 1 if queue.takers else 0):
                     queue.signal()
+
+    def drop(self) -> None:
+        """Stop it, as its stream was collected: in whatever thread that was, and in the middle of whatever it did.
+
+        So this waits for no lock: two threads that collect each other's streams, each with a lock of its own, would wait
+        for ever; nor does it go on with one that this thread holds, in the middle of a change.
+        """
+        owned: bool = self.lock._is_owned()  # type: ignore[attr-defined]  # as `threading.Condition` asks
+        if not owned and self.lock.acquire(blocking=False):
+            try:
+                self.stop()
+            finally:
+                self.lock.release()
+        elif not self.stopped:
+            start_new_thread(self.stop, ())
 
     def wait(self, timeout: float | None) -> None:
         """Wait until all members have left that were not abandoned; for those busy in user code, until *timeout*."""

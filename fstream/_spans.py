@@ -247,8 +247,9 @@ class Feed:
         if error is not None and self.error is None:
             self.error = error
             self.feeders = 0
-            # What other feeders pull from now on goes nowhere: they append to the old one.
-            self.pending = self.pending.copy()
+            # What other feeders pull from now on goes nowhere: they append to the old one, at any moment.
+            old, self.pending = self.pending, deque()
+            self.pending.extend(old.popleft() for _ in range(len(old)))
 
     def available(self) -> int:
         return 0 if self.stopped else len(self.pending)
@@ -434,8 +435,8 @@ class Window:
         self.hungry = False
         self.failure: Failure | None = None
         self.stopped = False
-        #: What upstream had more when it was last looked. Nothing between there and here has failed while it goes on: all
-        #: that is upstream of a failure is stopped.
+        #: What upstream had more when it was last looked. Nothing between there and here has failed while it goes on:
+        #: all that is upstream of a failure is stopped.
         self.giver: Upstream = upstream
         #: How it ended, once it has without a failure of its own.
         self.ended: Closed | None = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -194,7 +193,7 @@ def _check_timeout(value: object) -> None:
         return
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"timeout must be a number of seconds or None, got {value!r}")
-    if not value > 0 or math.isnan(value):
+    if not value > 0:  # nor is what is not a number
         raise ValueError(f"timeout must be greater than 0 seconds, got {value}")
 
 

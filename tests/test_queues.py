@@ -111,7 +111,7 @@ def test_a_consumer_is_woken_once_for_each_turn_of_the_loop(monkeypatch: pytest.
     async def main() -> list[int]:
         box, woken, counts = Box(), [], []
         queue = box.queue = TurnQueue(cast(Host, OneLoop()), box, box.lock, box.settle)
-        monkeypatch.setattr(queue.not_empty, "notify", lambda: woken.append(1))
+        monkeypatch.setattr(queue, "notify", lambda: woken.append(1))
         queue.takers = 1
         for queue.late in (False, True):
             for thing in "abc":

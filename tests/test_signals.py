@@ -141,7 +141,10 @@ def open_files() -> int:
 
 
 def interrupt_everywhere(
-    make: Callable[[], Stream[float]], consume: Callable[[Stream[float]], object], before: Running, stride: int
+    make: Callable[[], Stream[float]],
+    consume: Callable[[Stream[float]], object],
+    before: Running,
+    stride: int,
 ) -> int:
     """Send a signal at each step in turn, and see that nothing is left; give how many steps there were, about."""
     consume(make())
@@ -190,7 +193,9 @@ def test_a_signal_at_any_step_leaves_nothing_behind(
         assert open_files() <= files
 
 
-def test_a_signal_while_the_consumer_waits_is_raised_there(gate: Gate, concurrent_kind: str, no_leaks: Running):
+def test_a_signal_while_the_consumer_waits_is_raised_there(
+    gate: Gate, concurrent_kind: str, no_leaks: Running
+):
     async def hold_task(item: int) -> int:
         await gate.passed()
         return item
@@ -201,7 +206,9 @@ def test_a_signal_while_the_consumer_waits_is_raised_there(gate: Gate, concurren
 
     main = threading.main_thread().ident
     assert main is not None
-    for make in (lambda: pmap(hold_task if concurrent_kind == "task" else hold, [1, 2], kind=concurrent_kind),) * 3:
+    for make in (
+        lambda: pmap(hold_task if concurrent_kind == "task" else hold, [1, 2], kind=concurrent_kind),
+    ) * 3:
         stream = make()
         alarm = threading.Timer(0.05, signal.pthread_kill, (main, signal.SIGALRM))
         alarm.start()

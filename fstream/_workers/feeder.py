@@ -24,7 +24,8 @@ class ThreadFeeder:
         self.source: Iterable[Any] | None = source
         self.queue = ThreadQueue(Credits(run.feed), run.lock, run.settle)
         self.busy = False
-        #: The runs that were started by its source, in its thread: streams that it iterates, however wrapped.
+        #: The runs that were started by its source, in its thread: streams that it iterates, however wrapped. Under the
+        #: lock.
         self.inner: weakref.WeakSet[Run] = weakref.WeakSet()
         self.thread = threading.Thread(
             target=run.context.copy().run, args=(self.main,), name="fstream-feeder", daemon=True
@@ -34,7 +35,8 @@ class ThreadFeeder:
         self.run.launch(self)
 
     def adopt(self, run: Run) -> None:
-        self.inner.add(run)
+        with self.run.lock:  # `stop` may be looking at them
+            self.inner.add(run)
 
     def stop(self) -> None:
         """Wake it from a source that is a stream; another one that blocks cannot be stopped."""

@@ -78,7 +78,7 @@ class Workers(Crew):
                     window.draw_lone(missing)
                 if not window.lone_items:
                     taken = self.poll()
-                self.run.settle()
+                self.settle_beside()
         self.recruit(more)
         return taken
 
