@@ -1,4 +1,4 @@
-"""Keep signal handlers out of the few lines that must not be left in the middle: where a run starts and where it ends.
+"""Keep signal handlers out of the few lines that must not be left in the middle: where a run starts, and where it ends.
 
 Ctrl-C is one of them, and so is an alarm that raises an exception, as soft time limits do.
 """

@@ -315,10 +315,10 @@ class Run:
                     queue.signal()
 
     def drop(self) -> None:
-        """Stop it, as its stream was collected: in whatever thread that was, and in the middle of whatever it did.
+        """Stop it: its stream was collected, in whatever thread that was, in the middle of whatever it did.
 
-        So this waits for no lock: two threads that collect each other's streams, each with a lock of its own, would wait
-        for ever; nor does it go on with one that this thread holds, in the middle of a change.
+        So this waits for no lock, as two threads that collect each other's streams, each with a lock of its own, would
+        wait for ever; nor does it go on with one that this thread holds, in the middle of a change.
         """
         owned: bool = self.lock._is_owned()  # type: ignore[attr-defined]  # as `threading.Condition` asks
         if not owned and self.lock.acquire(blocking=False):

@@ -823,8 +823,8 @@ class Window:
                 end = Closed(part.failure.error)
                 break
             passed.append(part)
-            if part.ended is not None or (part.giver.has_more and not part.giver.stopped):
-                end = part.ended
+            end = part.ended
+            if end is not None or (part.giver.has_more and not part.giver.stopped):
                 part = part.giver
                 break
             part = part.upstream

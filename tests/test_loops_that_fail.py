@@ -64,6 +64,7 @@ def test_no_file_is_left_for_a_loop(script: Script):
         async def fetch(x):
             return x
 
+        print(list(pmap(fetch, [1])))
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
         held = []
@@ -80,7 +81,7 @@ def test_no_file_is_left_for_a_loop(script: Script):
             os.close(each)
         print(list(pmap(fetch, [1])))
     """
-    assert script(source).stdout.split("\n")[:2] == ["an error", "[1]"]
+    assert script(source).stdout.split("\n")[:3] == ["[1]", "an error", "[1]"]
 
 
 def test_where_there_is_no_epoll_the_loop_is_that_of_asyncio(script: Script):

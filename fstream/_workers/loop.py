@@ -497,7 +497,7 @@ async def _wait_for_members(run: Run) -> None:
 
 
 async def _to_its_end(coroutine: Coroutine[Any, Any, None]) -> None:
-    """Await *coroutine* to its end, however often the caller is cancelled meanwhile, as anyio's scopes do; say so then."""
+    """Await *coroutine* to its end, however often the caller is cancelled, as scopes of anyio do; then say so."""
     task = asyncio.create_task(coroutine)
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
