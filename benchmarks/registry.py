@@ -1,12 +1,13 @@
 """Every row, by name."""
 
-from benchmarks import efficiency, http, memory, payload, per_item, startup, waiting
+from benchmarks import efficiency, http, memory, payload, per_item, stages, startup, waiting
 from benchmarks.rows import Row
 
 ROWS = (
     *per_item.ROWS,
     *efficiency.ROWS,
     *waiting.ROWS,
+    *stages.ROWS,
     *payload.ROWS,
     *http.ROWS,
     *memory.ROWS,
