@@ -46,15 +46,17 @@ class Uninterrupted:
                 return
 
     def _put_off(self) -> None:
-        for number in SIGNALS:
-            handler = self.handlers.get(number) or signal.getsignal(number)
-            if callable(handler):  # else it is ignored, or ends the process, or is none of Python's
-                self.handlers[number] = handler
-                try:
-                    signal.signal(number, self._note)
-                except ValueError:  # not in the main thread, the only one that handlers are called in
-                    self.handlers.clear()
-                    return
+        for number, handler in zip(SIGNALS, map(signal.getsignal, SIGNALS), strict=True):
+            if (
+                handler.__class__ is int or handler is None
+            ):  # ignored, or the end of the process, or none of Python's
+                continue
+            self.handlers.setdefault(number, handler)
+            try:
+                signal.signal(number, self._note)
+            except ValueError:  # not in the main thread, the only one that handlers are called in
+                self.handlers.clear()
+                return
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.noted[number] = frame
