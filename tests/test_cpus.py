@@ -10,7 +10,7 @@ import pytest
 
 from fstream import _cpus
 from fstream._cpus import cpu_count, quota
-from fstream._run import default_workers
+from fstream._workers.kinds import _BACKENDS
 from tests.scripts import printed, run_script
 
 
@@ -90,7 +90,7 @@ def test_the_quota_rounded_up_is_the_most(monkeypatch: pytest.MonkeyPatch, limit
     monkeypatch.setattr(_cpus, "_bound_to", lambda: 8)
     monkeypatch.setattr(_cpus, "quota", lambda: limit)
     assert cpu_count() == cpus
-    assert (default_workers("process"), default_workers("thread")) == (cpus, cpus + 4)
+    assert (_BACKENDS["process"].default_workers(), _BACKENDS["thread"].default_workers()) == (cpus, cpus + 4)
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="a process cannot be bound here")
@@ -98,8 +98,8 @@ def test_a_process_that_is_bound_to_one_cpu_has_one_worker(tmp_path: Path):
     source = """
         import os
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-        from fstream._run import default_workers
-        print(default_workers("process"))
+        from fstream._workers.kinds import _BACKENDS
+        print(_BACKENDS["process"].default_workers())
     """
     assert printed(run_script(tmp_path, source)) == "1"
 
