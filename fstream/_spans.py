@@ -59,6 +59,10 @@ SHORT: Final = 64
 #: A span never grows beyond this many items.
 MAX_SPAN: Final = 4096
 
+#: A worker claims so many items of its span at a time: enough that the lock costs nothing, few enough that a list of them
+#: takes no time.
+STRIDE: Final = 1024
+
 #: A window that sizes itself never holds more cheap items than this, or between processes, where a span may be half as
 #: much, than so many ...
 MAX_CHEAP: Final = 1 << 15
@@ -95,21 +99,32 @@ Drawn: TypeAlias = tuple[Sequence[Any], int]
 class Span:
     """A contiguous run of a stage's inputs in the hands of one worker.
 
+    Its worker claims a stride of the items at a time and runs them; others take from it what it has not started, also
+    of the stride that it is at.
+
     Invariant: ``slots[n]`` is the slot of ``items[n]``; its worker appends them in order, nobody else does.
-    Invariant: an item is started by exactly one ``next(todo)``. The iterator of a sequence that is made in C gives each
-    item to one caller only, so whoever drains *todo* has taken the rest of the span from its worker, even while that is
-    busy with the item before.
+    Invariant: `claim` and `rest` are called under one lock.
+    Invariant: a worker iterates its stride, by an iterator of its own, and appends the slot of each item before it goes
+    on to the next. So it starts none once `halt` has emptied the stride, but the one that may be at work then. That is
+    the first that has no slot, and its own, whether it has been started or not.
     """
 
-    __slots__ = ("begun", "closed", "given", "items", "slots", "start", "todo", "tried", "tries")
+    __slots__ = (
+        "begun", "closed", "filled", "given", "items", "sent", "slots", "start", "stride", "tried", "tries",
+    )  # fmt: skip
 
     def __init__(self, start: int, items: Sequence[Any], tries: int = 0) -> None:
         self.start = start
         #: A slice of the source, perhaps: that of a range makes no items before they are asked for, nor on its way to a
         #: process.
         self.items = items
-        self.todo: Iterator[Any] = iter(items)
         self.slots: list[Any] = []
+        #: What its worker appends to: its slots, but in a simulated process, which sends them later.
+        self.filled = self.slots
+        #: What its worker has claimed last; None before it has claimed anything.
+        self.stride: list[Any] | None = None
+        #: It is in another process, or nothing of it is to be run: nobody here can take anything of it.
+        self.sent = False
         #: How many slots the taker downstream has been given.
         self.given = 0
         #: True when the worker will append no more.
@@ -121,20 +136,36 @@ class Span:
         #: How often the item at work was tried so far and failed; 0 before its worker tries it again.
         self.tried = 0
 
+    def claim(self) -> Iterator[Any] | None:
+        """Give the worker its next items, None at the end."""
+        first = len(self.filled)
+        self.stride = list(self.items[first : first + STRIDE])
+        return iter(self.stride) if self.stride else None
+
+    def halt(self) -> None:
+        """Have the worker start nothing more before it has claimed it."""
+        if self.stride:
+            self.stride.clear()
+
     def rest(self) -> Span | None:
         """Take the items back that the worker has not started, as a span of their own."""
-        items = list(self.todo)
-        if not items:
+        self.halt()
+        kept = 0
+        if self.stride is not None:
+            # Without the GIL, too, one of two changes of a list is the first. The worker has appended its last slot
+            # before this one, and the slot is counted; or after it, and the worker finds its stride empty then.
+            self.filled.extend(())
+            kept = len(self.filled) + 1
+        if self.sent or kept >= len(self.items):
             return None
-        kept = len(self.items) - len(items)
+        rest = Span(self.start + kept, self.items[kept:], 0 if kept else self.tries)
         self.items = self.items[:kept]
-        return Span(self.start + kept, items, 0 if kept else self.tries)
+        return rest
 
     def split(self, count: int) -> Span:
         """Keep the first *count* items of a span that no worker has; give the others as a new one."""
         tail = Span(self.start + count, self.items[count:])
         self.items = self.items[:count]
-        self.todo = iter(self.items)
         return tail
 
 
@@ -582,6 +613,10 @@ class Window:
         elif span.start == self.head and not self.one_each:
             self.harvest()
 
+    def claim(self, span: Span) -> Iterator[Any] | None:
+        """Give the worker of *span* the next items of it, None if there is nothing more for it to do."""
+        return span.claim() if self._wanted(span) else None
+
     def next_out(self, index: int) -> bool:
         """Tell whether the taker downstream has nothing to take before what becomes of the item at *index*."""
         return not self.ready_count and (index == self.head or not self.ordered)
@@ -623,8 +658,13 @@ class Window:
         self.done(span)
 
     def _return(self, span: Span) -> None:
-        if not self.stopped and (self.failure is None or (self.ordered and span.start < self.failure.index)):
+        if self._wanted(span):
             self.returned.append(span)
+
+    def _wanted(self, span: Span) -> bool:
+        """Whether there is a use for what becomes of it."""
+        failure = self.failure
+        return not self.stopped and (failure is None or (self.ordered and span.start < failure.index))
 
     def lose(self, span: Span, retries: int, at: int | None = None) -> tuple[Failure, Span] | None:
         """The worker of *span* is gone in the middle of the item at position *at*: close the span before it.
@@ -651,7 +691,7 @@ class Window:
         if tries <= retries:
             self._return(victim)
             return None
-        victim.todo = iter(())
+        victim.sent = True
         self.spans[victim.start] = victim
         self.open += 1
         return Failure(victim.start, item, None), victim
@@ -667,17 +707,16 @@ class Window:
         self.harvest()
         self.failure = failure
         for span in self.spans.values():
-            if not span.closed and (not self.ordered or span.start > failure.index):
-                span.rest()
-        self.returned = [s for s in self.returned if self.ordered and s.start < failure.index]
+            if not self._wanted(span):
+                span.halt()
+        self.returned = [span for span in self.returned if self._wanted(span)]
         self.lone_items.clear()
 
     def stop(self) -> None:
         """Start nothing any more, give nothing more."""
         self.stopped = True
         for span in self.spans.values():
-            if not span.closed:
-                span.rest()
+            span.halt()
         self.returned.clear()
         self.lone_items.clear()
 

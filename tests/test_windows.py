@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -49,15 +50,15 @@ def taken(window: Window, most: int | None = None) -> Span:
 
 
 def finish(window: Window, span: Span) -> None:
-    span.slots.extend(span.todo)
+    span.slots.extend(span.claim() or ())
     window.done(span, 0.0)
 
 
 def begin(span: Span, count: int = 1) -> None:
     """Finish *count* items of *span*, and start the next one."""
-    for _ in range(count):
-        span.slots.append(next(span.todo))
-    next(span.todo)
+    claimed = span.claim()
+    assert claimed is not None
+    span.slots.extend(islice(claimed, count))
 
 
 def work_off(window: Window) -> None:
@@ -152,19 +153,19 @@ def test_a_list_that_shrinks_between_two_looks_gives_what_is_left(most: int):
 
 def test_what_a_worker_has_not_started_is_taken_back_as_a_span_of_its_own():
     span = Span(3, list("abcd"), tries=1)
-    next(span.todo)
+    claimed = span.claim()
     rest = span.rest()
     assert rest is not None
     assert (held_by(rest), rest.tries, held_by(span)) == ((4, ["b", "c", "d"]), 0, (3, ["a"]))
-    assert list(rest.todo) == ["b", "c", "d"]
-    assert list(span.todo) == []
+    assert list(rest.claim() or ()) == ["b", "c", "d"]
+    assert list(claimed or ()) == []
 
 
 def test_a_span_is_split_without_loss():
     span = Span(3, list("abcd"))
     tail = span.split(1)
     assert (held_by(span), held_by(tail)) == ((3, ["a"]), (4, ["b", "c", "d"]))
-    assert (list(span.todo), list(tail.todo)) == (["a"], ["b", "c", "d"])
+    assert (list(span.claim() or ()), list(tail.claim() or ())) == (["a"], ["b", "c", "d"])
 
 
 # Room
@@ -209,7 +210,7 @@ def test_spans_grow_with_the_work_that_is_done_as_far_as_they_may():
     lengths = []
     for elapsed in (0.1, 2.0, 2.0, 20.0, 0.0):
         span = taken(window, 1)
-        span.slots.extend(span.todo)
+        span.slots.extend(span.claim() or ())
         window.done(span, elapsed)
         lengths.append(round(window.span_seconds, 3))
         assert window.patience == 2 * window.span_seconds
@@ -220,7 +221,7 @@ def test_spans_of_one_length_do_not_grow():
     window = window_of("ab")
     before = window.span_seconds
     span = taken(window)
-    span.slots.extend(span.todo)
+    span.slots.extend(span.claim() or ())
     window.done(span, 99.0)
     assert window.span_seconds == before
 
@@ -397,7 +398,7 @@ def test_a_lone_item_is_taken_to_last_as_long_as_a_span():
     window.cost = other.cost = 8.0
     window.draw_lone(3)
     for span in [taken(other, 1) for _ in range(3)]:
-        span.slots.extend(span.todo)
+        span.slots.extend(span.claim() or ())
         other.done(span, 2.0)
     assert window.cost == other.cost == 2.75
 
@@ -579,7 +580,7 @@ def test_a_span_that_is_finished_early_waits_for_its_turn():
 def test_an_item_that_is_tried_again_keeps_its_place():
     window = window_of("abc")
     first, second = taken(window, 1), taken(window, 1)
-    next(first.todo)
+    first.claim()
     window.lose(first, retries=1)
     third = taken(window, 1)
     assert held_by(third) == (0, ["a"])
@@ -603,8 +604,8 @@ def test_spans_without_outputs_do_not_hold_up_those_after_them():
 def test_a_span_of_which_all_is_there_is_over_before_its_worker_says_so():
     window = window_of("abcd")
     first, second, third = taken(window, 1), taken(window, 2), taken(window)
-    first.slots.extend(first.todo)
-    second.slots.extend(second.todo)
+    first.slots.extend(first.claim() or ())
+    second.slots.extend(second.claim() or ())
     assert drawn(window) == ["a", "b", "c"]
     window.done(second)
     window.done(first)
@@ -677,7 +678,7 @@ def test_a_span_that_came_back_may_be_given_out_in_parts():
 def test_a_worker_gives_back_its_last_items(count: int):
     window = window_of("abcd")
     span = taken(window)
-    span.todo = iter(())  # it is in another process
+    span.sent = True  # it is in another process
     window.take_back(span, count)
     if count < 4:
         span.slots.extend(span.items)
@@ -715,7 +716,7 @@ def test_the_item_that_lost_its_worker_is_tried_as_often_as_it_may():
         assert window.lose(span, retries=2) is None
         span = taken(window)
         assert held_by(span) == (1, ["b"])
-        next(span.todo)
+        span.claim()
     lost = window.lose(span, retries=2)
     assert lost is not None
     failure, victim = lost
@@ -731,7 +732,7 @@ def test_what_a_lost_worker_had_is_run_again_once():
     """It was at the third of four items, and the slots of the second were lost with it."""
     window = window_of("abcd", ordered=False)
     span = taken(window)
-    span.todo = iter(())
+    span.sent = True
     span.slots.append("a")
     window.lose(span, retries=1, at=2)
     again = []
@@ -782,7 +783,7 @@ def test_workers_stay_at_a_failure_while_an_earlier_span_may_come_back():
     window.fail(Failure(1, "b", ValueError()))
     window.done(second)
     assert not window.exhausted
-    next(first.todo)
+    first.claim()
     window.lose(first, retries=1)
     assert not window.exhausted
     assert held_by(taken(window)) == (0, ["a"])
@@ -792,7 +793,7 @@ def test_what_is_to_be_run_again_before_a_failure_is():
     window = window_of("abcd")
     first, second, third = (taken(window, 1) for _ in range(3))
     for span in (first, third):
-        next(span.todo)
+        span.claim()
         window.lose(span, retries=1)
     error = ValueError()
     window.fail(Failure(1, "b", error))
@@ -807,17 +808,18 @@ def test_a_failure_stops_what_comes_after_it_and_nothing_before():
     for span in (first, second, third):
         begin(span, 0)
     window.fail(Failure(2, "c", ValueError()))
-    assert [list(span.todo) for span in (first, third)] == [["b"], []]
+    assert [list(window.claim(span) or ()) for span in (first, third)] == [["a", "b"], []]
 
 
 def test_nothing_is_started_once_a_stage_is_stopped():
     window = window_of("abcd")
     first, second = taken(window, 2), taken(window, 1)
-    next(first.todo)
-    next(second.todo)
+    claimed = window.claim(first)
+    window.claim(second)
     window.lose(second, retries=1)
     window.stop()
-    assert list(first.todo) == []
+    assert list(claimed or ()) == []
+    assert window.claim(first) is None
     assert window.take(0.0) is None
     assert window.exhausted
 
@@ -829,7 +831,7 @@ def test_workers_stay_as_long_as_there_may_be_more_for_them(loses: bool, size: i
     window = window_of("ab", loses=loses)
     spans = [taken(window, size) for _ in range(2 // size)]
     for span in spans:
-        next(span.todo)
+        span.claim()
     assert window.exhausted == expected
     assert window.end is None
     for span in spans:
@@ -1065,12 +1067,12 @@ def test_the_items_of_a_span_are_a_slice_of_the_sequence_itself(source: Any):
     window.cost, window.last_size = 0.0, 5
     span = taken(window, 3)
     assert span.items == source[:3]
-    next(span.todo)
+    span.claim()
     rest = span.rest()
     assert rest is not None
     assert list(rest.items) == list(source[1:3])
     assert span.items == source[:1]
-    assert list(taken(window).todo) == list(source[3:])
+    assert list(taken(window).claim() or ()) == list(source[3:])
 
 
 def test_who_has_enough_to_do_takes_over_what_has_waited_too_long_first():
@@ -1118,7 +1120,7 @@ def test_what_becomes_of_outputs_downstream_does_not_touch_the_span_they_came_fr
     second = window_over(first, maxsize=0)
     second.cost, second.last_size = 0.0, count
     span = taken(first)
-    span.slots.extend(span.todo)  # all is there, but its worker has not said so yet
+    span.slots.extend(span.claim() or ())  # all is there, but its worker has not said so yet
     lost = taken(second)
     assert len(lost.items) == count
     assert second.lose(lost, retries=1) is None

@@ -200,7 +200,7 @@ def three_tasks(**options: Any) -> Iterator[Any]:
 
 def done_by(crew: Any) -> Span:
     span: Span = crew.window.take(0.0, 1)
-    span.slots.extend(span.todo)
+    span.slots.extend(span.claim() or ())
     return span
 
 

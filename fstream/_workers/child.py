@@ -23,7 +23,7 @@ from queue import Empty, SimpleQueue
 from time import monotonic_ns, perf_counter
 from typing import Any, Final
 
-from fstream._spans import Failure
+from fstream._spans import Failure, Span
 from fstream._stage import StageStatus
 from fstream._workers.arena import arenas
 from fstream._workers.call import Call, FusedCall, call_of, describe, is_failure
@@ -109,11 +109,8 @@ class Child:
         self.call: Call | FusedCall | None = None
         self.opened = False
         self.in_f = self.stopping = self.leads_a_group = False
-        # The span in hand; `element_index` is start + len(slots).
-        self.start = 0
-        self.items: list[Any] = []
-        self.todo: Any = iter(())
-        self.slots: list[Any] = []
+        #: The span in hand. It is claimed, cut and sent with `sending` held.
+        self.span = Span(0, [])
         self.sent = 0
         #: The positions of failures: None; or, for a slot that cannot travel, which is the parent's to try again, how
         #: often the item was tried before.
@@ -121,6 +118,14 @@ class Child:
         self.begun = 0.0
         #: The parent waits for slots: send after each item.
         self.hungry = False
+
+    @property
+    def start(self) -> int:
+        return self.span.start
+
+    @property
+    def slots(self) -> list[Any]:
+        return self.span.slots
 
     # --------------------------------------------------------------------------------------- the reader thread
 
@@ -172,8 +177,8 @@ class Child:
     def recall(self) -> None:
         with self.sending:
             back: list[tuple[int, int | None]] = []
-            if rest := list(self.todo):
-                back.append((self.start, len(rest)))
+            if rest := self.span.rest():
+                back.append((self.start, len(rest.items)))
             queued = []
             try:
                 while True:
@@ -255,9 +260,8 @@ class Child:
             self.cell[0] = IDLE
             return
         with self.sending:
-            self.start, self.items, self.slots, self.sent = start, items, [], 0
+            self.span, self.sent = Span(start, items), 0
             self.failed = {}
-            self.todo = iter(items)
         self.begun = perf_counter()
         try:
             self.run(lambda: self.fill(call, tries))
@@ -266,7 +270,7 @@ class Child:
         self.cell[0] = SENDING
         with self.sending:
             self.send_slots(closed=True)
-            self.items, self.slots = [], []
+            self.span = Span(start, [])
             self.hungry = False
         self.cell[0] = IDLE
 
@@ -284,32 +288,40 @@ class Child:
         cell, step, slots = self.cell, call.step, self.slots
         timed = call.stage.timeout is not None
         index = self.start
-        for item in self.todo:
-            if timed:
-                cell[1] = (
-                    monotonic_ns()
-                )  # first: the parent must not see this item with the time of the last one
-            cell[0] = index
-            try:
-                slot = step(item)
-            except Stopped:
-                raise
-            except BaseException as error:
-                slot = call.rescue(error, item, index, tries if index == self.start else 0, self.again)
-                if cell[4]:  # how often it has failed is known here until its slot is sent: at once
-                    self.hungry = True
-                self.failure(slot, index)
-                if is_failure(slot) and call.stage.on_error == "raise":
-                    slots.append(slot)
-                    return
-            slots.append(slot)
-            index += 1
-            if self.hungry:
-                cell[0] = SENDING
-                with self.sending:
-                    self.hungry = False
-                    self.send_slots(closed=False)
-                cell[4] = 0
+        while (todo := self.claim()) is not None:
+            for item in todo:
+                if timed:
+                    # First: the parent must not see this item with the time of the last one.
+                    cell[1] = monotonic_ns()
+                cell[0] = index
+                try:
+                    slot = step(item)
+                except Stopped:
+                    raise
+                except BaseException as error:
+                    slot = call.rescue(error, item, index, tries if index == self.start else 0, self.again)
+                    if cell[4]:  # how often it has failed is known here until its slot is sent: at once
+                        self.hungry = True
+                    self.failure(slot, index)
+                    if is_failure(slot) and call.stage.on_error == "raise":
+                        slots.append(slot)
+                        return
+                slots.append(slot)
+                index += 1
+                if self.hungry:
+                    cell[0] = SENDING
+                    with self.sending:
+                        self.hungry = False
+                        self.send_slots(closed=False)
+                    cell[4] = 0
+
+    def claim(self) -> Iterator[Any] | None:
+        """Give the next items of the span in hand, None at its end."""
+        span = self.span
+        if len(span.slots) >= len(span.items):
+            return None
+        with self.sending:
+            return span.claim()
 
     def again(self, tries: int) -> bool:
         """One more try begins, after *tries*: with a time of its own."""
@@ -350,7 +362,7 @@ class Child:
             dumps(slot)
         except Exception as error:
             assert self.call is not None
-            where = describe(self.call.stage, self.start + position, self.items[position])
+            where = describe(self.call.stage, self.start + position, self.span.items[position])
             problem = NotPicklable(
                 f"{where}: its output, of type {type(slot).__name__}, cannot be pickled: {error}"
             )

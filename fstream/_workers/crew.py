@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
@@ -98,6 +98,13 @@ class Crew:
     def settle_beside(self) -> None:
         """A worker has taken or finished something. Under the lock."""
         self.run.settle(self.queue)
+
+    def claim(self, span: Span) -> Iterator[Any] | None:
+        """Give the worker of *span* its next items, None at its end."""
+        if len(span.slots) >= len(span.items):
+            return None
+        with self.run.lock:
+            return self.window.claim(span)
 
     def status(self) -> StageStatus:
         """What the worker that ends now is told. Who takes its place counts, while the stage goes on."""

@@ -344,7 +344,7 @@ class Workers(Crew):
         except Exception as error:
             self.unfit(span, error, "item cannot be pickled")
             return
-        span.todo = iter(())  # it is out of our hands
+        span.sent = True
         if not worker.flight:
             worker.heard = perf_counter()
         worker.flight.append(span)
@@ -372,7 +372,7 @@ class Workers(Crew):
             return
         problem = NotPicklable(f"{describe(self.stage, span.start, span.items[0])}: {why}: {error}")
         problem.__cause__ = error
-        span.todo = iter(())
+        span.sent = True
         self.put(span, Failure(span.start, span.items[0], problem))
         with self.run.lock:
             self.window.done(span)

@@ -450,6 +450,7 @@ class Worker(Member):
         begun, last = self.simulation.now, span.start + len(span.items) - 1
         self.log(f"takes item {span.start}" + (f" to {last}" if last > span.start else ""))
         self.span, self.slots = span, span.slots if self.stage.kind != "process" else []
+        span.filled = self.slots
         self.call.set_place(Place(span.start, self.slots))
         self.in_f = True
         try:
@@ -479,33 +480,34 @@ class Worker(Member):
 
     def fill(self, span: Span) -> Steps:
         window = self.crew.window
-        for item in span.todo:
-            yield None
-            if self.is_gone():
-                return
-            index = span.start + len(self.slots)
-            slot = yield from self.slot_of(item, index, 0 if self.slots else span.tries)
-            self.simulation.now += self.simulation.pace
-            yield None  # f takes its time
-            if self.is_gone():
-                return
-            if is_failure(slot):
-                yield from self.fail(span, slot)
-                return
-            self.items += 1
-            if self.used_up():
-                window.give_back(span)
-            self.slots.append(slot)
-            span.tried = 0
-            self.log(f"has item {index}: {reprlib.repr(slot)}")
-            yield None
-            if self.is_gone():
-                return
-            if window.hungry:  # a process is asked
-                self.send()
-                if window.available():
-                    window.hungry = False
-                self.run.settle()
+        while len(self.slots) < len(span.items) and (todo := window.claim(span)):
+            for item in todo:
+                yield None
+                if self.is_gone():
+                    return
+                index = span.start + len(self.slots)
+                slot = yield from self.slot_of(item, index, 0 if self.slots else span.tries)
+                self.simulation.now += self.simulation.pace
+                yield None  # f takes its time
+                if self.is_gone():
+                    return
+                if is_failure(slot):
+                    yield from self.fail(span, slot)
+                    return
+                self.items += 1
+                if self.used_up():
+                    window.give_back(span)
+                self.slots.append(slot)
+                span.tried = 0
+                self.log(f"has item {index}: {reprlib.repr(slot)}")
+                yield None
+                if self.is_gone():
+                    return
+                if window.hungry:  # a process is asked
+                    self.send()
+                    if window.available():
+                        window.hungry = False
+                    self.run.settle()
 
     def again(self, tries: int) -> bool:
         assert self.span is not None

@@ -362,17 +362,22 @@ class Worker(Cancellable):
 
     async def fill(self, span: Span) -> None:
         """Append the slots of *span*, up to its end or to a failure that stays."""
-        step, slots = self.call.step, span.slots
+        step, put = self.call.step, span.slots.append
         if self.crew.stage.timeout is not None:
             step = self.timed
-        for item in span.todo:
+        todo = self.crew.claim(span)
+        while todo is not None:
             try:
-                slot = await step(item)
+                for item in todo:
+                    put(await step(item))
             except BaseException as error:
                 slot = await self.failed(error, item, span)
                 if is_failure(slot):
                     return
-            slots.append(slot)
+                put(slot)
+                del slot  # it is not to be kept while the next item is at work
+            else:
+                todo = self.crew.claim(span)
 
     async def timed(self, item: Any) -> Any:
         self.begun = monotonic()

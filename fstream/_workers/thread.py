@@ -122,26 +122,30 @@ class Worker:
 
     def fill(self, span: Span) -> None:
         """Append the slots of *span*, up to its end or to a failure that stays."""
-        step, slots = self.call.step, span.slots
-        timed = self.crew.watch is not None
-        if timed:
-            step = self.watched(step)
-        for item in span.todo:
+        step, put = self.call.step, span.slots.append
+        if self.crew.watch is not None:
+            step, put = self.watched(step), partial(self.put, span)
+        todo = self.crew.claim(span)
+        while todo is not None:
             try:
-                slot = step(item)
+                for item in todo:
+                    put(step(item))
             except BaseException as error:
                 slot = self.failed(error, item, span)
                 if is_failure(slot):
                     return
-            if not timed:
-                slots.append(slot)
+                put(slot)
+                del slot  # it is not to be kept while the next item is at work
             else:
-                with self.run.lock:  # so that the watch sees the item either at work or done
-                    if self.abandoned:
-                        return
-                    self.begun = None
-                    span.tried = 0
-                    slots.append(slot)
+                todo = self.crew.claim(span)
+
+    def put(self, span: Span, slot: Any) -> None:
+        """Append a slot, so that the watch sees the item either at work or done."""
+        with self.run.lock:
+            if not self.abandoned:  # else there is nothing left to do of the span
+                self.begun = None
+                span.tried = 0
+                span.slots.append(slot)
 
     def watched(self, step: Any) -> Any:
         watch = self.crew.watch
