@@ -11,7 +11,9 @@ Nothing relays: what a worker leaves in its window is where the next taker finds
 Invariants:
 - All of a run's windows, feeds and queues are touched under ``run.lock`` only, but for what is atomic: a feeder appends
   to ``feed.pending``, a worker to ``span.slots``, a task takes from ``window.lone_items`` and puts into ``lone_slots``.
-  f, the source and the handlers never run under it.
+  None of it needs the GIL: of two changes of one list, deque or dict one is the first, and who makes the second sees
+  what was done before the first. Flags (``busy``, ``stopped``, ``hungry`` ...) are read without the lock where somebody
+  looks again under it. f, the source and the handlers never run under it.
 - Whoever changes anything under the lock calls `Run.settle` before releasing it.
 - Every thread, task and process that takes part is a member from before it starts until it has nothing left to do,
   so that a run without members has left nothing behind.

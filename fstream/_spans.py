@@ -60,7 +60,7 @@ SHORT: Final = 64
 MAX_SPAN: Final = 4096
 
 #: A worker claims so many items of its span at a time: enough that the lock costs nothing, few enough that a list of them
-#: takes no time.
+#: is made in some microseconds, with the lock held.
 STRIDE: Final = 1024
 
 #: A window that sizes itself never holds more cheap items than this, or between processes, where a span may be half as
@@ -105,8 +105,8 @@ class Span:
     Invariant: ``slots[n]`` is the slot of ``items[n]``; its worker appends them in order, nobody else does.
     Invariant: `claim` and `rest` are called under one lock.
     Invariant: a worker iterates its stride, by an iterator of its own, and appends the slot of each item before it goes
-    on to the next. So it starts none once `halt` has emptied the stride, but the one that may be at work then. That is
-    the first that has no slot, and its own, whether it has been started or not.
+    on to the next. So once `halt` has emptied the stride, it starts none but the one that may be at work already: the
+    first that has no slot. That one stays its own, whether it has been started or not.
     """
 
     __slots__ = (
@@ -254,7 +254,7 @@ class Feed:
     def __init__(self, room: Room, feeders: int) -> None:
         #: The room of the window that draws from here, or the feed's own where the consumer does.
         self.room = room
-        #: Feeders append without the lock: an append is atomic, and takers look again before they wait.
+        #: Feeders append without the lock: an append is atomic, and takers look again, by `available`, before they wait.
         self.pending: deque[Any] = deque()
         self.feeders = feeders
         #: How many feeders wait for room.
@@ -283,7 +283,12 @@ class Feed:
             self.pending.extend(old.popleft() for _ in range(len(old)))
 
     def available(self) -> int:
-        return 0 if self.stopped else len(self.pending)
+        if self.stopped:
+            return 0
+        # A feeder appends, then looks who waits; a taker says that it waits, then looks here. Without the GIL, too, one
+        # of two changes of a deque is the first. So either the item is there, or its feeder will see the taker.
+        self.pending.extend(())
+        return len(self.pending)
 
     def draw(self, most: int) -> Drawn:
         pending = self.pending
@@ -750,6 +755,10 @@ class Window:
         """Make outputs of the slots that are there: of the next in order, or of any."""
         spans, lone = self.spans, self.lone_slots
         parts: list[list[Any]] = []
+        if self.lone:
+            # A worker leaves a slot, then looks at `head` and `ready_count`; here it is the other way round. As in
+            # `Feed.available`, a change of the same dict puts the two in order.
+            lone.pop(-1, None)
         if self.ordered:
             while True:
                 if self.head in lone:

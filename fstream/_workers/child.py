@@ -291,7 +291,8 @@ class Child:
         while (todo := self.claim()) is not None:
             for item in todo:
                 if timed:
-                    # First: the parent must not see this item with the time of the last one.
+                    # First: the parent must not see this item with the time of the last one. Where stores of one CPU
+                    # may be seen in another order, that is for a moment only: the parent looks twice.
                     cell[1] = monotonic_ns()
                 cell[0] = index
                 try:

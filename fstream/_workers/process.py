@@ -216,7 +216,11 @@ class Workers(Crew):
             self.thread.join(timeout)
 
     def capacity(self) -> bool:
-        """One more span could be sent now, or a worker be started for it."""
+        """One more span could be sent now, or a worker be started for it.
+
+        Other threads ask, while the pump changes what this goes by without the lock. What they hear may be out of date:
+        the pump looks again, in `listen`, before it waits.
+        """
         return self.may_hire() or bool(self.ready_workers())
 
     def ready_workers(self) -> list[Worker]:

@@ -362,19 +362,19 @@ class Worker(Cancellable):
 
     async def fill(self, span: Span) -> None:
         """Append the slots of *span*, up to its end or to a failure that stays."""
-        step, put = self.call.step, span.slots.append
+        step, slots = self.call.step, span.slots
         if self.crew.stage.timeout is not None:
             step = self.timed
         todo = self.crew.claim(span)
         while todo is not None:
             try:
                 for item in todo:
-                    put(await step(item))
+                    slots.append(await step(item))
             except BaseException as error:
                 slot = await self.failed(error, item, span)
                 if is_failure(slot):
                     return
-                put(slot)
+                slots.append(slot)
                 del slot  # it is not to be kept while the next item is at work
             else:
                 todo = self.crew.claim(span)

@@ -122,30 +122,24 @@ class Worker:
 
     def fill(self, span: Span) -> None:
         """Append the slots of *span*, up to its end or to a failure that stays."""
-        step, put = self.call.step, span.slots.append
+        step = self.call.step
+        slots: list[Any] | TimedSlots = span.slots
         if self.crew.watch is not None:
-            step, put = self.watched(step), partial(self.put, span)
+            step = self.watched(step)
+            slots = TimedSlots(self, span)
         todo = self.crew.claim(span)
         while todo is not None:
             try:
                 for item in todo:
-                    put(step(item))
+                    slots.append(step(item))
             except BaseException as error:
                 slot = self.failed(error, item, span)
                 if is_failure(slot):
                     return
-                put(slot)
+                slots.append(slot)
                 del slot  # it is not to be kept while the next item is at work
             else:
                 todo = self.crew.claim(span)
-
-    def put(self, span: Span, slot: Any) -> None:
-        """Append a slot, so that the watch sees the item either at work or done."""
-        with self.run.lock:
-            if not self.abandoned:  # else there is nothing left to do of the span
-                self.begun = None
-                span.tried = 0
-                span.slots.append(slot)
 
     def watched(self, step: Any) -> Any:
         watch = self.crew.watch
@@ -177,6 +171,22 @@ class Worker:
         with self.run.lock:
             self.begun = None
             return self.abandoned
+
+
+class TimedSlots:
+    """The slots of a span whose items have a time-out: the watch sees an item either at work or done."""
+
+    def __init__(self, worker: Worker, span: Span) -> None:
+        self.worker = worker
+        self.span = span
+
+    def append(self, slot: Any) -> None:
+        worker, span = self.worker, self.span
+        with worker.run.lock:
+            if not worker.abandoned:  # else nothing is left to be done of the span
+                worker.begun = None
+                span.tried = 0
+                span.slots.append(slot)
 
 
 class Watch:
