@@ -59,8 +59,8 @@ SHORT: Final = 64
 #: A span never grows beyond this many items.
 MAX_SPAN: Final = 4096
 
-#: A worker claims so many items of its span at a time: enough that the lock costs nothing, few enough that a list of them
-#: is made in some microseconds, with the lock held.
+#: A worker claims so many items of its span at a time: enough that the lock costs nothing, few enough that nobody waits
+#: long for it while a list of them is made.
 STRIDE: Final = 1024
 
 #: A window that sizes itself never holds more cheap items than this, or between processes, where a span may be half as
@@ -254,7 +254,7 @@ class Feed:
     def __init__(self, room: Room, feeders: int) -> None:
         #: The room of the window that draws from here, or the feed's own where the consumer does.
         self.room = room
-        #: Feeders append without the lock: an append is atomic, and takers look again, by `available`, before they wait.
+        #: Feeders append without the lock: an append is atomic, and takers ask `available` again before they wait.
         self.pending: deque[Any] = deque()
         self.feeders = feeders
         #: How many feeders wait for room.

@@ -183,14 +183,15 @@ class Claimers:
         self.ran: list[int] = []
 
     def next_span(self) -> Span | None:
-        with self.lock:
-            while not self.pending:
+        while True:
+            with self.lock:
+                if self.pending:
+                    self.spans.append(self.pending.pop())
+                    return self.spans[-1]
                 unfinished = [span for span in self.spans if len(span.slots) < len(span.items)]
+                self.pending += filter(None, (span.rest() for span in unfinished))
                 if not unfinished:
                     return None
-                self.pending += filter(None, (span.rest() for span in unfinished))
-            self.spans.append(self.pending.pop())
-            return self.spans[-1]
 
     def main(self) -> None:
         while (span := self.next_span()) is not None:
@@ -206,9 +207,9 @@ class Claimers:
 def test_threads_that_take_from_each_other_run_each_item_once(threads: int):
     count = 2000
     with switching_often():
-        for _ in range(20):
+        for _ in range(10):
             claimers = Claimers(count)
-            members = [threading.Thread(target=claimers.main) for _ in range(threads)]
+            members = [threading.Thread(target=claimers.main, daemon=True) for _ in range(threads)]
             for member in members:
                 member.start()
             for member in members:
