@@ -51,6 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for row in rows
             if any(name == row.name or (name not in names and name in row.name) for name in options.only)
         ]
+    for row in rows:
+        if row.needless:
+            print(f"{row.name}: skipped, as {row.needless}", file=sys.stderr)
+    rows = [row for row in rows if not row.needless]
     if options.list:
         print("\n".join(f"{row.name:20} {row.work}" for row in rows))
         return 0

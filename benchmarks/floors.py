@@ -9,7 +9,7 @@ from heapq import heapreplace
 from itertools import chain, islice
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
-from threading import Lock, Thread
+from threading import Condition, Lock, Thread
 from typing import Any
 
 from benchmarks.rows import ChunkMapper, Mapper
@@ -124,6 +124,39 @@ async def share_among_tasks(f: Callable[[Any], Awaitable[Any]], items: Iterable[
 
 def hundred_tasks(f: Callable[[Any], Awaitable[Any]], items: Iterable[Any]) -> list[Any]:
     return asyncio.run(share_among_tasks(f, items))
+
+
+@contextmanager
+def two_threads() -> Iterator[ChunkMapper]:
+    """Two threads that claim strides under a lock and leave a list for each; the caller takes them in order."""
+
+    def mapper(f: Callable[[Any], Any], source: Iterable[Any], stride: int) -> Iterator[Any]:
+        items = list(source)
+        starts, parts, changed = iter(range(0, len(items), stride)), dict[int, list[Any]](), Condition()
+
+        def main() -> None:
+            while True:
+                with changed:
+                    start = next(starts, None)
+                if start is None:
+                    return
+                part = map_span(f, items[start : start + stride])
+                with changed:
+                    parts[start] = part
+                    changed.notify()
+
+        threads = [Thread(target=main) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for start in range(0, len(items), stride):
+            with changed:
+                changed.wait_for(partial(parts.__contains__, start))
+                part = parts.pop(start)
+            yield from part
+        for thread in threads:
+            thread.join()
+
+    yield mapper
 
 
 def list_schedule(costs: Iterable[int], workers: int) -> list[list[int]]:

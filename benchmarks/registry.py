@@ -1,11 +1,12 @@
 """Every row, by name."""
 
-from benchmarks import efficiency, http, memory, payload, per_item, stages, startup, waiting
+from benchmarks import efficiency, free_threaded, http, memory, payload, per_item, stages, startup, waiting
 from benchmarks.rows import Row
 
 ROWS = (
     *per_item.ROWS,
     *efficiency.ROWS,
+    *free_threaded.ROWS,
     *waiting.ROWS,
     *stages.ROWS,
     *payload.ROWS,

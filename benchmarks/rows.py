@@ -93,6 +93,8 @@ class Row:
     reference: str | None = None
     peers: Mapping[str, Contender] = field(default_factory=dict)
     whole: bool = False
+    #: Why it says nothing on this Python, and is skipped.
+    needless: str = ""
 
 
 class OnlyAsync:
