@@ -13,14 +13,14 @@ import pytest
 
 from fstream import pmap
 from fstream._kernels import MAP
-from fstream._spans import STRIDE, Failure, Room, Slices, Span, Window
+from fstream._spans import STRIDE, Failure, Numbers, Room, Slices, Span, Window
 from tests.gates import PATIENCE, Gate, Log, opened_when
 
 
 def window_of(count: int, **options: Any) -> Window:
     """A window whose next span has all of *count* items."""
     window = Window(
-        Slices(range(count)), Room(0, 1), workers=1, ordered=True, one_each=True, shares=1,
+        Slices(range(count)), Room(0, 1), workers=1, ordered=True, one_each=True, numbers=Numbers(shares=lambda _: 1),
         outputs=lambda slots: MAP.outputs(slots, skips=False), **options,
     )  # fmt: skip
     window.cost, window.last_size = 0.0, count

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from fstream import Stream, ordered, pmap
-from fstream._run import SHORT_ROW, Run
+from fstream._run import SHORT_ROW
 from fstream._spans import Window
+from fstream._workers.opening import open_run
 
 
 def add_one(x: int) -> int:
@@ -86,7 +87,7 @@ def test_many_stages_are_put_in_order_and_dropped():
 
 
 def test_in_a_long_row_a_worker_is_of_concern_to_those_beside_it():
-    run = Run(
+    run = open_run(
         [iter("ab"), iter("cd")], [t.steps[0].stage for t in [pmap(add_one, kind="thread")] * (2 * SHORT_ROW)]
     )
     queues, feeders = run.queues, [feeder.queue for feeder in run.feeders]

@@ -1109,7 +1109,7 @@ def test_workers_are_told_of_the_end():
 def test_a_span_that_is_not_closed_keeps_its_slots_whatever_becomes_of_its_outputs(count: int):
     window = window_of("a" * count)
     span = taken(window)
-    span.slots.extend(span.todo)
+    span.slots.extend(span.claim() or ())
     draw(window, count)[0].clear()
     assert len(span.slots) == count
 
