@@ -291,10 +291,20 @@ class Run:
             if taken.error is None and not self.stopped:
                 self.wait(None)  # for on_done
         except BaseException:
+            self.let_go()
             self.close(complain=False)
             raise
         self.close(complain=taken.error is None)
         raise taken.error or StopIteration
+
+    def let_go(self) -> None:
+        """Release the lock if this thread has it, where it should not.
+
+        From Python 3.14 on a signal handler may raise behind the call with which a ``with`` takes a lock, and before the
+        block that gives it back.
+        """
+        while self.lock._is_owned():  # type: ignore[attr-defined]  # as `threading.Condition` asks
+            self.lock.release()
 
     def stop(self) -> None:
         """Make every member end; wait for none."""
@@ -357,10 +367,14 @@ class Run:
         """End the run: stop what can be stopped, and wait for it, but not for user code."""
         if self.pid != os.getpid():
             return
-        with self.lock:
-            members = list(self.members)
-        self.stop()
-        self.wait(self.GRACE)
+        try:
+            with self.lock:
+                members = list(self.members)
+            self.stop()
+            self.wait(self.GRACE)
+        except BaseException:
+            self.let_go()
+            raise
         with Uninterrupted():  # a join that is interrupted takes the thread for ended, on Python 3.11
             for member in members:
                 if member not in self.members:
