@@ -300,8 +300,8 @@ class Run:
     def let_go(self) -> None:
         """Release the lock if this thread has it, where it should not.
 
-        From Python 3.14 on a signal handler may raise behind the call with which a ``with`` takes a lock, and before the
-        block that gives it back.
+        From Python 3.14 on a signal handler may raise behind the call with which a ``with`` takes a lock, before the
+        block begins that gives it back.
         """
         while self.lock._is_owned():  # type: ignore[attr-defined]  # as `threading.Condition` asks
             self.lock.release()
