@@ -58,9 +58,10 @@ fmt: $(VENV)/.with-dev  ## format the code and repair what lint can repair
 	$(PY) -m ruff check --fix-only --quiet .
 	$(PY) -m ruff format .
 
-lint: $(VENV)/.with-dev  ## check format and lint
+lint: $(VENV)/.with-dev  ## check format, lint and who imports whom
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
+	$(PY) tests/floors.py
 
 types: $(VENV)/.with-dev  ## check types
 	$(PY) -m mypy

@@ -7,26 +7,25 @@
 
 Layout
 ------
+Each floor imports those below it; `tests/floors.py` holds the rule.
+
 combinators     the verbs: signatures and documentation
+transformer     a pipeline before it has a source: curried, composed, a value
 stream          `Stream`, what a pipeline gives: for a ``for`` loop and an ``async for``
-errors          the exceptions of fstream's own
 testing         pipelines under interleavings that hypothesis draws
-_stage          options, stages, transformers: they describe, and never run
-_fusion         process stages that can run as one
-_cpus           how many CPUs there are to use
-_kernels        what an operation means for one item
-_run            opens a row of stages and closes it: the picture of an item's way is there
-_spans          the decisions: what to take, how much, what is next, whether there is room
-_queues         where takers wait
-_workers        what runs f: sync, thread, task, process; or simulated
-_simulation     one thread that does what many would, for `fstream.testing`
+_workers        works: what runs f, and feeds it, by kind
+_engine         owns and waits: the run of a row of stages, the queues of threads, interrupts
+_flow           decides: what to take, how much, what is next, whether there is room
+_plan           describes: options, stages, what an operation means for one item
+errors          the exceptions of fstream's own
 """
 
-from fstream._kernels import SKIP
-from fstream._stage import StageStatus, Transformer, WorkerInfo
+from fstream._plan.kernels import SKIP
+from fstream._plan.stages import StageStatus, WorkerInfo
 from fstream.combinators import merge, ordered, peach, pfilter, pflat_map, pmap, run, star
 from fstream.errors import NotPicklable, RemoteError, WorkerDied, WorkerTraceback
 from fstream.stream import Stream
+from fstream.transformer import Transformer
 
 __all__ = [
     "NotPicklable",

@@ -19,22 +19,11 @@ from typing import (
     overload,
 )
 
-from fstream._kernels import EACH, FILTER, FLAT_MAP, MAP, Mark
-from fstream._stage import (
-    MISSING,
-    OnError,
-    Options,
-    Signed,
-    Transformer,
-    check_source,
-    curry,
-    declared,
-    hashable,
-    is_async,
-    name_of,
-    signature_with,
-)
+from fstream._plan.kernels import EACH, FILTER, FLAT_MAP, MAP, Mark
+from fstream._plan.options import OnError, Options
+from fstream._plan.stages import MISSING, declared, is_async, name_of
 from fstream.stream import Stream
+from fstream.transformer import Signed, Transformer, check_source, curry, hashable, signature_with
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar as TypeVarWithDefault

@@ -11,16 +11,16 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from weakref import ReferenceType, ref
 
-from fstream._interrupts import Uninterrupted
-from fstream._kernels import MAP
-from fstream._run import Lock, Run
-from fstream._stage import Stage
+from fstream._engine.interrupts import Uninterrupted
+from fstream._engine.run import Lock, Run
+from fstream._plan.kernels import MAP
+from fstream._plan.stages import Stage
 from fstream._workers.opening import OPEN
 from fstream._workers.sync import aclose, iterate, iterate_async
 
 if TYPE_CHECKING:
-    from fstream._run import ConsumerQueue
-    from fstream._workers.loop import EventLoop
+    from fstream._engine.run import ConsumerQueue
+    from fstream._workers.task.reach import EventLoop
 
 __all__ = ["Stream"]
 
@@ -337,11 +337,11 @@ class _Outputs:
 
     def iterate_async(self) -> AsyncGenerator[Iterable[Any], None]:
         """Give the outputs, some at a time, on the running loop."""
-        from fstream._workers import loop
+        from fstream._workers.task.reach import running
 
         if self.started:
             return self._give_async()
-        self.loop = loop.running()
+        self.loop = running()
         if self.stage is None or self.stage.kind != "sync":
             self.start()
             return self._give_async()
@@ -352,14 +352,14 @@ class _Outputs:
         return self.here
 
     async def _give_async(self) -> AsyncGenerator[Iterable[Any], None]:
-        from fstream._workers import loop
+        from fstream._workers.task import consumer
 
         self.taken()
         if self.run is None or self.over:
             return
-        queue = loop.consumer_queue(self.run)
+        queue = consumer.queue_of(self.run)
         try:
-            while (taken := await loop.take(self.run, queue)) is not None:
+            while (taken := await consumer.take(self.run, queue)) is not None:
                 yield taken
         finally:
             await self.aclose()
@@ -383,9 +383,9 @@ class _Outputs:
         if run is not None:
             run.close()
         if self.here is not None and self.loop is not None:
-            from fstream._workers import loop
+            from fstream._workers.task import consumer
 
-            loop.close_soon(self.loop, self.here)
+            consumer.close_soon(self.loop, self.here)
 
     async def aclose(self) -> None:
         self.closing = True
@@ -396,9 +396,9 @@ class _Outputs:
         run, current = self.run, self.current
         give_up(current)
         if run is not None:
-            from fstream._workers import loop
+            from fstream._workers.task import consumer
 
-            await loop.close(run)
+            await consumer.close(run)
 
     def __del__(self) -> None:
         # The stream was dropped. Wait for nothing, as this may be any thread, anywhere.

@@ -14,8 +14,8 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from fstream._simulation import Fault, Schedule, SimulatedError, Simulation
 from fstream._workers.opening import OPEN
+from fstream._workers.simulated.schedule import Fault, Schedule, SimulatedError, Simulation
 
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
@@ -43,7 +43,7 @@ def simulated(schedule: Schedule = Schedule()) -> Iterator[Simulation]:  # noqa:
     An `AssertionError` is raised where a real run would hang. Streams are to be iterated by ``for`` here; ``async for``
     and ``await`` are for the f of a task alone, as no other event loop than the simulation's goes on.
     """
-    from fstream._workers.simulated import open_run
+    from fstream._workers.simulated.workers import open_run
 
     simulation = Simulation(schedule)
     token = OPEN.set(partial(open_run, simulation))

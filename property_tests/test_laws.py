@@ -23,7 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fstream import Transformer, WorkerDied, ordered, peach, pmap
-from fstream._simulation import Simulation
+from fstream._workers.simulated.schedule import Simulation
 from fstream.testing import Schedule, schedules, simulated
 from property_tests.conversations import (
     Boom,

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fstream._simulation import Simulation
+from fstream._workers.simulated.schedule import Simulation
 from fstream.testing import Schedule, schedules, simulated
 from property_tests.strategies import KINDS
 

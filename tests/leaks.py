@@ -14,7 +14,7 @@ from itertools import chain
 
 import pytest
 
-from fstream._workers.process import WARM
+from fstream._workers.process.workers import WARM
 
 SETTLING = 2.0  # seconds that threads, tasks and processes have to be gone after a test
 

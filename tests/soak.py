@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # run as a script: for `t
 import psutil
 
 from fstream import SKIP, WorkerDied, pfilter, pflat_map, pmap
-from fstream._workers.process import WARM
+from fstream._workers.process.workers import WARM
 from fstream.errors import NotPicklable, RemoteError
 from tests.faults import faulty
 from tests.faults.faulty import Before, Boom, Tally, children, eventually

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from fstream import pflat_map, pmap
-from fstream._workers.arena import LEAST, MOST, Arena, arenas, shared_file
-from fstream._workers.link import WARM
-from fstream._workers.wire import Wire, dumps, loads
+from fstream._workers.process.arena import LEAST, MOST, Arena, arenas, shared_file
+from fstream._workers.process.warm import WARM
+from fstream._workers.process.wire import Wire, dumps, loads
 
 
 class Block:

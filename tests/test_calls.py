@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from fstream import SKIP, StageStatus
-from fstream._kernels import DROP, FILTER, FLAT_MAP, MAP, Kernel
-from fstream._spans import Failure
-from fstream._stage import Stage
-from fstream._workers.call import Call, annotate, handled, is_failure
+from fstream._flow.span import Failure
+from fstream._plan.kernels import DROP, FILTER, FLAT_MAP, MAP, Kernel
+from fstream._plan.stages import Stage
+from fstream._workers.call import Call, handled, is_failure
+from fstream._workers.notes import annotate
 
 
 def failing(times: float, error: BaseException) -> tuple[Callable[[int], int], list[int]]:

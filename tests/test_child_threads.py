@@ -7,12 +7,12 @@ import threading
 from array import array
 from typing import Any
 
-from fstream._kernels import MAP
-from fstream._spans import Failure
-from fstream._stage import Stage
+from fstream._flow.span import Failure
+from fstream._plan.kernels import MAP
+from fstream._plan.stages import Stage
 from fstream._workers.call import Call, is_failure
-from fstream._workers.child import IDLE, SLOTS, Child
-from fstream._workers.wire import Wire, dumps, loads
+from fstream._workers.process.child import IDLE, SLOTS, Child
+from fstream._workers.process.wire import Wire, dumps, loads
 
 WAIT = 20  # seconds
 

@@ -16,16 +16,16 @@ from typing import Any
 
 import pytest
 
-from fstream._kernels import MAP
-from fstream._queues import OVERDUE
-from fstream._spans import Span
-from fstream._stage import Stage
-from fstream._workers import child
+from fstream._flow.buffers import OVERDUE
+from fstream._flow.span import Span
+from fstream._plan.kernels import MAP
+from fstream._plan.stages import Stage
 from fstream._workers.call import Call, is_failure
-from fstream._workers.child import Child
 from fstream._workers.opening import open_run
-from fstream._workers.process import Worker, Workers
-from fstream._workers.wire import Wire, dumps, loads
+from fstream._workers.process import child
+from fstream._workers.process.child import Child
+from fstream._workers.process.wire import Wire, dumps, loads
+from fstream._workers.process.workers import Worker, Workers
 from tests.faults.faulty import eventually
 
 

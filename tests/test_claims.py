@@ -12,8 +12,12 @@ from typing import Any
 import pytest
 
 from fstream import pmap
-from fstream._kernels import MAP
-from fstream._spans import STRIDE, Failure, Numbers, Room, Slices, Span, Window
+from fstream._flow.room import Room
+from fstream._flow.sizing import STRIDE, Numbers
+from fstream._flow.sources import Slices
+from fstream._flow.span import Failure, Span
+from fstream._flow.window import Window
+from fstream._plan.kernels import MAP
 from tests.gates import PATIENCE, Gate, Log, opened_when
 
 

@@ -8,7 +8,8 @@ from itertools import count
 import pytest
 
 from fstream import pmap
-from fstream._spans import Feed, Room
+from fstream._flow.room import Room
+from fstream._flow.sources import Feed
 from tests.gates import PATIENCE, Gate
 from tests.loops import wait_until
 

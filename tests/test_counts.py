@@ -16,14 +16,15 @@ from typing import Any
 
 import pytest
 
-from fstream import _run as run_module
 from fstream import pmap
-from fstream._queues import ThreadQueue
-from fstream._run import Run
-from fstream._spans import Span, Window
-from fstream._workers.loop import TaskQueue
-from fstream._workers.process import PipeQueue
-from fstream._workers.wire import Wire
+from fstream._engine import run as run_module
+from fstream._engine.queues import ThreadQueue
+from fstream._engine.run import Run
+from fstream._flow.span import Span
+from fstream._flow.window import Window
+from fstream._workers.process.queue import PipeQueue
+from fstream._workers.process.wire import Wire
+from fstream._workers.task.queues import TaskQueue
 from tests.functions import identity
 from tests.gates import PATIENCE, Gate, opened_when
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from fstream import _cpus
-from fstream._cpus import cpu_count, quota
+from fstream._workers import cpus as _cpus
+from fstream._workers.cpus import cpu_count, quota
 from fstream._workers.kinds import _BACKENDS
 from tests.scripts import printed, run_script
 

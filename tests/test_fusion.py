@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fstream import NotPicklable, Transformer, WorkerDied, peach, pfilter, pflat_map, pmap
-from fstream._fusion import fuse
+from fstream._plan.fusion import fuse
 from tests.faults.faulty import Boom, Tally, give_lock
 from tests.functions import identity, is_odd, square
 

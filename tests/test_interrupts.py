@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from fstream import Stream, pmap
-from fstream._interrupts import Uninterrupted
+from fstream._engine.interrupts import Uninterrupted
 from tests.leaks import Running, check_no_leaks
 
 

@@ -11,7 +11,7 @@ from itertools import count, islice
 import pytest
 
 from fstream import pfilter, pflat_map, pmap
-from fstream._spans import Window
+from fstream._flow.window import Window
 from tests.conftest import CONCURRENT_KINDS
 from tests.functions import identity, is_odd, suited
 from tests.gates import PATIENCE, Gate, Log, holding

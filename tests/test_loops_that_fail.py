@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from fstream import pmap
-from fstream._workers import loop as loops
+from fstream._workers.task import host as loops
 from tests.gates import PATIENCE
 from tests.loops import run_strictly
 from tests.scripts import Script, printed

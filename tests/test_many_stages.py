@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from fstream import Stream, ordered, pmap
-from fstream._run import SHORT_ROW
-from fstream._spans import Window
+from fstream._engine.run import SHORT_ROW
+from fstream._flow.window import Window
 from fstream._workers.opening import open_run
 
 

@@ -139,7 +139,7 @@ def test_modules_say_what_they_are(module: Path):
 
 @pytest.mark.parametrize("module", MODULES, ids=relative)
 def test_concurrency_is_imported_only_where_it_is_run(module: Path):
-    if relative(module) in ("_queues.py", "_run.py") or relative(module).startswith("_workers/"):
+    if relative(module).startswith(("_engine/", "_workers/")):
         return
     assert not imported_by(module) & CONCURRENCY
 

@@ -16,13 +16,15 @@ from typing import Any
 import pytest
 
 from fstream import WorkerDied, pfilter, pflat_map, pmap
-from fstream._kernels import MAP
-from fstream._spans import Span, Window
-from fstream._stage import Stage
-from fstream._workers import child
-from fstream._workers.link import WARM, Link
+from fstream._flow.span import Span
+from fstream._flow.window import Window
+from fstream._plan.kernels import MAP
+from fstream._plan.stages import Stage
 from fstream._workers.opening import open_run
-from fstream._workers.process import Worker, Workers
+from fstream._workers.process import child
+from fstream._workers.process.link import Link
+from fstream._workers.process.warm import WARM
+from fstream._workers.process.workers import Worker, Workers
 from tests.faults.faulty import eventually
 from tests.functions import square
 from tests.scripts import Script, printed, run_python
@@ -314,7 +316,8 @@ def test_a_worker_that_died_while_it_started_is_not_kept():
 
 def test_workers_that_are_starting_do_not_keep_the_interpreter_from_its_end(script: Script):
     source = """
-        from fstream._workers.link import WARM, Link
+        from fstream._workers.process.warm import WARM
+        from fstream._workers.process.link import Link
 
         for _ in range(8):
             WARM.put(Link())
@@ -397,7 +400,7 @@ def test_too_few_files_are_an_error_and_none_stays_open(script: Script):
         import resource
 
         from fstream import pmap
-        from fstream._workers.link import WARM
+        from fstream._workers.process.warm import WARM
 
         def opened():
             WARM.clear()

@@ -8,8 +8,9 @@ from typing import Any, cast
 
 import pytest
 
-from fstream._queues import ThreadQueue
-from fstream._workers.loop import Host, TaskQueue, TurnQueue
+from fstream._engine.queues import ThreadQueue
+from fstream._workers.task.host import Host
+from fstream._workers.task.queues import TaskQueue, TurnQueue
 from tests.gates import PATIENCE
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from fstream import Stream, merge, ordered, pfilter, pflat_map, pmap, run
-from fstream._workers.child import BACK, CELL_SIZE, OPEN, OPENED, RECALL, SPAN, Child
-from fstream._workers.wire import Wire
+from fstream._workers.process.child import BACK, CELL_SIZE, OPEN, OPENED, RECALL, SPAN, Child
+from fstream._workers.process.wire import Wire
 from tests.functions import identity, is_odd, square, suited
 
 ROUNDS = {"sync": 50, "thread": 50, "process": 10, "task": 50}

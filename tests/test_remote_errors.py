@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fstream import RemoteError, WorkerTraceback, pmap
-from fstream._workers.wire import decode_error, encode_error
+from fstream._workers.process.errors import decode_error, encode_error
 
 
 def sent(error: BaseException) -> BaseException:

@@ -11,7 +11,8 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from fstream import pmap
-from fstream._stage import CHECKS, Kind, Options, Stage
+from fstream._plan.options import CHECKS, Kind, Options
+from fstream._plan.stages import Stage
 from tests.functions import COMBINATORS, square
 
 DEFAULTS = {

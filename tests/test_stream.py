@@ -14,7 +14,7 @@ import pytest
 import toolz
 
 from fstream import SKIP, Stream, merge, ordered, pmap
-from fstream._run import Run
+from fstream._engine.run import Run
 from fstream._workers.opening import OPEN, open_run
 from tests.functions import COMBINATORS, identity, square, suited
 from tests.gates import PATIENCE

@@ -8,9 +8,14 @@ from typing import Any
 
 import pytest
 
-from fstream._kernels import DROP, FILTER, FLAT_MAP, MAP, Kernel
-from fstream._queues import OVERDUE, Credits, Outlet, Work
-from fstream._spans import SHORT, Closed, Failure, Feed, Numbers, Room, Slices, Span, Upstream, Window
+from fstream._flow.buffers import OVERDUE, Credits, Outlet, Work
+from fstream._flow.protocols import Upstream
+from fstream._flow.room import Room
+from fstream._flow.sizing import SHORT, Numbers
+from fstream._flow.sources import Feed, Slices
+from fstream._flow.span import Closed, Failure, Span
+from fstream._flow.window import Window
+from fstream._plan.kernels import DROP, FILTER, FLAT_MAP, MAP, Kernel
 
 
 def window_over(

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from fstream._workers.wire import Wire, dumps, loads
+from fstream._workers.process.wire import Wire, dumps, loads
 from tests.scripts import run_script
 
 

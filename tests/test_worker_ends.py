@@ -19,7 +19,8 @@ import psutil
 import pytest
 
 from fstream import WorkerDied, pmap
-from fstream._workers.link import WARM, Link
+from fstream._workers.process.link import Link
+from fstream._workers.process.warm import WARM
 from tests.faults.faulty import eventually
 from tests.gates import Gate, Log
 from tests.scripts import Script, environment_with, printed, write_script
@@ -239,7 +240,7 @@ def test_a_signal_that_comes_while_workers_start_is_the_parent_s_business(script
     source = """
         import os, signal, threading
         from fstream import pmap
-        from fstream._workers.fresh import FreshProcess
+        from fstream._workers.process.fresh import FreshProcess
 
         def start(process):
             started(process)

@@ -21,9 +21,9 @@ import cloudpickle
 import pytest
 
 from fstream import pmap
-from fstream._workers import arena, child, surroundings
-from fstream._workers.link import WARM
-from fstream._workers.wire import Wire
+from fstream._workers.process import arena, child, surroundings
+from fstream._workers.process.warm import WARM
+from fstream._workers.process.wire import Wire
 from tests.scripts import Script, printed, run_python, write_script
 
 only_linux = pytest.mark.skipif(sys.platform != "linux", reason="as Linux has it")
@@ -256,7 +256,7 @@ def test_no_file_of_the_current_folder_stands_for_one_of_the_standard_library(
     source = """
         import os, subprocess, sys
         from fstream import pmap
-        from fstream._workers.link import WARM
+        from fstream._workers.process.warm import WARM
 
         list(pmap(abs, [1], kind="process", workers=1))
         WARM.clear()
@@ -278,7 +278,7 @@ def test_no_file_beside_a_script_stands_for_one_of_the_standard_library(script: 
     source = """
         import os, sys
         from fstream import pmap
-        from fstream._workers.link import WARM
+        from fstream._workers.process.warm import WARM
 
         list(pmap(abs, [1], kind="process", workers=1))
         WARM.clear()
@@ -452,7 +452,7 @@ def test_where_the_parent_has_no_room_for_the_arena_workers_go_without(monkeypat
     with open(fd, "rb"), monkeypatch.context() as patch:
         patch.setattr(arena.mmap, "mmap", no_map)
         assert arena.arenas(fd) == (None, None)
-    monkeypatch.setattr("fstream._workers.link.arenas", lambda _: (None, None))
+    monkeypatch.setattr("fstream._workers.process.link.arenas", lambda _: (None, None))
     assert list(pmap(len, [bytearray(1 << 20)], kind="process", workers=1)) == [1 << 20]
     assert list(pmap(bytearray, [1 << 20], kind="process", workers=1)) == [bytearray(1 << 20)]
 

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from fstream import peach, pmap
-from fstream._kernels import DROP, FILTER, MAP, Kernel
-from fstream._spans import CLOSED, Span
-from fstream._stage import MISSING, Stage
+from fstream._flow.span import CLOSED, Span
+from fstream._plan.kernels import DROP, FILTER, MAP, Kernel
+from fstream._plan.stages import MISSING, Stage
 from fstream._workers.opening import open_run
-from fstream._workers.task import SIDE_BY_SIDE
+from fstream._workers.task.workers import SIDE_BY_SIDE
 from tests.functions import suited
 from tests.gates import Gate, Log, check_sequence_matches, holding, opened_when
 

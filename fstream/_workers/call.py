@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Callable, Sequence
 from inspect import BoundArguments, Parameter, signature
 from typing import Any, Protocol
 
-from fstream._kernels import DROP, SKIP
-from fstream._spans import Failure
-from fstream._stage import Stage, StageStatus, WorkerInfo, declared
+from fstream._flow.span import Failure
+from fstream._plan.kernels import DROP, SKIP
+from fstream._plan.stages import Stage, StageStatus, WorkerInfo, declared
+from fstream._workers.notes import annotate, annotate_item, describe, shown
 
-__all__ = [
-    "Call",
-    "FusedCall",
-    "Place",
-    "annotate",
-    "call_of",
-    "describe",
-    "handled",
-    "handler_failed",
-    "is_failure",
-]
+__all__ = ["Call", "FusedCall", "Place", "call_of", "handled", "handler_failed", "is_failure", "replaced"]
 
 
 class Place(Protocol):
@@ -32,26 +22,6 @@ class Place(Protocol):
 
     @property
     def slots(self) -> Sequence[Any]: ...
-
-
-def describe(stage: Stage, index: int, item: Any) -> str:
-    """Name an item of a stage in a message."""
-    return f"stage {stage.name!r} ({stage.kind}), item {index}: {shown(item)}"
-
-
-def shown(item: Any) -> str:
-    try:
-        return reprlib.repr(item)
-    except Exception as error:
-        return f"<{type(item).__name__} whose repr raises {type(error).__name__}>"
-
-
-def annotate(error: BaseException, note: str) -> None:
-    _set_notes(error, [*getattr(error, "__notes__", ()), note])
-
-
-def _set_notes(error: BaseException, notes: list[str]) -> None:
-    BaseException.__setattr__(error, "__notes__", notes)  # not add_note, which a frozen exception refuses
 
 
 def fits(f: Callable[..., Any], *args: Any, **named: Any) -> bool:
@@ -65,46 +35,6 @@ def fits(f: Callable[..., Any], *args: Any, **named: Any) -> bool:
     except TypeError:
         return False
     return True
-
-
-class ItemNote(str):
-    """The note that says in which *role* of which *stage*, and at which item, an error was raised."""
-
-    stage: Stage
-    role: str
-    #: How long the error's traceback was when it was raised for the first item, and how long it is. Invariant: the
-    #: first is no more than the second, so that what is cut out of the middle never makes a circle.
-    first: int
-    length: int
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return str, (str(self),)
-
-
-def annotate_item(error: BaseException, stage: Stage, which: str, role: str = "") -> None:
-    """Name the item *which* of *stage* in a note.
-
-    One object may be raised for many items, as what is kept of a log-in that failed. So a note takes the place of an
-    earlier one of the stage, and the traceback shows the first time and the last: else each item would leave its note
-    and its frames.
-    """
-    entries = []
-    entry = error.__traceback__
-    while entry is not None:
-        entries.append(entry)
-        entry = entry.tb_next
-    note = ItemNote(f"in {role}{which}")
-    note.stage, note.role, note.first, note.length = stage, role, len(entries), len(entries)
-    notes = []
-    for other in getattr(error, "__notes__", ()):
-        if type(other) is not ItemNote or other.stage is not stage or other.role != role:
-            notes.append(other)
-            continue
-        note.first = min(other.first, len(entries))
-        if (new := len(entries) - other.length) > 0:
-            entries[new - 1].tb_next = entries[-note.first] if note.first else None
-            note.length = new + note.first
-    _set_notes(error, [*notes, note])
 
 
 def _always(_tries: int) -> bool:

@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterator
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
-from fstream._spans import Closed, Failure, Span, Window
-from fstream._stage import Stage, StageStatus
-from fstream._workers.call import Call, annotate, describe, handled, is_failure
+from fstream._flow.span import Closed, Failure, Span
+from fstream._flow.window import Window
+from fstream._plan.stages import Stage, StageStatus
+from fstream._workers.call import Call, handled, is_failure
+from fstream._workers.notes import annotate, describe
 
 if TYPE_CHECKING:
-    from fstream._run import Run
+    from fstream._engine.run import Run
 
 __all__ = ["LONGEST_WAIT", "Crew"]
 

@@ -7,9 +7,10 @@ import weakref
 from collections.abc import Generator, Iterable
 from typing import Any
 
-from fstream._queues import Credits, ThreadQueue
-from fstream._run import HERE, Run
-from fstream._spans import Closed
+from fstream._engine.queues import ThreadQueue
+from fstream._engine.run import HERE, Run
+from fstream._flow.buffers import Credits
+from fstream._flow.span import Closed
 
 __all__ = ["ThreadFeeder"]
 

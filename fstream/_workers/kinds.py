@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
-from fstream._cpus import cpu_count
-from fstream._spans import LONGEST_SPAN_SECONDS, MAX_CHEAP_PROCESS, PROCESS_SPAN_SECONDS, Numbers, Window
-from fstream._stage import Stage
+from fstream._flow.sizing import LONGEST_SPAN_SECONDS, MAX_CHEAP_PROCESS, PROCESS_SPAN_SECONDS, Numbers
+from fstream._flow.window import Window
+from fstream._plan.stages import Stage
+from fstream._workers.cpus import cpu_count
 
 if TYPE_CHECKING:
-    from fstream._run import Run, StageWorkers
+    from fstream._engine.run import Run, StageWorkers
 
 __all__ = ["Backend", "backend_of", "register"]
 
@@ -70,7 +71,7 @@ register(
 register(
     Backend(
         name="process",
-        workers="fstream._workers.process:Workers",
+        workers="fstream._workers.process.workers:Workers",
         default_workers=cpu_count,
         # A span is far away, and costs more to hand over; two are in flight for each process.
         numbers=Numbers(
@@ -86,7 +87,7 @@ register(
 register(
     Backend(
         name="task",
-        workers="fstream._workers.task:Workers",
+        workers="fstream._workers.task.workers:Workers",
         default_workers=lambda: 100,
         # Cheap items on a loop run one after the other however many tasks there are: one task may have them all.
         numbers=Numbers(shares=lambda _: 1),

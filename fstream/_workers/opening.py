@@ -7,11 +7,14 @@ from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from fstream._fusion import fuse
-from fstream._queues import Outlet
-from fstream._run import Feeder, Run, StageWorkers
-from fstream._spans import Feed, Room, Slices, Upstream, Window, sliceable
-from fstream._stage import Stage
+from fstream._engine.run import Feeder, Run, StageWorkers
+from fstream._flow.buffers import Outlet
+from fstream._flow.protocols import Upstream
+from fstream._flow.room import Room
+from fstream._flow.sources import Feed, Slices, sliceable
+from fstream._flow.window import Window
+from fstream._plan.fusion import fuse
+from fstream._plan.stages import Stage
 from fstream._workers.feeder import ThreadFeeder
 from fstream._workers.kinds import backend_of
 
@@ -38,7 +41,7 @@ def open_workers(run: Run, stage: Stage, window: Window) -> StageWorkers:
 
 def open_feeder(run: Run, source: Any) -> Feeder:
     if isinstance(source, AsyncIterable) and not isinstance(source, Iterable):
-        from fstream._workers.loop import TaskFeeder
+        from fstream._workers.task.feeder import TaskFeeder
 
         return TaskFeeder(run, source)
     return ThreadFeeder(run, source)

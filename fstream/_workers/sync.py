@@ -10,10 +10,12 @@ from operator import length_hint
 from time import perf_counter
 from typing import Any, Final, Protocol
 
-from fstream._kernels import DROP
-from fstream._spans import SPAN_SECONDS, sliceable
-from fstream._stage import MISSING, Stage, StageStatus
-from fstream._workers.call import Call, annotate, handled, is_failure
+from fstream._flow.sizing import SPAN_SECONDS
+from fstream._flow.sources import sliceable
+from fstream._plan.kernels import DROP
+from fstream._plan.stages import MISSING, Stage, StageStatus
+from fstream._workers.call import Call, handled, is_failure
+from fstream._workers.notes import annotate
 
 __all__ = ["aclose", "iterate", "iterate_async"]
 

@@ -7,14 +7,16 @@ from functools import partial
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any
 
-from fstream._queues import ThreadQueue, Work
-from fstream._spans import Closed, Failure, Span, Window
-from fstream._stage import Stage
+from fstream._engine.queues import ThreadQueue
+from fstream._flow.buffers import Work
+from fstream._flow.span import Closed, Failure, Span
+from fstream._flow.window import Window
+from fstream._plan.stages import Stage
 from fstream._workers.call import Call, handled, is_failure
 from fstream._workers.crew import Crew
 
 if TYPE_CHECKING:
-    from fstream._run import Run
+    from fstream._engine.run import Run
 
 __all__ = ["Workers"]
 

@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 
 import psutil
 
-from fstream._workers.process import WARM
+from fstream._workers.process.workers import WARM
 
 KINDS = ("sync", "thread", "process", "task")
 CONCURRENT = ("thread", "process", "task")

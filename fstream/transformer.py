@@ -1,263 +1,34 @@
-"""What a pipeline is made of: options, stages and transformers. They describe; nothing here runs."""
+"""Transformers: a pipeline before it has a source. They describe; nothing here runs."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields
-from functools import partial
-from inspect import Parameter, Signature, isasyncgenfunction, iscoroutinefunction, signature
+from dataclasses import fields
+from inspect import Parameter, Signature
 from typing import (
     TYPE_CHECKING,
     Any,
     Final,
     Generic,
     Literal,
-    TypeAlias,
-    TypedDict,
     TypeVar,
     get_type_hints,
     overload,
 )
 
-from fstream._kernels import Kernel, Mark
+from fstream._plan.kernels import Kernel
+from fstream._plan.options import _NONE_IS_DEFAULT, CHECKS, KINDS, Options, U, checked
+from fstream._plan.stages import MISSING, NO_LIMIT, Stage, is_async, name_of
 
 if TYPE_CHECKING:
     from fstream.stream import Stream
 
-__all__ = [
-    "MISSING",
-    "Curried",
-    "Kind",
-    "OnError",
-    "Options",
-    "Signed",
-    "Stage",
-    "StageStatus",
-    "Transformer",
-    "WorkerInfo",
-    "check_source",
-    "curry",
-    "declared",
-    "hashable",
-    "signature_with",
-]
+__all__ = ["Curried", "Signed", "Transformer", "check_source", "curry", "hashable", "signature_with"]
 
-Kind: TypeAlias = Literal["sync", "thread", "process", "task"]
-
-U = TypeVar("U")
 T_contra = TypeVar("T_contra", contravariant=True)
 R_co = TypeVar("R_co", covariant=True)
 
-#: A time-out of so many seconds, 31 years, is none: `math.inf` above all.
-NO_LIMIT: Final = 1e9
-
-KINDS: Final = ("sync", "thread", "process", "task")
-
-#: Stands for an argument that was not given, as None may be an item.
-MISSING: Final[Any] = type(
-    "Missing", (), {"__repr__": lambda _: "MISSING", "__reduce__": lambda _: "MISSING"}
-)()
-
-
-#: What becomes of a failed item; a handler gives U, or `SKIP`, which is a Mark.
-OnError: TypeAlias = Literal["raise", "skip"] | Callable[[Exception, Any], U | Mark]
-
-
-class Options(TypedDict, total=False):
-    """The options of the four combinators, as a type checker sees them; `pmap` says what they mean.
-
-    All but *on_error*, which is in the signatures, as the type of the outputs depends on it.
-    """
-
-    kind: Kind | None
-    workers: int | None
-    maxsize: int | None
-    ordered: bool
-    timeout: float | None
-    retries: int
-    on_start: Callable[..., Any] | None
-    on_done: Callable[..., Any] | None
-    name: str | None
-    max_items_per_worker: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerInfo:
-    """What a worker may know of itself: its *index*, in ``range(workers)``."""
-
-    index: int
-
-
-@dataclass(frozen=True, slots=True)
-class StageStatus:
-    """What ``on_done`` is told: how many other workers of the stage are still active.
-
-    >>> StageStatus(active_workers=0).done
-    True
-    """
-
-    active_workers: int
-
-    @property
-    def done(self) -> bool:
-        """True in the last worker of the stage."""
-        return self.active_workers == 0
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """One step of a pipeline, with every option resolved but the number of workers."""
-
-    kernel: Kernel
-    f: Callable[..., Any]
-    kind: Kind
-    workers: int | None = None
-    maxsize: int | None = None
-    ordered: bool = True
-    timeout: float | None = None
-    retries: int = 0
-    on_error: str | Callable[..., Any] = "raise"
-    on_start: Callable[..., Any] | None = None
-    on_done: Callable[..., Any] | None = None
-    name: str = ""
-    max_items_per_worker: int | None = None
-    #: The stages that this one stands for, if there are several.
-    parts: tuple[Stage, ...] = ()
-    #: What f can be given by name, and whether it is a coroutine function: looked up once, not by each worker.
-    names: frozenset[str] = field(init=False, repr=False, compare=False)
-    asynchronous: bool = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "names", declared(self.f))
-        object.__setattr__(self, "asynchronous", iscoroutinefunction(self.f))
-
-
-# --------------------------------------------------------------------------------------------------- options
-
-
-def name_of(f: object) -> str:
-    """A readable name of a callable, without a memory address.
-
-    >>> name_of(len), name_of(max)
-    ('len', 'max')
-    """
-    while isinstance(f, partial):
-        f = f.func
-    name = getattr(f, "__name__", None)
-    return name if name and isinstance(name, str) else type(f).__name__  # a mock has an answer to every name
-
-
-def declared(f: Callable[..., Any]) -> frozenset[str]:
-    """The names of the parameters that *f* can be given by name."""
-    try:
-        parameters = signature(f).parameters.values()
-    except (TypeError, ValueError):  # some built-ins have none
-        return frozenset()
-    return frozenset(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
-
-
-def is_async(f: object) -> bool:
-    """Tell whether calling *f* gives a coroutine or an async generator."""
-    call = getattr(f, "__call__", None)  # noqa: B004  (an instance with an async __call__ counts)
-    return any(iscoroutinefunction(g) or isasyncgenfunction(g) for g in (f, call))
-
-
-def _whole(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {value!r}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
-
-
-def _check_kind(kind: object) -> None:
-    kinds = ", ".join(map(repr, KINDS))
-    if not isinstance(kind, str):
-        raise TypeError(f"kind must be one of {kinds}, got {kind!r}")
-    if kind not in KINDS:
-        raise ValueError(f"kind must be one of {kinds}, got {kind!r}")
-
-
-def _check_maxsize(value: object) -> None:
-    if value is not None:
-        _whole("maxsize", value, 0)
-
-
-def _check_ordered(value: object) -> None:
-    if not isinstance(value, bool):
-        raise TypeError(f"ordered must be True or False, got {value!r}")
-
-
-def _check_timeout(value: object) -> None:
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"timeout must be a number of seconds or None, got {value!r}")
-    if not value > 0:  # nor is what is not a number
-        raise ValueError(f"timeout must be greater than 0 seconds, got {value}")
-
-
-def _check_on_error(value: object) -> None:
-    if isinstance(value, str):
-        if value not in ("raise", "skip"):
-            raise ValueError(f"on_error must be 'raise', 'skip' or a function g(error, item), got {value!r}")
-    elif not callable(value):
-        raise TypeError(f"on_error must be 'raise', 'skip' or a function g(error, item), got {value!r}")
-
-
-def _optional_call(name: str) -> Callable[[object], None]:
-    def check(value: object) -> None:
-        if value is not None and not callable(value):
-            raise TypeError(f"{name} must be a function or None, got {value!r}")
-
-    return check
-
-
-def _check_name(value: object) -> None:
-    if value is not None and not isinstance(value, str):
-        raise TypeError(f"name must be a str, got {value!r}")
-
-
-def _check_max_items(value: object) -> None:
-    if value is not None:
-        _whole("max_items_per_worker", value, 1)
-
-
-CHECKS: Final[dict[str, Callable[[Any], None]]] = {
-    "kind": _check_kind,
-    "workers": lambda value: _whole("workers", value, 1),
-    "maxsize": _check_maxsize,
-    "ordered": _check_ordered,
-    "timeout": _check_timeout,
-    "retries": lambda value: _whole("retries", value, 0),
-    "on_error": _check_on_error,
-    "on_start": _optional_call("on_start"),
-    "on_done": _optional_call("on_done"),
-    "name": _check_name,
-    "max_items_per_worker": _check_max_items,
-}
-
-#: Options whose None means "not given": what a wrapper passes on unset.
-_NONE_IS_DEFAULT: Final = frozenset({"kind", "workers", "name"})
-
 _DEFAULTS: Final = {each.name: each.default for each in fields(Stage)} | dict.fromkeys(_NONE_IS_DEFAULT)
-
-
-def checked(verb: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Check the options that were given; raise for the first that is wrong."""
-    given = {}
-    for name, value in options.items():
-        if name not in CHECKS:
-            close = difflib.get_close_matches(name, CHECKS, 1)
-            hint = f"; did you mean {close[0]!r}?" if close else f"; the options are {', '.join(CHECKS)}"
-            if name in ("chunksize", "chunk_size", "batch_size"):
-                hint = "; there is none to tune: spans of items size themselves"
-            raise TypeError(f"{verb}() has no option {name!r}{hint}")
-        if value is None and name in _NONE_IS_DEFAULT:
-            continue
-        CHECKS[name](value)
-        given[name] = value
-    return given
 
 
 def signature_with(given: Mapping[str, Any]) -> Signature:
@@ -351,6 +122,7 @@ class _Value:
 
 
 def hashable(content: Any) -> Any:
+    """Give what stands for *content* in a hash: equal contents have equal ones."""
     if isinstance(content, tuple):
         return tuple(map(hashable, content))
     if isinstance(content, dict):

@@ -7,10 +7,11 @@ from functools import partial
 from types import CodeType, FunctionType, MethodType
 from typing import Any, Final
 
-from fstream._stage import Stage
-from fstream._workers.wire import dumps
+from fstream._plan.stages import Stage
+from fstream._workers.process.wire import dumps
 
 __all__ = ["blame"]
+
 
 #: How deep to look: a variable of a function that is a variable, and so on.
 DEEPEST: Final = 6

@@ -12,6 +12,7 @@ from select import select
 
 __all__ = ["new_loop"]
 
+
 #: What asyncio waits in on Linux. Elsewhere there is none, nor where a library has put `select` in order for its own
 #: threads (gevent, eventlet): to wait there is its business.
 Epoll = getattr(selectors, "EpollSelector", None)

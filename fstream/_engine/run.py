@@ -32,14 +32,19 @@ from contextvars import Context, copy_context
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from fstream._interrupts import Uninterrupted
-from fstream._queues import Outlet, TakerQueue, ThreadQueue
-from fstream._spans import Closed, Feed, Upstream, Window
+from fstream._engine.interrupts import Uninterrupted
+from fstream._engine.queues import ThreadQueue
+from fstream._flow.buffers import Outlet
+from fstream._flow.protocols import TakerQueue, Upstream
+from fstream._flow.sources import Feed
+from fstream._flow.span import Closed
+from fstream._flow.window import Window
 
 if TYPE_CHECKING:
     import asyncio
 
 __all__ = ["HERE", "ConsumerQueue", "Feeder", "Lock", "Member", "Run", "StageWorkers", "close_all"]
+
 
 Lock = threading.Lock
 

@@ -14,6 +14,7 @@ from typing import Final
 
 __all__ = ["Arena", "arenas", "shared_file"]
 
+
 #: Messages with buffers of less than so many bytes in all stay out of it, and of more than so many.
 LEAST: Final = 1 << 18
 MOST: Final = 1 << 24

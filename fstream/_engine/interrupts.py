@@ -15,6 +15,7 @@ from typing import Any, Final, TypeAlias
 
 __all__ = ["Uninterrupted"]
 
+
 Handler: TypeAlias = Callable[[int, FrameType | None], Any]
 
 SIGNALS: Final = range(1, signal.NSIG)

@@ -23,13 +23,15 @@ from queue import Empty, SimpleQueue
 from time import monotonic_ns, perf_counter
 from typing import Any, Final
 
-from fstream._spans import Failure, Span
-from fstream._stage import StageStatus
-from fstream._workers.arena import arenas
-from fstream._workers.call import Call, FusedCall, call_of, describe, is_failure
-from fstream._workers.fresh import FOR_THE_PARENT
-from fstream._workers.surroundings import Surroundings, adopt
-from fstream._workers.wire import Packed, Wire, dumps, encode_error, loads
+from fstream._flow.span import Failure, Span
+from fstream._plan.stages import StageStatus
+from fstream._workers.call import Call, FusedCall, call_of, is_failure
+from fstream._workers.notes import describe
+from fstream._workers.process.arena import arenas
+from fstream._workers.process.errors import encode_error
+from fstream._workers.process.fresh import FOR_THE_PARENT
+from fstream._workers.process.surroundings import Surroundings, adopt
+from fstream._workers.process.wire import Packed, Wire, dumps, loads
 from fstream.errors import NotPicklable
 
 __all__ = [
@@ -53,7 +55,8 @@ __all__ = [
     "STOP",
     "UNLOADABLE",
     "main",
-]  # fmt: skip
+]
+
 
 # To the child ...
 OPEN: Final = "open"  # here is a stage: (surroundings, index), call

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import selectors
 import signal
-import socket
 import sys
 import threading
 from collections import Counter
@@ -25,27 +24,30 @@ from typing import Any, Final
 
 import cloudpickle
 
-from fstream._queues import Work
-from fstream._run import Run
-from fstream._spans import Failure, Span, Window
-from fstream._stage import Stage
-from fstream._workers import child
-from fstream._workers.blame import blame
-from fstream._workers.call import annotate, describe, handled, is_failure
+from fstream._engine.run import Run
+from fstream._flow.span import Failure, Span
+from fstream._flow.window import Window
+from fstream._plan.stages import Stage
+from fstream._workers.call import handled, is_failure
 from fstream._workers.crew import LONGEST_WAIT, Crew
-from fstream._workers.link import OURS, WARM, Link
-from fstream._workers.surroundings import surroundings
-from fstream._workers.wire import (
-    NO_SIGPIPE,
+from fstream._workers.notes import annotate, describe
+from fstream._workers.process import child
+from fstream._workers.process.blame import blame
+from fstream._workers.process.errors import decode_error
+from fstream._workers.process.link import Link
+from fstream._workers.process.queue import PipeQueue, PumpWork
+from fstream._workers.process.surroundings import surroundings
+from fstream._workers.process.warm import WARM
+from fstream._workers.process.wire import (
     Packed,
-    decode_error,
     dumps,
     loads,
     send_by_value_what_is_being_imported,
 )
 from fstream.errors import NotPicklable, WorkerDied
 
-__all__ = ["WARM", "Workers"]
+__all__ = ["Workers"]
+
 
 #: Spans in flight for each worker.
 AHEAD: Final = 2
@@ -69,82 +71,6 @@ MAX_KILLED: Final = 100
 
 
 ErrorOf = Callable[[Failure], BaseException]
-
-
-class PipeQueue:
-    """The queue of a pump: it waits in its selector, for its workers' sockets and for this queue's bell."""
-
-    def __init__(self, buffer: PumpWork) -> None:
-        self.buffer = buffer
-        self.takers = 0
-        self.signalled = False
-        #: When the pump is to insist.
-        self.deadline: float | None = None
-        self.bell, self._push = socket.socketpair()
-        self.bell.setblocking(False)
-        self._push.setblocking(False)
-        OURS.update((self.bell, self._push))
-
-    def signal(self) -> None:
-        self.signalled = True
-        self.ring()
-
-    @property
-    def watched(self) -> bool:
-        return self.deadline is not None
-
-    def watch(self) -> None:
-        self.deadline = perf_counter() + self.buffer.patience
-        self.ring()
-
-    def ring(self) -> None:
-        try:
-            self._push.send(b"!", NO_SIGPIPE)
-        except OSError:  # full, so it rings; or closed
-            pass
-
-    def silence(self) -> None:
-        try:
-            while self.bell.recv(4096):
-                pass
-        except OSError:
-            pass
-
-    def close(self) -> None:
-        self._push.close()  # first: there is never one to write to that nobody reads
-        self.bell.close()
-
-    def __del__(self) -> None:
-        self.close()  # the pump was never started
-
-
-class PumpWork(Work):
-    """A pump's buffer: it can go on if one of its workers can."""
-
-    def __init__(self, crew: Workers, window: Window) -> None:
-        super().__init__(window, crew.run.clock)
-        self.crew = crew
-
-    def ready(self) -> bool:
-        crew, window = self.crew, self.window
-        if window.stopped or crew.run.stopped:
-            return True
-        if window.hungry and not crew.knows_hungry:
-            return True
-        return (window.takable() and crew.capacity()) or window.exhausted
-
-    def starve(self, wanted: bool) -> bool:
-        return super().starve(wanted and self.crew.capacity())
-
-    def impatient(self) -> bool:  # of its own workers' spans the pump takes care itself
-        return self.window.upstream.withholds and self.crew.capacity()
-
-    @property
-    def patience(self) -> float:
-        return self.window.upstream.patience
-
-    def insist(self) -> None:
-        self.window.upstream.press()
 
 
 class Worker:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import reduce
 
-from fstream._kernels import FILTER, MAP, Kernel
-from fstream._stage import Stage
+from fstream._plan.kernels import FILTER, MAP, Kernel
+from fstream._plan.stages import Stage
 
 __all__ = ["fuse"]
 

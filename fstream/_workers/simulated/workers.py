@@ -14,38 +14,38 @@ from __future__ import annotations
 
 import asyncio
 import reprlib
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import AsyncIterable, Callable, Coroutine, Generator, Iterable, Iterator
 from contextlib import contextmanager
-from contextvars import Context, ContextVar
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import count
-from typing import TYPE_CHECKING, Any, Final, TypeVarTuple, Unpack, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
-from fstream._queues import Buffer, Credits, Work
-from fstream._run import Run
-from fstream._simulation import Actor, Fault, SimulatedError, Simulation, Steps
-from fstream._spans import Closed, Failure, Span, Window
-from fstream._stage import Stage
-from fstream._workers.blame import blame
-from fstream._workers.call import Call, FusedCall, describe, handled, is_failure
+from fstream._engine.run import Run
+from fstream._flow.buffers import Credits, Work
+from fstream._flow.protocols import Buffer
+from fstream._flow.span import Closed, Failure, Span
+from fstream._flow.window import Window
+from fstream._plan.stages import Stage
+from fstream._workers.call import Call, FusedCall, handled, is_failure
 from fstream._workers.crew import Crew
+from fstream._workers.notes import describe
 from fstream._workers.opening import lay
+from fstream._workers.process.blame import blame
+from fstream._workers.process.errors import decode_error, encode_error
+from fstream._workers.process.wire import dumps, loads
+from fstream._workers.simulated.loop import CONSUMER, Loop
+from fstream._workers.simulated.schedule import Actor, Fault, SimulatedError, Simulation, Steps
 from fstream._workers.sync import aclose
-from fstream._workers.task import AsyncCall
-from fstream._workers.wire import decode_error, dumps, encode_error, loads
+from fstream._workers.task.workers import AsyncCall
 from fstream.errors import NotPicklable, WorkerDied
 
 if TYPE_CHECKING:
-    from fstream._run import ConsumerQueue
+    from fstream._engine.run import ConsumerQueue
 
 __all__ = ["open_run"]
-
-Ts = TypeVarTuple("Ts")
-
-#: The rank of a consumer; a feeder's is 0, and stages have theirs between.
-CONSUMER: Final = -1000
 
 
 #: The feeder that iterates its source, in the context of that.
@@ -650,77 +650,3 @@ class Worker(Member):
 
 async def _next(items: Any) -> Any:
     return await anext(items)
-
-
-class Loop(asyncio.AbstractEventLoop):
-    """An event loop that is an actor, and has the simulation's time: enough for tasks, locks, sleeps and time-outs."""
-
-    def __init__(self, simulation: Simulation) -> None:
-        self.simulation = simulation
-        self.ready: deque[asyncio.Handle] = deque()
-        simulation.add(Actor("the event loop", CONSUMER - 1, self.turns(), can_go_on=self.ready.__len__))
-
-    def turns(self) -> Steps:
-        while True:
-            handle = self.ready.popleft()
-            if not handle.cancelled():
-                asyncio._set_running_loop(self)  # nested steps are `outside_of_loops`
-                try:
-                    handle._run()
-                finally:
-                    asyncio._set_running_loop(None)
-            yield self.ready.__len__
-
-    def call_soon(
-        self, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: Context | None = None
-    ) -> asyncio.Handle:
-        handle = asyncio.Handle(callback, args, self, context)
-        self.ready.append(handle)
-        return handle
-
-    call_soon_threadsafe = call_soon
-
-    def call_later(
-        self,
-        delay: float,
-        callback: Callable[[Unpack[Ts]], object],
-        *args: *Ts,
-        context: Context | None = None,
-    ) -> asyncio.TimerHandle:
-        return self.call_at(self.time() + delay, callback, *args, context=context)
-
-    def call_at(
-        self,
-        when: float,
-        callback: Callable[[Unpack[Ts]], object],
-        *args: *Ts,
-        context: Context | None = None,
-    ) -> asyncio.TimerHandle:
-        handle = asyncio.TimerHandle(when, callback, args, self, context)
-        self.simulation.call_later(when - self.time(), lambda: self.ready.append(handle), handle.cancelled)
-        return handle
-
-    def time(self) -> float:
-        return self.simulation.now
-
-    def create_future(self) -> asyncio.Future[Any]:
-        return asyncio.Future(loop=self)
-
-    def create_task(self, coro: Any, **options: Any) -> asyncio.Task[Any]:
-        return asyncio.Task(coro, loop=self, **options)
-
-    def is_running(self) -> bool:
-        return True
-
-    def is_closed(self) -> bool:
-        return False
-
-    def get_debug(self) -> bool:
-        return False
-
-    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        """It is off: nobody waits for its time."""
-
-    def call_exception_handler(self, context: dict[str, Any]) -> None:
-        if "handle" in context:
-            raise context["exception"]

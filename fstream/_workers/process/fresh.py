@@ -23,10 +23,11 @@ from multiprocessing.process import BaseProcess
 from typing import Any, Final
 
 from fstream._workers import STARTED_IN
-from fstream._workers.surroundings import search_path
-from fstream._workers.wire import NO_SIGPIPE, raise_no_sigpipe
+from fstream._workers.process.surroundings import search_path
+from fstream._workers.process.wire import NO_SIGPIPE, raise_no_sigpipe
 
 __all__ = ["FOR_THE_PARENT", "FreshProcess"]
+
 
 #: Signals that ask a program to end, or to do something, and that may come to all its processes at once: from systemd,
 #: from a supervisor, or from a terminal while a worker starts. What they mean is the parent's business.

@@ -21,6 +21,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 __all__ = ["Actor", "Fault", "Schedule", "SimulatedError", "Simulation", "Steps"]
 
+
 #: What an actor yields: None where others may go on, or what tells whether it can itself.
 Steps: TypeAlias = Generator[Callable[[], Any] | None, None, Any]
 

@@ -9,17 +9,21 @@ from inspect import isawaitable
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
-from fstream._queues import Work
-from fstream._spans import CLOSED, SPAN_SECONDS, Closed, Failure, Span, Window
-from fstream._stage import Stage, StageStatus
+from fstream._flow.buffers import Work
+from fstream._flow.sizing import SPAN_SECONDS
+from fstream._flow.span import CLOSED, Closed, Failure, Span
+from fstream._flow.window import Window
+from fstream._plan.stages import Stage, StageStatus
 from fstream._workers.call import Call, handled, handler_failed, is_failure, replaced
 from fstream._workers.crew import Crew
-from fstream._workers.loop import Cancellable, TaskQueue, host_of
+from fstream._workers.task.host import Cancellable, host_of
+from fstream._workers.task.queues import TaskQueue
 
 if TYPE_CHECKING:
-    from fstream._run import Run
+    from fstream._engine.run import Run
 
-__all__ = ["Workers"]
+__all__ = ["AsyncCall", "Workers"]
+
 
 #: How many lone items are drawn at once, at most.
 SIDE_BY_SIDE: Final = 128

@@ -1,0 +1,116 @@
+"""Where takers wait: a queue belongs to its taker, and only waiting happens here.
+
+A queue holds no items of its own. It stands before a *buffer*, which says whether its taker can go on, and what it
+gets: a worker's next span (`Work`), the consumer's next outputs (`Outlet`), a feeder's room (`Credits`). All the
+buffers of a run and all its queues share the run's one lock; whoever changes anything calls the run's *settle*, which
+wakes the takers that can go on now. So no wake-up is lost, and none is in vain.
+
+Threads wait in a `queue.Queue` (`ThreadQueue`); tasks in an `asyncio.Queue` (``_workers.loop``); the thread that
+serves processes in a selector (``_workers.process``).
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from fstream._flow.protocols import Buffer
+
+__all__ = ["ThreadQueue"]
+
+
+class ThreadQueue(queue.Queue[Any]):
+    """The queue of takers that are threads. One of them minds the deadline for all.
+
+    A taker may be the main thread, where a signal handler may raise between any two steps, also within those of a
+    `threading.Condition`, which then has released a lock that its caller releases once more. So a taker does not hold
+    the lock where it waits: it leaves the block that holds it, and enters another one.
+    """
+
+    def __init__(self, buffer: Buffer, lock: threading.RLock, settle: Callable[[], None]) -> None:
+        super().__init__()
+        self.buffer = buffer
+        self.settle = settle
+        self.takers = 0
+        self.signalled = self.watched = False
+        #: Some taker minds the deadline.
+        self.minded = False
+        self.mutex = lock  # type: ignore[assignment]
+        #: A lock for each taker that waits, which whoever wakes it releases, under the run's lock.
+        self.waiters: list[threading.Lock] = []
+
+    def _qsize(self) -> int:
+        # First, as a feeder that sees the mark settles nothing. If a taker was woken in vain, by what another one was
+        # faster to get, it is to be woken again.
+        self.signalled = False
+        return int(self.buffer.ready())
+
+    def _get(self) -> Any:
+        taken = self.buffer.take()
+        self.takers -= 1  # it has what it came for: it does not starve
+        self.settle()
+        self.takers += 1
+        return taken
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+        """Wait until there is something to take. Not with the lock held."""
+        waiter = threading.Lock()
+        waiter.acquire()
+        counted = minding = False
+        try:
+            while True:
+                with self.mutex:
+                    if not counted:
+                        self.takers += 1
+                        counted = True
+                    if self._qsize():
+                        taken = self._get()
+                        self.takers -= 1
+                        counted = False
+                        return taken
+                    self.settle()
+                    if self.signalled:
+                        continue
+                    patience = -1.0
+                    if self.watched and not self.minded:
+                        self.minded = minding = True
+                        patience = self.buffer.patience
+                    self.waiters.append(waiter)
+                woken = self.wait(waiter, patience)
+                with self.mutex:
+                    self.waiters.remove(waiter)
+                    woken = waiter.acquire(False) or woken  # perhaps it was just now
+                    if minding:
+                        self.watched = self.minded = minding = False
+                        if not woken:
+                            self.buffer.insist()
+        finally:
+            if counted:  # interrupted: a wake-up meant for this taker goes to another
+                with self.mutex:
+                    self.signalled = False
+                    self.takers -= 1
+                    if minding:
+                        self.watched = self.minded = False
+                    if waiter in self.waiters:
+                        self.waiters.remove(waiter)
+
+    def wait(self, waiter: threading.Lock, patience: float) -> bool:
+        """Wait to be woken, for so many seconds, or for ever if that is -1; False if nobody did."""
+        return waiter.acquire(True, patience)
+
+    def notify(self) -> None:
+        """Wake one that waits."""
+        for waiter in self.waiters:
+            if waiter.locked():
+                waiter.release()
+                return
+
+    def signal(self) -> None:
+        self.signalled = True
+        self.notify()
+
+    def watch(self) -> None:
+        self.watched = True
+        self.notify()

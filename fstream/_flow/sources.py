@@ -1,0 +1,151 @@
+"""Where the first window of a row draws from: what feeders have pulled, or slices of a sequence."""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from fstream._flow.protocols import Drawn
+from fstream._flow.room import Room
+from fstream._flow.sizing import MAX_CHEAP_PROCESS, MAX_SPAN, SPAN_SECONDS
+from fstream._flow.span import CLOSED, Closed
+
+__all__ = ["Feed", "Slices", "sliceable"]
+
+
+class Feed:
+    """What feeders have pulled from the sources and no stage has drawn yet."""
+
+    prepaid = True
+    withholds = False
+    patience = SPAN_SECONDS
+
+    def __init__(self, room: Room, feeders: int) -> None:
+        #: The room of the window that draws from here, or the feed's own where the consumer does.
+        self.room = room
+        #: Feeders append without the lock: an append is atomic, and takers ask `available` again before they wait.
+        self.pending: deque[Any] = deque()
+        self.feeders = feeders
+        #: How many feeders wait for room.
+        self.blocked = 0
+        self.error: BaseException | None = None
+        #: Draws give the room back themselves: there is no window that does.
+        self.alone = False
+        #: The run is over, or failed downstream of here.
+        self.stopped = False
+
+    def credits(self) -> int:
+        """Grant a feeder the room that is left, shared with the feeders beside it, ahead of what it pulls."""
+        count = max(1, self.room.free // self.feeders)
+        self.room.held += count
+        return count
+
+    def ended(self, unused: int, error: BaseException | None) -> None:
+        """One feeder is through with its source."""
+        self.room.held -= unused
+        self.feeders -= 1
+        if error is not None and self.error is None:
+            self.error = error
+            self.feeders = 0
+            # What other feeders pull from now on goes nowhere: they append to the old one, at any moment.
+            old, self.pending = self.pending, deque()
+            self.pending.extend(old.popleft() for _ in range(len(old)))
+
+    def available(self) -> int:
+        if self.stopped:
+            return 0
+        # A feeder appends, then looks who waits; a taker says that it waits, then looks here. Without the GIL, too, one
+        # of two changes of a deque is the first. So either the item is there, or its feeder will see the taker.
+        self.pending.extend(())
+        return len(self.pending)
+
+    def draw(self, most: int) -> Drawn:
+        pending = self.pending
+        if most >= len(pending):
+            most = len(pending)
+        outputs = [pending.popleft()] if most == 1 else [pending.popleft() for _ in range(most)]
+        return outputs, most if self.alone else 0
+
+    def release(self, credits: int) -> None:
+        self.room.held -= credits
+
+    def grow(self, most: int = MAX_CHEAP_PROCESS) -> bool:
+        return self.alone and self.waiting and not self.pending and self.room.grow(min(most, MAX_SPAN))
+
+    def press(self) -> None:
+        pass
+
+    @property
+    def waiting(self) -> bool:
+        return self.blocked > 0
+
+    @property
+    def has_more(self) -> bool:
+        return self.end is None
+
+    @property
+    def end(self) -> Closed | None:
+        if self.stopped:
+            return CLOSED
+        return Closed(self.error) if self.feeders <= 0 and not self.pending else None
+
+
+def sliceable(source: object) -> bool:
+    """Tell whether slices of *source* give the same items as iterating it, at once and without side effects."""
+    cls: Any = type(source)
+    if cls is range:
+        return not source[sys.maxsize :]  # type: ignore[index]  # one may be longer than `len` can say
+    return cls in (list, tuple, str, bytes) or (cls.__module__ == "array" and cls.__name__ == "array")
+
+
+class Slices:
+    """A sequence as upstream: drawn by slices, in the taker's own thread; it needs no feeder."""
+
+    prepaid = False
+    withholds = False
+    patience = SPAN_SECONDS
+
+    def __init__(self, source: Sequence[Any]) -> None:
+        self.source = source
+        #: One that cannot change: a slice of one item costs five times as much, but is empty where that has gone.
+        self.is_range = type(source) is range
+        self.position = 0
+        self.over = self.stopped = False
+
+    def available(self) -> int:
+        # Counted anew each time: a list may grow while it is iterated.
+        left = len(self.source) - self.position
+        return left if left > 0 and not (self.over or self.stopped) else 0
+
+    def draw(self, most: int) -> Drawn:
+        position = self.position
+        if most == 1 and self.is_range:
+            outputs: Sequence[Any] = [self.source[position]]
+        else:
+            outputs = self.source[position : position + most]
+        self.position = position + len(outputs)
+        return outputs, 0
+
+    def release(self, credits: int) -> None:
+        pass
+
+    def grow(self, most: int = MAX_CHEAP_PROCESS) -> bool:
+        return False
+
+    def press(self) -> None:
+        pass
+
+    @property
+    def waiting(self) -> bool:
+        return self.available() > 0
+
+    @property
+    def has_more(self) -> bool:
+        return self.end is None
+
+    @property
+    def end(self) -> Closed | None:
+        self.over = not self.available()
+        return CLOSED if self.over else None

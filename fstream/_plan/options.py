@@ -1,0 +1,146 @@
+"""The options: their names, types and checks."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Final,
+    Literal,
+    TypeAlias,
+    TypedDict,
+    TypeVar,
+)
+
+from fstream._plan.kernels import Mark
+
+if TYPE_CHECKING:
+    pass
+
+__all__ = ["CHECKS", "KINDS", "_NONE_IS_DEFAULT", "Kind", "OnError", "Options", "U", "checked"]
+
+
+Kind: TypeAlias = Literal["sync", "thread", "process", "task"]
+
+U = TypeVar("U")
+
+KINDS: Final = ("sync", "thread", "process", "task")
+
+
+#: What becomes of a failed item; a handler gives U, or `SKIP`, which is a Mark.
+OnError: TypeAlias = Literal["raise", "skip"] | Callable[[Exception, Any], U | Mark]
+
+
+class Options(TypedDict, total=False):
+    """The options of the four combinators, as a type checker sees them; `pmap` says what they mean.
+
+    All but *on_error*, which is in the signatures, as the type of the outputs depends on it.
+    """
+
+    kind: Kind | None
+    workers: int | None
+    maxsize: int | None
+    ordered: bool
+    timeout: float | None
+    retries: int
+    on_start: Callable[..., Any] | None
+    on_done: Callable[..., Any] | None
+    name: str | None
+    max_items_per_worker: int | None
+
+
+def _whole(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def _check_kind(kind: object) -> None:
+    kinds = ", ".join(map(repr, KINDS))
+    if not isinstance(kind, str):
+        raise TypeError(f"kind must be one of {kinds}, got {kind!r}")
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {kinds}, got {kind!r}")
+
+
+def _check_maxsize(value: object) -> None:
+    if value is not None:
+        _whole("maxsize", value, 0)
+
+
+def _check_ordered(value: object) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"ordered must be True or False, got {value!r}")
+
+
+def _check_timeout(value: object) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"timeout must be a number of seconds or None, got {value!r}")
+    if not value > 0:  # nor is what is not a number
+        raise ValueError(f"timeout must be greater than 0 seconds, got {value}")
+
+
+def _check_on_error(value: object) -> None:
+    if isinstance(value, str):
+        if value not in ("raise", "skip"):
+            raise ValueError(f"on_error must be 'raise', 'skip' or a function g(error, item), got {value!r}")
+    elif not callable(value):
+        raise TypeError(f"on_error must be 'raise', 'skip' or a function g(error, item), got {value!r}")
+
+
+def _optional_call(name: str) -> Callable[[object], None]:
+    def check(value: object) -> None:
+        if value is not None and not callable(value):
+            raise TypeError(f"{name} must be a function or None, got {value!r}")
+
+    return check
+
+
+def _check_name(value: object) -> None:
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"name must be a str, got {value!r}")
+
+
+def _check_max_items(value: object) -> None:
+    if value is not None:
+        _whole("max_items_per_worker", value, 1)
+
+
+CHECKS: Final[dict[str, Callable[[Any], None]]] = {
+    "kind": _check_kind,
+    "workers": lambda value: _whole("workers", value, 1),
+    "maxsize": _check_maxsize,
+    "ordered": _check_ordered,
+    "timeout": _check_timeout,
+    "retries": lambda value: _whole("retries", value, 0),
+    "on_error": _check_on_error,
+    "on_start": _optional_call("on_start"),
+    "on_done": _optional_call("on_done"),
+    "name": _check_name,
+    "max_items_per_worker": _check_max_items,
+}
+
+#: Options whose None means "not given": what a wrapper passes on unset.
+_NONE_IS_DEFAULT: Final = frozenset({"kind", "workers", "name"})
+
+
+def checked(verb: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Check the options that were given; raise for the first that is wrong."""
+    given = {}
+    for name, value in options.items():
+        if name not in CHECKS:
+            close = difflib.get_close_matches(name, CHECKS, 1)
+            hint = f"; did you mean {close[0]!r}?" if close else f"; the options are {', '.join(CHECKS)}"
+            if name in ("chunksize", "chunk_size", "batch_size"):
+                hint = "; there is none to tune: spans of items size themselves"
+            raise TypeError(f"{verb}() has no option {name!r}{hint}")
+        if value is None and name in _NONE_IS_DEFAULT:
+            continue
+        CHECKS[name](value)
+        given[name] = value
+    return given

@@ -1,0 +1,111 @@
+"""What a pipeline is made of, with every option resolved. It describes; nothing here runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from inspect import isasyncgenfunction, iscoroutinefunction, signature
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Final,
+)
+
+from fstream._plan.kernels import Kernel
+from fstream._plan.options import Kind
+
+if TYPE_CHECKING:
+    pass
+
+__all__ = ["MISSING", "NO_LIMIT", "Stage", "StageStatus", "WorkerInfo", "declared", "is_async", "name_of"]
+
+
+#: A time-out of so many seconds, 31 years, is none: `math.inf` above all.
+NO_LIMIT: Final = 1e9
+
+#: Stands for an argument that was not given, as None may be an item.
+MISSING: Final[Any] = type(
+    "Missing", (), {"__repr__": lambda _: "MISSING", "__reduce__": lambda _: "MISSING"}
+)()
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerInfo:
+    """What a worker may know of itself: its *index*, in ``range(workers)``."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class StageStatus:
+    """What ``on_done`` is told: how many other workers of the stage are still active.
+
+    >>> StageStatus(active_workers=0).done
+    True
+    """
+
+    active_workers: int
+
+    @property
+    def done(self) -> bool:
+        """True in the last worker of the stage."""
+        return self.active_workers == 0
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One step of a pipeline, with every option resolved but the number of workers."""
+
+    kernel: Kernel
+    f: Callable[..., Any]
+    kind: Kind
+    workers: int | None = None
+    maxsize: int | None = None
+    ordered: bool = True
+    timeout: float | None = None
+    retries: int = 0
+    on_error: str | Callable[..., Any] = "raise"
+    on_start: Callable[..., Any] | None = None
+    on_done: Callable[..., Any] | None = None
+    name: str = ""
+    max_items_per_worker: int | None = None
+    #: The stages that this one stands for, if there are several.
+    parts: tuple[Stage, ...] = ()
+    #: What f can be given by name, and whether it is a coroutine function: looked up once, not by each worker.
+    names: frozenset[str] = field(init=False, repr=False, compare=False)
+    asynchronous: bool = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "names", declared(self.f))
+        object.__setattr__(self, "asynchronous", iscoroutinefunction(self.f))
+
+
+# --------------------------------------------------------------------------------------------------- options
+
+
+def name_of(f: object) -> str:
+    """A readable name of a callable, without a memory address.
+
+    >>> name_of(len), name_of(max)
+    ('len', 'max')
+    """
+    while isinstance(f, partial):
+        f = f.func
+    name = getattr(f, "__name__", None)
+    return name if name and isinstance(name, str) else type(f).__name__  # a mock has an answer to every name
+
+
+def declared(f: Callable[..., Any]) -> frozenset[str]:
+    """The names of the parameters that *f* can be given by name."""
+    try:
+        parameters = signature(f).parameters.values()
+    except (TypeError, ValueError):  # some built-ins have none
+        return frozenset()
+    return frozenset(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
+
+
+def is_async(f: object) -> bool:
+    """Tell whether calling *f* gives a coroutine or an async generator."""
+    call = getattr(f, "__call__", None)  # noqa: B004  (an instance with an async __call__ counts)
+    return any(iscoroutinefunction(g) or isasyncgenfunction(g) for g in (f, call))

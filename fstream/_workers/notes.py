@@ -1,0 +1,70 @@
+"""The notes on an error that say where it was raised: in which stage, at which item."""
+
+from __future__ import annotations
+
+import reprlib
+from typing import Any
+
+from fstream._plan.stages import Stage
+
+__all__ = ["annotate", "annotate_item", "describe", "shown"]
+
+
+def describe(stage: Stage, index: int, item: Any) -> str:
+    """Name an item of a stage in a message."""
+    return f"stage {stage.name!r} ({stage.kind}), item {index}: {shown(item)}"
+
+
+def shown(item: Any) -> str:
+    try:
+        return reprlib.repr(item)
+    except Exception as error:
+        return f"<{type(item).__name__} whose repr raises {type(error).__name__}>"
+
+
+def annotate(error: BaseException, note: str) -> None:
+    _set_notes(error, [*getattr(error, "__notes__", ()), note])
+
+
+def _set_notes(error: BaseException, notes: list[str]) -> None:
+    BaseException.__setattr__(error, "__notes__", notes)  # not add_note, which a frozen exception refuses
+
+
+class ItemNote(str):
+    """The note that says in which *role* of which *stage*, and at which item, an error was raised."""
+
+    stage: Stage
+    role: str
+    #: How long the error's traceback was when it was raised for the first item, and how long it is. Invariant: the
+    #: first is no more than the second, so that what is cut out of the middle never makes a circle.
+    first: int
+    length: int
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return str, (str(self),)
+
+
+def annotate_item(error: BaseException, stage: Stage, which: str, role: str = "") -> None:
+    """Name the item *which* of *stage* in a note.
+
+    One object may be raised for many items, as what is kept of a log-in that failed. So a note takes the place of an
+    earlier one of the stage, and the traceback shows the first time and the last: else each item would leave its note
+    and its frames.
+    """
+    entries = []
+    entry = error.__traceback__
+    while entry is not None:
+        entries.append(entry)
+        entry = entry.tb_next
+    note = ItemNote(f"in {role}{which}")
+    note.stage, note.role, note.first, note.length = stage, role, len(entries), len(entries)
+    notes = []
+    for other in getattr(error, "__notes__", ()):
+        if type(other) is not ItemNote or other.stage is not stage or other.role != role:
+            notes.append(other)
+            continue
+        note.first = min(other.first, len(entries))
+        if (new := len(entries) - other.length) > 0:
+            entries[new - 1].tb_next = entries[-note.first] if note.first else None
+            note.length = new + note.first
+    _set_notes(error, [*notes, note])

@@ -1,0 +1,105 @@
+"""Where the pump waits."""
+
+from __future__ import annotations
+
+import socket
+from time import perf_counter
+from typing import Protocol
+
+from fstream._engine.run import Run
+from fstream._flow.buffers import Work
+from fstream._flow.window import Window
+from fstream._workers.process.link import OURS
+from fstream._workers.process.wire import (
+    NO_SIGPIPE,
+)
+
+__all__ = ["PipeQueue", "PumpWork"]
+
+
+class PipeQueue:
+    """The queue of a pump: it waits in its selector, for its workers' sockets and for this queue's bell."""
+
+    def __init__(self, buffer: PumpWork) -> None:
+        self.buffer = buffer
+        self.takers = 0
+        self.signalled = False
+        #: When the pump is to insist.
+        self.deadline: float | None = None
+        self.bell, self._push = socket.socketpair()
+        self.bell.setblocking(False)
+        self._push.setblocking(False)
+        OURS.update((self.bell, self._push))
+
+    def signal(self) -> None:
+        self.signalled = True
+        self.ring()
+
+    @property
+    def watched(self) -> bool:
+        return self.deadline is not None
+
+    def watch(self) -> None:
+        self.deadline = perf_counter() + self.buffer.patience
+        self.ring()
+
+    def ring(self) -> None:
+        try:
+            self._push.send(b"!", NO_SIGPIPE)
+        except OSError:  # full, so it rings; or closed
+            pass
+
+    def silence(self) -> None:
+        try:
+            while self.bell.recv(4096):
+                pass
+        except OSError:
+            pass
+
+    def close(self) -> None:
+        self._push.close()  # first: there is never one to write to that nobody reads
+        self.bell.close()
+
+    def __del__(self) -> None:
+        self.close()  # the pump was never started
+
+
+class Pump(Protocol):
+    """Whose queue it is."""
+
+    run: Run
+    #: It has seen that the taker downstream is hungry, and asks late workers for what they have finished.
+    knows_hungry: bool
+
+    def capacity(self) -> bool:
+        """One more span could be sent now, or a worker be started for it."""
+        ...
+
+
+class PumpWork(Work):
+    """A pump's buffer: it can go on if one of its workers can."""
+
+    def __init__(self, crew: Pump, window: Window) -> None:
+        super().__init__(window, crew.run.clock)
+        self.crew = crew
+
+    def ready(self) -> bool:
+        crew, window = self.crew, self.window
+        if window.stopped or crew.run.stopped:
+            return True
+        if window.hungry and not crew.knows_hungry:
+            return True
+        return (window.takable() and crew.capacity()) or window.exhausted
+
+    def starve(self, wanted: bool) -> bool:
+        return super().starve(wanted and self.crew.capacity())
+
+    def impatient(self) -> bool:  # of its own workers' spans the pump takes care itself
+        return self.window.upstream.withholds and self.crew.capacity()
+
+    @property
+    def patience(self) -> float:
+        return self.window.upstream.patience
+
+    def insist(self) -> None:
+        self.window.upstream.press()

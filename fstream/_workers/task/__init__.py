@@ -1,0 +1,1 @@
+"""Worker tasks, and all else that lives on an event loop: queues, feeders of async sources, async consumers."""

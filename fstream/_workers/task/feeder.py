@@ -1,0 +1,99 @@
+"""The task that iterates an async source, and closes it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterable
+from typing import TYPE_CHECKING, Any
+
+from fstream._flow.buffers import Credits
+from fstream._flow.span import Closed
+from fstream._workers.sync import aclose
+from fstream._workers.task.host import Cancellable, host_of
+from fstream._workers.task.queues import TaskQueue
+
+if TYPE_CHECKING:
+    from fstream._engine.run import Run
+
+__all__ = ["TaskFeeder"]
+
+
+class TaskFeeder(Cancellable):
+    """The task that iterates an async source, and closes it."""
+
+    abandoned = False
+
+    def __init__(self, run: Run, source: AsyncIterable[Any]) -> None:
+        self.run = run
+        self.host = host_of(run)
+        self.source: AsyncIterable[Any] | None = source
+        self.queue = TaskQueue(Credits(run.feed), run.lock, run.settle)
+        self.busy = False
+        #: It closes the source, which must not be cancelled.
+        self.closing = False
+
+    def join(self, timeout: float) -> None:
+        """It has left in its loop's thread, which is joined itself."""
+
+    def start(self) -> None:
+        self.run.enter(self)
+        self.host.call(self._spawn)
+
+    def _spawn(self) -> None:
+        self.task = self.host.spawn(self, self.main(), "fstream-feeder")
+
+    def stop(self) -> None:
+        """Wake it from a source that blocks."""
+        self.host.call(self._cancel)
+
+    def _cancel(self) -> None:
+        if not self.closing:
+            self.cancel()
+
+    def vanished(self) -> None:
+        with self.run.lock:
+            self.run.feed.ended(0, asyncio.CancelledError())
+            self.run.settle()
+            self.run.leave(self)
+
+    async def main(self) -> None:
+        run, feed = self.run, self.run.feed
+        error: BaseException | None = None
+        items: Any = None
+        credits = 0
+        try:
+            source, self.source = self.source, None
+            items = aiter(source)  # type: ignore[arg-type]
+            del source
+            append = feed.pending.append
+            if (credits := await self.grant()) > 0:
+                async for item in items:
+                    append(item)
+                    credits -= 1
+                    if len(feed.pending) <= feed.feeders:  # else whoever can take it has been woken
+                        with run.lock:
+                            run.settle()
+                    if feed.stopped or (not credits and not (credits := await self.grant())):
+                        break
+            item = None
+        except BaseException as raised:
+            error = raised
+        self.closing = True
+        try:
+            await aclose(items)
+        except BaseException as raised:
+            error = error or raised
+        with run.lock:
+            feed.ended(credits, error)
+            run.settle()
+            run.leave(self)
+
+    async def grant(self) -> int:
+        feed = self.run.feed
+        self.came_back()
+        feed.blocked += 1
+        try:
+            credits = await self.queue.get()
+        finally:
+            feed.blocked -= 1
+        return 0 if type(credits) is Closed else credits
