@@ -84,7 +84,7 @@ test-%:
 $(VENV)/.with-%: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "fstream needs Python 3.11 or newer: make PYTHON=..." >&2; exit 1; }
 	@$(PY) -c '' 2> /dev/null || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --editable '.[$*]'
+	$(PY) -m pip install --quiet --prefer-binary --editable '.[$*]'
 	@# Not in pyproject.toml: there is none for free-threaded builds, and no marker that says so.
 	@$(PY) -m pip install --quiet --only-binary :all: 'uvloop>=0.19' 2> /dev/null || \
 	    echo "There is no uvloop for this Python: its tests are skipped."

@@ -572,7 +572,8 @@ def test_the_default_timeout_of_sockets_has_no_influence():
         except OSError:
             return False
 
-    assert seen(blocking)[1] == [True]  # else it would wait for nobody, and ask all the time
+    # That to the parent, and the one by which it was started: else it would wait for nobody, and ask all the time.
+    assert seen(blocking)[1] == [True, True]
     outputs = list(pmap(lambda n: os.urandom(1_000_000) * 5, range(6), kind="process", workers=2))
     assert list(map(len, outputs)) == [5_000_000] * 6
     assert list(pmap(len, [b"x" * 5_000_000] * 4, kind="process", workers=2)) == [5_000_000] * 4

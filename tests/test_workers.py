@@ -267,7 +267,7 @@ def test_a_lone_item_that_a_taker_waits_for_is_told_of_at_once():
     with three_tasks() as crew:
         crew.window.draw_lone(6)
         settled: list[None] = []
-        crew.run.settle = lambda: settled.append(None)
+        crew.run.settle = lambda *_: settled.append(None)
         finish_lone(crew, 0)
         assert len(settled) == 1
         assert crew.window.available() == 1
@@ -297,7 +297,7 @@ def test_who_asks_for_more_lone_items_tells_of_those_that_are_done(kernel: Kerne
             _, item = crew.window.lone_items.popleft()
             crew.window.lone_slots[index] = item if kernel is MAP else DROP
         settled: list[None] = []
-        crew.run.settle = lambda: settled.append(None)
+        crew.run.settle = lambda *_: settled.append(None)
         crew.next_lone()
         assert len(settled) == 1
         assert crew.window.room.held == (6 if kernel is MAP else 3)

@@ -90,7 +90,7 @@ def name_of(f: object) -> str:
     >>> name_of(len), name_of(max)
     ('len', 'max')
     """
-    while isinstance(f, partial):
+    while isinstance(f, partial) and not hasattr(f, "__name__"):
         f = f.func
     name = getattr(f, "__name__", None)
     return name if name and isinstance(name, str) else type(f).__name__  # a mock has an answer to every name
