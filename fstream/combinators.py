@@ -19,7 +19,7 @@ from typing import (
     overload,
 )
 
-from fstream._plan.kernels import EACH, FILTER, FLAT_MAP, MAP, Mark
+from fstream._plan.kernels import EACH, FILTER, FLAT_MAP, MAP, Sentinel
 from fstream._plan.options import OnError, Options
 from fstream._plan.stages import MISSING, declared, is_async, name_of
 from fstream.stream import Stream
@@ -49,7 +49,7 @@ Verb: TypeAlias = Callable[[T], R] | Callable[Concatenate[T, ...], R]
 Many: TypeAlias = AsyncIterable[R] | Awaitable[Iterable[R]] | Awaitable[AsyncIterable[R]] | Iterable[R]
 
 #: An ``on_error`` that is a coroutine function.
-Later: TypeAlias = Callable[[Exception, Any], Awaitable[D | Mark]]
+Later: TypeAlias = Callable[[Exception, Any], Awaitable[D | Sentinel]]
 
 
 class _Map(Protocol[D_co]):

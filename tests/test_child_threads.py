@@ -68,7 +68,7 @@ def test_failures_are_told_from_outputs_whoever_sends_them():
 
         def reader() -> None:
             while not over.is_set():
-                child.recall()
+                child.steal()
 
         def work() -> None:
             child.work(0, 0, dumps(list(range(200))))

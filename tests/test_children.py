@@ -118,13 +118,13 @@ def test_what_is_asked_for_in_the_middle_of_a_span_goes_out_and_what_is_not_star
 ):
     def f(item: int) -> int:
         if item == -3:
-            parent.child.recall()  # as its reader thread does
+            parent.child.steal()  # as its reader thread does
         return -item
 
     parent.give(f)
     parent.work(5, [-1, -2, -3, -4, -5])
     ahead, back, *later = parent.heard()
-    assert (ahead, back) == ((child.SLOTS, 5, [1, 2], {}, False), (child.BACK, 5, 2))
+    assert (ahead, back) == ((child.SLOTS, 5, [1, 2], {}, False), (child.STOLEN, 5, 2))
     check_together(later, 5, [3], {})
 
 
@@ -132,21 +132,21 @@ def test_spans_that_are_not_begun_come_back_whole(parent: Parent):
     parent.give(abs)
     parent.child.inbox.put(((child.SPAN, 5, 0), dumps([-1])))
     parent.child.inbox.put(((child.FINISH, 0), []))
-    parent.child.recall()
-    assert parent.heard() == [(child.BACK, 5, None)]
+    parent.child.steal()
+    assert parent.heard() == [(child.STOLEN, 5, None)]
     assert parent.child.inbox.get() == ((child.FINISH, 0), [])
 
 
 def test_failures_are_counted_from_the_first_slot_of_their_message(parent: Parent):
     def f(item: int) -> int:
         if item == 3:
-            parent.child.recall()
+            parent.child.steal()
         return 6 // (item - 3)
 
     parent.give(f, on_error="skip")
     parent.work(0, [1, 2, 3, 4])
     ahead, back, *later = parent.heard()
-    assert (ahead, back) == ((child.SLOTS, 0, [-3, -6], {}, False), (child.BACK, 0, 1))
+    assert (ahead, back) == ((child.SLOTS, 0, [-3, -6], {}, False), (child.STOLEN, 0, 1))
     check_together(later, 0, ["failed"], {0: None})
     parent.give(lambda item: 6 // (item - 3), on_error="skip")
     parent.work(4, [2, 3, 4])
@@ -211,7 +211,7 @@ def test_late_answers_to_the_stage_before_are_no_answers_to_this_one():
     span = run.windows[0].take(0.0)
     worker: Any = Worker(None, 0)  # type: ignore[arg-type]
     worker.flight = [span]
-    for header in ((child.BACK, 0, None), (child.SLOTS, 0, 1, {}, True, 0.0), (child.FINISHED, None)):
+    for header in ((child.STOLEN, 0, None), (child.SLOTS, 0, 1, {}, True, 0.0), (child.FINISHED, None)):
         crew.answer(worker, header, dumps([9]))
         assert worker.flight == [span]
     crew.answer(worker, (child.OPENED,), [])
@@ -300,11 +300,11 @@ def test_a_slot_that_cannot_travel_says_how_often_its_item_was_tried(parent: Par
 # What the pump does about a worker that has said nothing for a while
 
 
-def pump_of(worker: Any, recalled: list[Any]) -> Any:
+def pump_of(worker: Any, asked: list[Any]) -> Any:
     """What the pump's decisions look at, of a stage that has more for all workers to do."""
     return SimpleNamespace(
         workers=[worker],
-        window=SimpleNamespace(takable=lambda: True, hungry=False, patience=OVERDUE / 2),
+        window=SimpleNamespace(takable=lambda: True, flush_requested=False, flush_delay=OVERDUE / 2),
         run=SimpleNamespace(lock=nullcontext()),
         queue=SimpleNamespace(deadline=None),
         stage=SimpleNamespace(timeout=None),
@@ -312,7 +312,7 @@ def pump_of(worker: Any, recalled: list[Any]) -> Any:
         at_the_end=lambda: False,
         spare=lambda: False,
         used_up=lambda worker: False,
-        recall=recalled.extend,
+        request_steal=asked.extend,
     )
 
 
@@ -326,9 +326,9 @@ def heard(seconds: float, spans: int = 1) -> Any:
 def test_what_waits_behind_a_slow_item_is_recalled_also_if_there_is_enough_to_do(
     silent: float, expected: bool
 ):
-    worker, recalled = heard(silent), list[Any]()
-    Workers.look_after(pump_of(worker, recalled))
-    assert bool(recalled) == expected
+    worker, asked = heard(silent), list[Any]()
+    Workers.look_after(pump_of(worker, asked))
+    assert bool(asked) == expected
 
 
 @pytest.mark.parametrize(
@@ -380,7 +380,7 @@ def test_a_reader_that_fails_while_it_gives_items_back_ends_its_process(
 ):
     monkeypatch.setattr(parent.child, "send_slots", too_large)
     parent.child.opened = True
-    parent.wire.push((child.RECALL,))
+    parent.wire.push((child.STEAL,))
     parent.wire.flush()
     with pytest.raises(SystemExit, match="1"):
         parent.child.read()
@@ -396,7 +396,7 @@ class Death(Workers):
     def __init__(self, *flight: Span, doing: int, start: int = 3, tries: int = 0, tried: int = -1) -> None:
         self.became: list[tuple[str, int, int]] = []
         self.unbegun = Counter()
-        self.window = SimpleNamespace(scatter=self.scattered, stopped=False)  # type: ignore[assignment]
+        self.window = SimpleNamespace(requeue_singly=self.scattered, stopped=False)  # type: ignore[assignment]
         self.run = SimpleNamespace(lock=nullcontext(), settle=lambda: None)  # type: ignore[assignment]
         cell = [doing, 0, 0, start, tries, tried]
         worker = SimpleNamespace(
@@ -410,7 +410,7 @@ class Death(Workers):
     def lost(self, span: Span, error_of: Any, at: int | None = None) -> None:
         self.became.append(("lost", span.start + (at or 0), span.tried))
 
-    def hand_on(self, span: Span) -> None:
+    def requeue_unfinished(self, span: Span) -> None:
         self.became.append(("handed on", span.start, 0))
 
     def scattered(self, span: Span, tried: dict[int, int]) -> None:

@@ -78,11 +78,11 @@ def before(worker: Steps, steps: int) -> None:
 def test_each_item_is_run_once_whenever_others_take_what_was_not_started(first: int, second: int):
     owner = Steps(Span(7, range(4)))
     before(owner, first)
-    spans = [owner.span.rest()]
+    spans = [owner.span.steal()]
     if second and owner.at_work:
         owner.finish()
     before(owner, second % 2)
-    spans.append(owner.span.rest())
+    spans.append(owner.span.steal())
     thieves = [Steps(span) for span in spans if span is not None]
     for worker in (owner, *thieves):
         worker.run()
@@ -96,7 +96,7 @@ def test_each_item_is_run_once_whenever_others_take_what_was_not_started(first: 
 def test_all_behind_the_item_at_work_is_taken(done: int):
     owner = Steps(Span(0, range(4)))
     before(owner, 2 * done + 1)
-    rest = owner.span.rest()
+    rest = owner.span.steal()
     assert list(rest.items if rest else ()) == [0, 1, 2, 3][done + 1 :]
     assert owner.at_work == [done]
     owner.finish()
@@ -106,7 +106,7 @@ def test_all_behind_the_item_at_work_is_taken(done: int):
 def test_what_was_not_claimed_is_taken_whole_and_keeps_its_tries():
     """Its worker is at ``on_start``, say."""
     span = Span(3, range(4), tries=2)
-    rest = span.rest()
+    rest = span.steal()
     assert rest is not None
     assert (rest.start, list(rest.items), rest.tries) == (3, [0, 1, 2, 3], 2)
     assert not len(span.items)
@@ -116,7 +116,7 @@ def test_what_was_not_claimed_is_taken_whole_and_keeps_its_tries():
 def test_tries_stay_with_the_item_that_had_them():
     owner = Steps(Span(3, range(4), tries=2))
     owner.start()
-    rest = owner.span.rest()
+    rest = owner.span.steal()
     assert rest is not None
     assert (owner.span.tries, rest.tries) == (2, 0)
 
@@ -134,7 +134,7 @@ def test_a_long_span_is_claimed_stride_by_stride():
 def test_what_is_behind_the_stride_is_taken_too():
     owner = Steps(Span(0, range(3 * STRIDE)))
     before(owner, 5)
-    rest = owner.span.rest()
+    rest = owner.span.steal()
     assert rest is not None
     assert list(rest.items) == list(range(3, 3 * STRIDE))
 
@@ -142,7 +142,7 @@ def test_what_is_behind_the_stride_is_taken_too():
 def test_nobody_here_takes_anything_of_a_span_that_was_sent_away():
     span = Span(0, range(4))
     span.sent = True
-    assert span.rest() is None
+    assert span.steal() is None
     assert list(span.items) == [0, 1, 2, 3]
 
 
@@ -193,7 +193,7 @@ class Claimers:
                     self.spans.append(self.pending.pop())
                     return self.spans[-1]
                 unfinished = [span for span in self.spans if len(span.slots) < len(span.items)]
-                self.pending += filter(None, (span.rest() for span in unfinished))
+                self.pending += filter(None, (span.steal() for span in unfinished))
                 if not unfinished:
                     return None
 

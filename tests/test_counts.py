@@ -109,7 +109,7 @@ def steady(monkeypatch: pytest.MonkeyPatch) -> None:
         done(window, span, None if elapsed is None else COST * len(span.slots))
 
     monkeypatch.setattr(Window, "done", done_at_cost)
-    monkeypatch.setattr(Window, "patience", PATIENCE)
+    monkeypatch.setattr(Window, "flush_delay", PATIENCE)
     monkeypatch.setattr(Run, "clock", staticmethod(lambda: 0.0))
 
 

@@ -201,7 +201,7 @@ def test_a_process_that_has_nothing_left_to_do_takes_over_what_waits_behind_othe
         time.sleep(0.001)  # so that spans are of several, and worth while
         return int(hold(item))
 
-    monkeypatch.setattr(Window, "patience", PATIENCE)  # nobody is late
+    monkeypatch.setattr(Window, "flush_delay", PATIENCE)  # nobody is late
     with pmap(f, range(60), kind="process", workers=2, ordered=False) as stream:
         assert sorted(islice(stream, 59)) == [item for item in range(60) if item != 30]
         gate.open()

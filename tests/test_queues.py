@@ -30,13 +30,13 @@ class Box:
     def take(self) -> Any:
         return self.things.pop()
 
-    def starve(self, wanted: bool) -> bool:
-        return wanted
+    def report_starvation(self, starved: bool) -> bool:
+        return starved
 
-    def impatient(self) -> bool:
+    def can_flush(self) -> bool:
         return False
 
-    def insist(self) -> None:
+    def request_flush(self) -> None:
         pass
 
     def settle(self) -> None:
@@ -114,7 +114,7 @@ def test_a_consumer_is_woken_once_for_each_turn_of_the_loop(monkeypatch: pytest.
         queue = box.queue = TurnQueue(cast(Host, OneLoop()), box, box.lock, box.settle)
         monkeypatch.setattr(queue, "notify", lambda: woken.append(1))
         queue.takers = 1
-        for queue.late in (False, True):
+        for queue.waited_long in (False, True):
             for thing in "abc":
                 with box.lock:
                     box.put(thing)

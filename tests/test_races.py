@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fstream import Stream, merge, ordered, pfilter, pflat_map, pmap, run
-from fstream._workers.process.child import BACK, CELL_SIZE, OPEN, OPENED, RECALL, SPAN, Child
+from fstream._workers.process.child import CELL_SIZE, OPEN, OPENED, SPAN, STEAL, STOLEN, Child
 from fstream._workers.process.wire import Wire
 from tests.functions import identity, is_odd, square, suited
 
@@ -114,6 +114,6 @@ def test_a_span_that_is_recalled_before_its_stage_is_loaded_comes_back():
     parent, worker = socket.socketpair()
     with parent, worker:
         child = Child(worker, memoryview(bytearray(CELL_SIZE)).cast("q"))
-        for message in ((OPEN, ("/", [], {}), 0), (SPAN, 0, 0), (RECALL,)):
+        for message in ((OPEN, ("/", [], {}), 0), (SPAN, 0, 0), (STEAL,)):
             child.sort((message, []))
-        assert [header for header, _ in Wire(parent).receive()] == [(OPENED,), (BACK, 0, None)]
+        assert [header for header, _ in Wire(parent).receive()] == [(OPENED,), (STOLEN, 0, None)]

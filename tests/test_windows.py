@@ -159,7 +159,7 @@ def test_a_list_that_shrinks_between_two_looks_gives_what_is_left(most: int):
 def test_what_a_worker_has_not_started_is_taken_back_as_a_span_of_its_own():
     span = Span(3, list("abcd"), tries=1)
     claimed = span.claim()
-    rest = span.rest()
+    rest = span.steal()
     assert rest is not None
     assert (held_by(rest), rest.tries, held_by(span)) == ((4, ["b", "c", "d"]), 0, (3, ["a"]))
     assert list(rest.claim() or ()) == ["b", "c", "d"]
@@ -218,7 +218,7 @@ def test_spans_grow_with_the_work_that_is_done_as_far_as_they_may():
         span.slots.extend(span.claim() or ())
         window.done(span, elapsed)
         lengths.append(round(window.span_seconds, 3))
-        assert window.patience == 2 * window.span_seconds
+        assert window.flush_delay == 2 * window.span_seconds
     assert lengths == [0.1, 0.131, 0.256, 1.0, 1.0]
 
 
@@ -421,10 +421,10 @@ def test_no_lone_items_are_drawn_while_something_comes_before_them(given_back: b
     first = taken(window, 3)
     begin(first, 0)
     if given_back:
-        window.give_back(first)
+        window.steal_from(first)
     window.draw_lone(1)
     assert not window.lone_items
-    window.give_back(first)
+    window.steal_from(first)
     for index in (1, 2):
         span = taken(window, 1)
         assert span.start == index
@@ -654,9 +654,9 @@ def test_what_waits_behind_a_slow_item_is_taken_back_after_a_moment():
     window = window_of("abcd")
     span = taken(window)
     begin(span)
-    window.reclaim(0.5, 1.0)
+    window.steal_overdue(0.5, 1.0)
     assert window.take(0.0) is None
-    window.reclaim(1.0, 1.0)
+    window.steal_overdue(1.0, 1.0)
     assert held_by(taken(window)) == (2, ["c", "d"])
 
 
@@ -664,7 +664,7 @@ def test_what_waits_behind_a_slow_item_is_taken_back_after_a_moment():
 def test_a_span_of_which_nothing_is_left_leaves_its_place_to_what_was_taken_back(ordered: bool):
     window = window_of("ab", ordered=ordered)
     empty = taken(window)
-    window.give_back(empty)
+    window.steal_from(empty)
     rest = taken(window)
     window.done(empty)
     finish(window, rest)
@@ -674,7 +674,7 @@ def test_a_span_of_which_nothing_is_left_leaves_its_place_to_what_was_taken_back
 
 def test_a_span_that_came_back_may_be_given_out_in_parts():
     window = window_of("abcd")
-    window.take_back(taken(window), 3)
+    window.requeue_tail(taken(window), 3)
     spans = [taken(window, 1) for _ in range(3)]
     assert [held_by(span) for span in spans] == [(1, ["b"]), (2, ["c"]), (3, ["d"])]
 
@@ -684,7 +684,7 @@ def test_a_worker_gives_back_its_last_items(count: int):
     window = window_of("abcd")
     span = taken(window)
     span.sent = True  # it is in another process
-    window.take_back(span, count)
+    window.requeue_tail(span, count)
     if count < 4:
         span.slots.extend(span.items)
         window.done(span, 0.0)
@@ -697,7 +697,7 @@ def test_suspects_are_run_one_by_one():
     window = window_of("abcd")
     span = taken(window)
     span.slots.append("a")
-    window.scatter(span, {2: 5, 9: 7})
+    window.requeue_singly(span, {2: 5, 9: 7})
     spans = [taken(window) for _ in range(3)]
     assert [held_by(span) for span in spans] == [(1, ["b"]), (2, ["c"]), (3, ["d"])]
     assert [span.tries for span in spans] == [0, 5, 0]
@@ -709,7 +709,7 @@ def test_a_suspect_keeps_its_tries_before(now: dict[int, int], expected: int):
     window = window_of("ab")
     span = taken(window)
     span.tries = 2
-    window.scatter(span, now)
+    window.requeue_singly(span, now)
     assert [taken(window).tries for _ in range(2)] == [expected, 0]
 
 
@@ -769,7 +769,7 @@ def test_workers_stay_while_a_span_may_come_back():
     span = taken(window)
     assert not work.ready()
     begin(span)
-    window.give_back(span)  # there is none, but the one that it has may be lost
+    window.steal_from(span)  # there is none, but the one that it has may be lost
     assert not work.ready()
     window.lose(span, retries=1)
     assert work.ready()
@@ -840,7 +840,7 @@ def test_workers_stay_as_long_as_there_may_be_more_for_them(loses: bool, size: i
     assert window.exhausted == expected
     assert window.end is None
     for span in spans:
-        window.give_back(span)
+        window.steal_from(span)
     assert window.exhausted == (expected and size == 1)
     for span in spans:
         span.slots.append("a")
@@ -895,7 +895,7 @@ class Time:
 
 def outlet_over(window: Window, time: Time) -> Outlet:
     outlet = Outlet(window, window.room, time)
-    outlet.settle_up()
+    outlet.release_taken()
     return outlet
 
 
@@ -908,12 +908,12 @@ def test_the_consumer_s_room_is_given_back_when_it_comes_for_more():
         assert outlet.ready()
         assert outlet.take() == outputs
         assert window.room.held == 4
-        outlet.settle_up()
-        outlet.settle_up()
+        outlet.release_taken()
+        outlet.release_taken()
         assert window.room.held == 2
         work_off(window)
     assert outlet.take() == ["e", "f"]
-    outlet.settle_up()
+    outlet.release_taken()
     assert window.room.held == 0
     assert outlet.ready()
     assert outlet.take() == Closed()
@@ -933,7 +933,7 @@ def test_a_window_grows_for_a_consumer_that_came_at_once_and_finds_workers_witho
         outlet.take()
         assert window.room.limit == limit  # not the first time: nobody knows yet how long it is away
         time.now += away
-        outlet.settle_up()
+        outlet.release_taken()
 
 
 @pytest.mark.parametrize(("away", "waited", "grown"), [(0.0, 0.0, True), (1.0, 1.0, False), (1.0, 9.0, True)])
@@ -945,15 +945,15 @@ def test_a_window_grows_for_a_consumer_that_waits_longer_than_it_is_away(
     work_off(window)
     outlet.take()
     time.now += away
-    outlet.settle_up()
+    outlet.release_taken()
     outlet.take()
-    outlet.settle_up()
+    outlet.release_taken()
     while window.takable():
         taken(window)
     window.open = 0  # idle for want of room
     outlet.left, outlet.came = time.now - away, time.now
     time.now += waited
-    assert outlet.starve(False) == grown
+    assert outlet.report_starvation(False) == grown
     assert (window.room.limit > 4) == grown
 
 
@@ -964,9 +964,9 @@ def test_a_stage_upstream_grows_only_if_that_is_wanted_downstream():
         taken(above)
     above.open = 0  # idle for want of room
     work = Work(below, Time())
-    assert not work.starve(False)
+    assert not work.report_starvation(False)
     assert above.room.limit == 2
-    assert work.starve(True)
+    assert work.report_starvation(True)
     assert above.room.limit == 4
 
 
@@ -1010,13 +1010,13 @@ def test_takers_that_wait_long_ask_for_what_is_finished_and_for_what_has_not_sta
     begin(span)
     work, outlet, beside = Work(below, time), outlet_over(above, time), Work(above, time)
     for buffer in (work, outlet, beside):
-        assert buffer.impatient()
-    beside.insist()
-    assert not above.returned
-    work.insist()
+        assert buffer.can_flush()
+    beside.request_flush()
+    assert not above.requeued
+    work.request_flush()
     assert held_by(taken(above)) == (2, ["c", "d"])
-    assert not work.impatient()
-    assert not Work(window_of("ab"), time).impatient()
+    assert not work.can_flush()
+    assert not Work(window_of("ab"), time).can_flush()
 
 
 def test_workers_that_wait_long_have_what_waits_behind_a_slow_item():
@@ -1024,8 +1024,8 @@ def test_workers_that_wait_long_have_what_waits_behind_a_slow_item():
     window = window_of("abcd")
     work = Work(window, time)
     begin(work.take())  # type: ignore[arg-type]
-    time.now += window.patience
-    work.insist()
+    time.now += window.flush_delay
+    work.request_flush()
     assert held_by(taken(window)) == (2, ["c", "d"])
 
 
@@ -1035,33 +1035,33 @@ def test_a_span_that_keeps_the_taker_waiting_ends_with_the_item_at_work():
     begin(first, 1)
     begin(second, 1)
     assert drawn(window) == ["a"]
-    assert window.withholds
-    window.press()
-    assert not window.withholds  # what is finished of the second one cannot go out before
+    assert window.has_partial
+    window.request_flush()
+    assert not window.has_partial  # what is finished of the second one cannot go out before
     first.slots.append("b")
     window.done(first, 0.0)
     assert drawn(window) == ["b"]
     finish(window, taken(window))
     assert drawn(window) == ["c", "d"]
-    assert window.withholds
+    assert window.has_partial
 
 
 def test_any_span_may_keep_the_taker_waiting_where_order_is_not_asked_for():
     window = window_of("abcdef", ordered=False)
     for _ in range(2):
         begin(taken(window, 3), 0)
-    window.press()
-    assert not window.withholds
+    window.request_flush()
+    assert not window.has_partial
     assert sorted(held_by(taken(window)) for _ in range(2)) == [(1, ["b", "c"]), (4, ["e", "f"])]
 
 
 def test_who_minds_remote_workers_is_told_that_the_taker_waits():
     window = window_of("abc", remote=True)
     taken(window)
-    window.press()
-    assert window.hungry
-    assert not window.withholds
-    assert not window.returned
+    window.request_flush()
+    assert window.flush_requested
+    assert not window.has_partial
+    assert not window.requeued
 
 
 @pytest.mark.parametrize(
@@ -1073,7 +1073,7 @@ def test_the_items_of_a_span_are_a_slice_of_the_sequence_itself(source: Any):
     span = taken(window, 3)
     assert span.items == source[:3]
     span.claim()
-    rest = span.rest()
+    rest = span.steal()
     assert rest is not None
     assert list(rest.items) == list(source[1:3])
     assert span.items == source[:1]

@@ -73,19 +73,19 @@ class ThreadQueue(queue.Queue[Any]):
                     self.settle()
                     if self.signalled:
                         continue
-                    patience = -1.0
+                    seconds = -1.0
                     if self.watched and not self.minded:
                         self.minded = minding = True
-                        patience = self.buffer.patience
+                        seconds = self.buffer.flush_delay
                     self.waiters.append(waiter)
-                woken = self.wait(waiter, patience)
+                woken = self.wait(waiter, seconds)
                 with self.mutex:
                     self.waiters.remove(waiter)
                     woken = waiter.acquire(False) or woken  # perhaps it was just now
                     if minding:
                         self.watched = self.minded = minding = False
                         if not woken:
-                            self.buffer.insist()
+                            self.buffer.request_flush()
         finally:
             if counted:  # interrupted: a wake-up meant for this taker goes to another
                 with self.mutex:
@@ -96,9 +96,9 @@ class ThreadQueue(queue.Queue[Any]):
                     if waiter in self.waiters:
                         self.waiters.remove(waiter)
 
-    def wait(self, waiter: threading.Lock, patience: float) -> bool:
+    def wait(self, waiter: threading.Lock, seconds: float) -> bool:
         """Wait to be woken, for so many seconds, or for ever if that is -1; False if nobody did."""
-        return waiter.acquire(True, patience)
+        return waiter.acquire(True, seconds)
 
     def notify(self) -> None:
         """Wake one that waits."""

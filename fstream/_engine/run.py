@@ -9,11 +9,13 @@ that are next in order, and the taker downstream, a worker of the next stage or 
 Nothing relays: what a worker leaves in its window is where the next taker finds it.
 
 Invariants:
-- All of a run's windows, feeds and queues are touched under ``run.lock`` only, but for what is atomic: a feeder appends
-  to ``feed.pending``, a worker to ``span.slots``, a task takes from ``window.lone_items`` and puts into ``lone_slots``.
-  None of it needs the GIL: of two changes of one list, deque or dict one is the first, and who makes the second sees
-  what was done before the first. Flags (``busy``, ``stopped``, ``hungry`` ...) are read without the lock where somebody
-  looks again under it. f, the source and the handlers never run under it.
+- All of a run's windows, feeds and queues are touched under ``run.lock`` only. Atomic changes are the exception: a
+  feeder appends to ``feed.pending``, a worker appends to ``span.slots``, a task takes from ``window.lone_items`` and
+  puts into ``lone_slots``. None of these needs the GIL: of two changes of one list, deque or dict one is the first, and
+  the thread that makes the second sees everything that was done before the first.
+- A flag (``busy``, ``stopped``, ``flush_requested`` ...) may be read without the lock where its reader looks again
+  under the lock before it waits.
+- f, the source and the handlers never run under the lock.
 - Whoever changes anything under the lock calls `Run.settle` before releasing it.
 - Every thread, task and process that takes part is a member from before it starts until it has nothing left to do,
   so that a run without members has left nothing behind.
@@ -221,14 +223,14 @@ class Run:
             else:
                 self.due = now + FULL_LOOK_SECONDS * len(queues)
         # Whether the consumer waits for more than there is room for. Where it does not, stages hold what they hold.
-        wanted = False
+        starved = False
         for queue in queues:
             if queue.takers and not queue.signalled:
                 if queue.buffer.ready():
                     queue.signal()
                     continue
-                wanted = queue.buffer.starve(wanted)
-                if not queue.watched and queue.buffer.impatient():
+                starved = queue.buffer.report_starvation(starved)
+                if not queue.watched and queue.buffer.can_flush():
                     queue.watch()
 
     def beside(self, taker: TakerQueue) -> list[TakerQueue]:
@@ -289,7 +291,7 @@ class Run:
             )
         try:
             with self.lock:
-                self.outlet.settle_up()
+                self.outlet.release_taken()
             taken = queue.get()
             if type(taken) is not Closed:
                 return taken  # type: ignore[no-any-return]

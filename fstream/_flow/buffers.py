@@ -46,25 +46,25 @@ class Work:
     def poll(self) -> Span | Closed | None:
         """The same at any time; None if there is nothing to take."""
         window, now = self.window, self.clock()
-        if window.divisible:
-            window.reclaim(now, OVERDUE)
+        if window.stealable:
+            window.steal_overdue(now, OVERDUE)
         return window.take(now) or (Closed() if window.exhausted else None)
 
-    def starve(self, wanted: bool) -> bool:
-        if wanted and not self.window.upstream.available():
+    def report_starvation(self, starved: bool) -> bool:
+        if starved and not self.window.upstream.available():
             self.window.upstream.grow()
-        return wanted
+        return starved
 
-    def impatient(self) -> bool:
-        return bool(self.window.divisible) or self.window.upstream.withholds
+    def can_flush(self) -> bool:
+        return bool(self.window.stealable) or self.window.upstream.has_partial
 
     @property
-    def patience(self) -> float:
-        return self.window.patience if self.window.divisible else self.window.upstream.patience
+    def flush_delay(self) -> float:
+        return self.window.flush_delay if self.window.stealable else self.window.upstream.flush_delay
 
-    def insist(self) -> None:
-        self.window.upstream.press()
-        self.window.reclaim(self.clock(), self.window.patience)
+    def request_flush(self) -> None:
+        self.window.upstream.request_flush()
+        self.window.steal_overdue(self.clock(), self.window.flush_delay)
 
 
 class Outlet:
@@ -83,7 +83,7 @@ class Outlet:
         #: It has had outputs before.
         self.had = False
 
-    def settle_up(self) -> None:
+    def release_taken(self) -> None:
         """The consumer is back."""
         self.upstream.release(self.owed)
         self.owed = 0
@@ -104,31 +104,31 @@ class Outlet:
         self.left, self.limit = self.clock(), self.room.limit
         return outputs or self.upstream.end or Closed()
 
-    def starve(self, wanted: bool) -> bool:
+    def report_starvation(self, starved: bool) -> bool:
         # A slow consumer waits now and then, too: more is held for one that waits much longer than it is away, or
         # would be with as many more outputs as it could have by now.
         away = self.came - self.left
-        wanted = away < AT_ONCE or self.clock() - self.came > 8 * away * self.room.limit / self.limit
-        if wanted:
+        starved = away < AT_ONCE or self.clock() - self.came > 8 * away * self.room.limit / self.limit
+        if starved:
             self.upstream.grow()
-        return wanted
+        return starved
 
-    def impatient(self) -> bool:
-        return self.upstream.withholds
+    def can_flush(self) -> bool:
+        return self.upstream.has_partial
 
     @property
-    def patience(self) -> float:
-        return self.upstream.patience
+    def flush_delay(self) -> float:
+        return self.upstream.flush_delay
 
-    def insist(self) -> None:
-        self.upstream.press()
-        self.starve(True)
+    def request_flush(self) -> None:
+        self.upstream.request_flush()
+        self.report_starvation(True)
 
 
 class Credits:
     """A feeder's buffer: how many items it may pull, or `Closed`."""
 
-    patience = 0.0  # it has nobody to ask
+    flush_delay = 0.0  # it has nobody to ask
 
     def __init__(self, feed: Feed) -> None:
         self.feed = feed
@@ -139,11 +139,11 @@ class Credits:
     def take(self) -> int | Closed:
         return Closed() if self.feed.stopped else self.feed.credits()
 
-    def starve(self, wanted: bool) -> bool:
-        return wanted
+    def report_starvation(self, starved: bool) -> bool:
+        return starved
 
-    def impatient(self) -> bool:
+    def can_flush(self) -> bool:
         return False
 
-    def insist(self) -> None:
+    def request_flush(self) -> None:
         pass

@@ -51,16 +51,16 @@ class Upstream(Protocol):
         ...
 
     @property
-    def withholds(self) -> bool:
+    def has_partial(self) -> bool:
         """What is finished of a span may be kept until the span is, as nobody has pressed."""
         ...
 
     @property
-    def patience(self) -> float:
+    def flush_delay(self) -> float:
         """How long a taker waits before it presses, in seconds."""
         ...
 
-    def press(self) -> None:
+    def request_flush(self) -> None:
         """The taker has waited long: it is to have what is finished, and what is now at work as soon as that is."""
         ...
 
@@ -76,21 +76,21 @@ class Buffer(Protocol):
         """Take it; called only when ready."""
         ...
 
-    def starve(self, wanted: bool) -> bool:
-        """Its taker waits: let upstream hold more if that is *wanted* downstream; tell whether it is wanted here."""
+    def report_starvation(self, starved: bool) -> bool:
+        """Its taker waits: let upstream hold more if that is *starved* downstream; tell whether it is starved here."""
         ...
 
-    def impatient(self) -> bool:
-        """Tell whether `insist` might bring something to light."""
+    def can_flush(self) -> bool:
+        """Tell whether `request_flush` might bring something to light."""
         ...
 
     @property
-    def patience(self) -> float:
-        """How long its takers are impatient before they insist, in seconds."""
+    def flush_delay(self) -> float:
+        """How long its takers are can_flush before they request_flush, in seconds."""
         ...
 
-    def insist(self) -> None:
-        """Its takers have been impatient for so long."""
+    def request_flush(self) -> None:
+        """Its takers have been can_flush for so long."""
         ...
 
 
@@ -102,7 +102,7 @@ class TakerQueue(Protocol):
     takers: int
     #: A taker was woken and has not taken yet.
     signalled: bool
-    #: A deadline runs, at which the takers insist.
+    #: A deadline runs, at which the takers request_flush.
     watched: bool
 
     def signal(self) -> None:

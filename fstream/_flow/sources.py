@@ -19,8 +19,8 @@ class Feed:
     """What feeders have pulled from the sources and no stage has drawn yet."""
 
     prepaid = True
-    withholds = False
-    patience = SPAN_SECONDS
+    has_partial = False
+    flush_delay = SPAN_SECONDS
 
     def __init__(self, room: Room, feeders: int) -> None:
         #: The room of the window that draws from here, or the feed's own where the consumer does.
@@ -74,7 +74,7 @@ class Feed:
     def grow(self, most: int = MAX_CHEAP_PROCESS) -> bool:
         return self.alone and self.waiting and not self.pending and self.room.grow(min(most, MAX_SPAN))
 
-    def press(self) -> None:
+    def request_flush(self) -> None:
         pass
 
     @property
@@ -104,8 +104,8 @@ class Slices:
     """A sequence as upstream: drawn by slices, in the taker's own thread; it needs no feeder."""
 
     prepaid = False
-    withholds = False
-    patience = SPAN_SECONDS
+    has_partial = False
+    flush_delay = SPAN_SECONDS
 
     def __init__(self, source: Sequence[Any]) -> None:
         self.source = source
@@ -134,7 +134,7 @@ class Slices:
     def grow(self, most: int = MAX_CHEAP_PROCESS) -> bool:
         return False
 
-    def press(self) -> None:
+    def request_flush(self) -> None:
         pass
 
     @property

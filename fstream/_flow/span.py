@@ -36,7 +36,7 @@ class Span:
     of the stride that it is at.
 
     Invariant: ``slots[n]`` is the slot of ``items[n]``; its worker appends them in order, nobody else does.
-    Invariant: `claim` and `rest` are called under one lock.
+    Invariant: `claim` and `steal` are called under one lock.
     Invariant: a worker iterates its stride, by an iterator of its own, and appends the slot of each item before it goes
     on to the next. So once `halt` has emptied the stride, it starts none but the one that may be at work already: the
     first that has no slot. That one stays its own, whether it has been started or not.
@@ -80,7 +80,7 @@ class Span:
         if self.stride:
             self.stride.clear()
 
-    def rest(self) -> Span | None:
+    def steal(self) -> Span | None:
         """Take the items back that the worker has not started, as a span of their own."""
         self.halt()
         kept = 0

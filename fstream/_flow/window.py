@@ -78,7 +78,7 @@ class Window:
         #: Spans that workers have, or that are closed and not yet given, by the index of their first item.
         self.spans: dict[int, Span] = {}
         #: Spans to be worked on before anything new is drawn, in no order. Their items are held.
-        self.returned: list[Span] = []
+        self.requeued: list[Span] = []
         #: Lone items: drawn before anybody asked for them, with their indices, for workers that wait side by side. Such
         #: a worker takes one without the lock, and leaves its slot in `lone_slots`. Invariant: while there are some,
         #: nothing else is held that is not started.
@@ -105,9 +105,9 @@ class Window:
         self.gone = 0
         self.growable_at = 0.0
         #: The open spans of several items that nobody has taken the rest of.
-        self.divisible: set[Span] = set()
+        self.stealable: set[Span] = set()
         #: The taker downstream has waited long, perhaps for slots of an unfinished span of a remote worker.
-        self.hungry = False
+        self.flush_requested = False
         self.failure: Failure | None = None
         self.stopped = False
         #: What upstream had more when it was last looked. Nothing between there and here has failed while it goes on:
@@ -126,13 +126,13 @@ class Window:
     @property
     def backlog(self) -> int:
         """How many items there are to be taken."""
-        held = len(self.returned) + len(self.lone_items)
+        held = len(self.requeued) + len(self.lone_items)
         return held if self.failure else held + self._drawable()
 
     def takable(self) -> bool:
         if self.stopped:
             return False
-        if self.returned or self.lone_items:
+        if self.requeued or self.lone_items:
             return True
         if self.failure is not None:
             return False
@@ -144,8 +144,8 @@ class Window:
             return None
         most = self._fair(MAX_SPAN if most is None else most)
         span: Span | None
-        if self.returned:
-            span = self._take_returned(most)
+        if self.requeued:
+            span = self._take_requeued(most)
         elif self.lone_items:
             span = self._take_lone()
         else:
@@ -157,12 +157,12 @@ class Window:
         self.spans[span.start] = span
         self.open += 1
         if size > 1:
-            self.divisible.add(span)
+            self.stealable.add(span)
         return span
 
     def draw_lone(self, most: int) -> None:
         """Draw up to *most* lone items, if there is nothing that is to be started before them, nor can be."""
-        if self.loses or self.stopped or self.failure is not None or self.returned or self.divisible:
+        if self.loses or self.stopped or self.failure is not None or self.requeued or self.stealable:
             return
         most = min(self._drawable(), most)
         if most > 0:
@@ -180,12 +180,12 @@ class Window:
         self.lone -= 1
         return Span(index, [item])
 
-    def _take_returned(self, most: int) -> Span:
-        first = min(range(len(self.returned)), key=lambda n: self.returned[n].start)
-        span = self.returned.pop(first)
+    def _take_requeued(self, most: int) -> Span:
+        first = min(range(len(self.requeued)), key=lambda n: self.requeued[n].start)
+        span = self.requeued.pop(first)
         size = self._share(len(span.items), most)
         if size < len(span.items):
-            self.returned.append(span.split(size))
+            self.requeued.append(span.split(size))
         return span
 
     def _draw_span(self, most: int) -> Span | None:
@@ -240,7 +240,7 @@ class Window:
         if span.closed:
             return
         span.closed = True
-        self.divisible.discard(span)
+        self.stealable.discard(span)
         self.open -= 1
         count = len(span.slots)
         if elapsed is not None and count:
@@ -265,30 +265,30 @@ class Window:
         """Tell whether the taker downstream has nothing to take before what becomes of the item at *index*."""
         return not self.ready_count and (index == self.head or not self.ordered)
 
-    def give_back(self, span: Span) -> None:
+    def steal_from(self, span: Span) -> None:
         """Take from the worker of *span* what it has not started."""
-        self.divisible.discard(span)
-        rest = span.rest()
+        self.stealable.discard(span)
+        rest = span.steal()
         if rest is not None:
-            self._return(rest)
+            self._requeue(rest)
 
-    def reclaim(self, now: float, patience: float) -> None:
+    def steal_overdue(self, now: float, after: float) -> None:
         """Take back, for other workers, what waits behind an item that takes its time."""
-        for span in [span for span in self.divisible if now - span.begun >= patience]:
-            self.give_back(span)
+        for span in [span for span in self.stealable if now - span.begun >= after]:
+            self.steal_from(span)
 
-    def take_back(self, span: Span, count: int) -> None:
+    def requeue_tail(self, span: Span, count: int) -> None:
         """The worker of *span* gives back its last *count* items, which it has not started."""
         if count <= 0:
             return
         first = len(span.items) - count
         rest = Span(span.start + first, span.items[first:], 0 if first else span.tries)
         span.items = span.items[:first]
-        self._return(rest)
+        self._requeue(rest)
         if not first:
             self.done(span)
 
-    def scatter(self, span: Span, tried: dict[int, int]) -> None:
+    def requeue_singly(self, span: Span, tried: dict[int, int]) -> None:
         """Close *span* and run again what it has no slots for, one item at a time: one of them is to blame.
 
         *tried* says how often the item of an index has failed before.
@@ -297,13 +297,13 @@ class Window:
         for number in range(position, len(span.items)):
             index = span.start + number
             tries = max(tried.get(index, 0), span.tries if number == 0 else 0)
-            self._return(Span(index, [span.items[number]], tries))
+            self._requeue(Span(index, [span.items[number]], tries))
         span.items = span.items[:position]
         self.done(span)
 
-    def _return(self, span: Span) -> None:
+    def _requeue(self, span: Span) -> None:
         if self._wanted(span):
-            self.returned.append(span)
+            self.requeued.append(span)
 
     def _wanted(self, span: Span) -> bool:
         """Whether there is a use for what becomes of it."""
@@ -317,7 +317,7 @@ class Window:
         is tried once more; if it has had its *retries*, it is given as a `Failure` that has no error yet, and the span
         that is to have its slot.
         """
-        self.give_back(span)
+        self.steal_from(span)
         span.slots = list(span.slots)  # a thread that was abandoned may still append to the old list
         position = len(span.slots)
         at = position if at is None else at
@@ -326,14 +326,14 @@ class Window:
             return None
         item, tries = span.items[at], max(span.tried, span.tries if at == 0 else 0) + 1
         victim = Span(span.start + at, [item], tries)
-        self.take_back(span, len(span.items) - at - 1)
+        self.requeue_tail(span, len(span.items) - at - 1)
         span.items = span.items[:at]
         if at > position:
-            self._return(Span(span.start + position, span.items[position:]))
+            self._requeue(Span(span.start + position, span.items[position:]))
             span.items = span.items[:position]
         self.done(span)
         if tries <= retries:
-            self._return(victim)
+            self._requeue(victim)
             return None
         victim.sent = True
         self.spans[victim.start] = victim
@@ -353,7 +353,7 @@ class Window:
         for span in self.spans.values():
             if not self._wanted(span):
                 span.halt()
-        self.returned = [span for span in self.returned if self._wanted(span)]
+        self.requeued = [span for span in self.requeued if self._wanted(span)]
         self.lone_items.clear()
 
     def stop(self) -> None:
@@ -361,7 +361,7 @@ class Window:
         self.stopped = True
         for span in self.spans.values():
             span.halt()
-        self.returned.clear()
+        self.requeued.clear()
         self.lone_items.clear()
 
     @property
@@ -369,13 +369,13 @@ class Window:
         """Workers will never get another span."""
         if self.stopped:
             return True
-        if self.returned or self.lone_items:
+        if self.requeued or self.lone_items:
             return False
         if self.failure is not None:
             return not any(span.start < self.failure.index for span in self.spans.values() if not span.closed)
         if self.upstream.end is None:
             return False
-        return not (self.divisible or self.loses) or all(span.closed for span in self.spans.values())
+        return not (self.stealable or self.loses) or all(span.closed for span in self.spans.values())
 
     @property
     def has_more(self) -> bool:
@@ -386,7 +386,7 @@ class Window:
             return False
         if self.failure is not None:
             return self.ordered and self.head < self.failure.index
-        return bool(self.spans or self.lone or self.returned or self.lone_items)
+        return bool(self.spans or self.lone or self.requeued or self.lone_items)
 
     # ------------------------------------------------------------------------------------ the taker downstream
 
@@ -526,25 +526,25 @@ class Window:
         return self.available() > 0
 
     @property
-    def withholds(self) -> bool:
-        if self.hungry:
+    def has_partial(self) -> bool:
+        if self.flush_requested:
             return False
-        return self.spans.get(self.head) in self.divisible if self.ordered else bool(self.divisible)
+        return self.spans.get(self.head) in self.stealable if self.ordered else bool(self.stealable)
 
     @property
-    def patience(self) -> float:
+    def flush_delay(self) -> float:
         """A span that takes twice as long as it should may be at a slow item: nobody asks for it before."""
         return 2 * self.span_seconds
 
-    def press(self) -> None:
-        if not self.withholds:
+    def request_flush(self) -> None:
+        if not self.has_partial:
             return
         if self.remote:
-            self.hungry = True
+            self.flush_requested = True
             return
         # The span ends with the item that is at work, and the taker is told of that.
-        for span in [self.spans[self.head]] if self.ordered else list(self.divisible):
-            self.give_back(span)
+        for span in [self.spans[self.head]] if self.ordered else list(self.stealable):
+            self.steal_from(span)
 
     def grow(self, most: int = MAX_CHEAP_PROCESS) -> bool:
         """Let the stage hold more, if its workers lack items for want of room. The taker downstream waits.

@@ -23,10 +23,10 @@ from inspect import isawaitable
 from itertools import chain
 from typing import Any, Final
 
-__all__ = ["DROP", "EACH", "FILTER", "FLAT_MAP", "MAP", "SKIP", "Kernel", "Mark"]
+__all__ = ["DROP", "EACH", "FILTER", "FLAT_MAP", "MAP", "SKIP", "Kernel", "Sentinel"]
 
 
-class Mark:
+class Sentinel:
     """A value that is only itself, in every process; pickled by its name."""
 
     def __init__(self, name: str) -> None:
@@ -40,10 +40,10 @@ class Mark:
 
 
 #: The slot of an item that has no output.
-DROP: Final = Mark("DROP")
+DROP: Final = Sentinel("DROP")
 
 #: What an ``on_error`` handler returns to drop the failed item.
-SKIP: Final = Mark("SKIP")
+SKIP: Final = Sentinel("SKIP")
 
 
 def _keep(item: Any, result: Any) -> Any:

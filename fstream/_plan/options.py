@@ -14,7 +14,7 @@ from typing import (
     TypeVar,
 )
 
-from fstream._plan.kernels import Mark
+from fstream._plan.kernels import Sentinel
 
 if TYPE_CHECKING:
     pass
@@ -29,8 +29,8 @@ U = TypeVar("U")
 KINDS: Final = ("sync", "thread", "process", "task")
 
 
-#: What becomes of a failed item; a handler gives U, or `SKIP`, which is a Mark.
-OnError: TypeAlias = Literal["raise", "skip"] | Callable[[Exception, Any], U | Mark]
+#: What becomes of a failed item; a handler gives U, or `SKIP`, which is a Sentinel.
+OnError: TypeAlias = Literal["raise", "skip"] | Callable[[Exception, Any], U | Sentinel]
 
 
 class Options(TypedDict, total=False):

@@ -35,7 +35,6 @@ from fstream._workers.process.wire import Packed, Wire, dumps, loads
 from fstream.errors import NotPicklable
 
 __all__ = [
-    "BACK",
     "BROKEN",
     "CELL_SIZE",
     "CLOSE",
@@ -48,10 +47,11 @@ __all__ = [
     "OPENED",
     "OPENING",
     "READY",
-    "RECALL",
     "SENDING",
     "SLOTS",
     "SPAN",
+    "STEAL",
+    "STOLEN",
     "STOP",
     "UNLOADABLE",
     "main",
@@ -61,7 +61,7 @@ __all__ = [
 # To the child ...
 OPEN: Final = "open"  # here is a stage: (surroundings, index), call
 SPAN: Final = "span"  # run these items: (start, tries), items
-RECALL: Final = "recall"  # give back what is not started, give out what is finished
+STEAL: Final = "steal"  # give back what is not started, give out what is finished
 FINISH: Final = "finish"  # run on_done: (active workers)
 STOP: Final = "stop"  # the same, even in the middle of f
 CLOSE: Final = "close"  # forget the stage
@@ -69,7 +69,7 @@ CLOSE: Final = "close"  # forget the stage
 READY: Final = "ready"  # (has an arena): started
 OPENED: Final = "opened"  # all that follows is of the stage that was opened, not of the one before
 SLOTS: Final = "slots"  # (start, count, failures: {position: tries, None if no more}, closed, seconds), slots
-BACK: Final = "back"  # (start, count): items that were not started
+STOLEN: Final = "stolen"  # (start, count): items that were not started
 UNLOADABLE: Final = "unloadable"  # (start, error): the items cannot be unpickled
 BROKEN: Final = "broken"  # (where, error): loading the stage or on_start raised
 FINISHED: Final = "finished"  # (error of on_done or None)
@@ -120,7 +120,7 @@ class Child:
         self.failed: dict[int, int | None] = {}
         self.begun = 0.0
         #: The parent waits for slots: send after each item.
-        self.hungry = False
+        self.flush_requested = False
 
     @property
     def start(self) -> int:
@@ -148,7 +148,7 @@ class Child:
                 os._exit(1)
         except Deaf:  # the items that came before are not to blame: they are finished first
             traceback.print_exc()
-            self.hungry = True
+            self.flush_requested = True
         except (
             BaseException
         ):  # in the middle of giving items back, say: what the parent would hear is not true
@@ -164,8 +164,8 @@ class Child:
 
     def sort(self, message: tuple[tuple[Any, ...], Packed]) -> None:
         what = message[0][0]
-        if what == RECALL:
-            self.recall()
+        if what == STEAL:
+            self.steal()
             return
         if what in (OPEN, CLOSE):
             self.opened = what == OPEN
@@ -177,10 +177,10 @@ class Child:
             self.stopping = True
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
-    def recall(self) -> None:
+    def steal(self) -> None:
         with self.sending:
             back: list[tuple[int, int | None]] = []
-            if rest := self.span.rest():
+            if rest := self.span.steal():
                 back.append((self.start, len(rest.items)))
             queued = []
             try:
@@ -193,12 +193,12 @@ class Child:
                     back.append((message[0][1], None))
                 else:
                     self.inbox.put(message)
-            self.hungry = True
+            self.flush_requested = True
             self.cell[2] = 1
             self.send_slots(closed=False)
             self.cell[2] = 0
             for start, count in back:
-                self.wire.push((BACK, start, count))
+                self.wire.push((STOLEN, start, count))
             self.wire.flush()
 
     # ----------------------------------------------------------------------------------------- the main thread
@@ -274,7 +274,7 @@ class Child:
         with self.sending:
             self.send_slots(closed=True)
             self.span = Span(start, [])
-            self.hungry = False
+            self.flush_requested = False
         self.cell[0] = IDLE
 
     def run(self, f: Any) -> None:
@@ -305,17 +305,17 @@ class Child:
                 except BaseException as error:
                     slot = call.rescue(error, item, index, tries if index == self.start else 0, self.again)
                     if cell[4]:  # how often it has failed is known here until its slot is sent: at once
-                        self.hungry = True
+                        self.flush_requested = True
                     self.failure(slot, index)
                     if is_failure(slot) and call.stage.on_error == "raise":
                         slots.append(slot)
                         return
                 slots.append(slot)
                 index += 1
-                if self.hungry:
+                if self.flush_requested:
                     cell[0] = SENDING
                     with self.sending:
-                        self.hungry = False
+                        self.flush_requested = False
                         self.send_slots(closed=False)
                     cell[4] = 0
 

@@ -24,7 +24,7 @@ class PipeQueue:
         self.buffer = buffer
         self.takers = 0
         self.signalled = False
-        #: When the pump is to insist.
+        #: The time, in seconds, at which the pump asks upstream to flush; None if nobody waits for that.
         self.deadline: float | None = None
         self.bell, self._push = socket.socketpair()
         self.bell.setblocking(False)
@@ -40,7 +40,7 @@ class PipeQueue:
         return self.deadline is not None
 
     def watch(self) -> None:
-        self.deadline = perf_counter() + self.buffer.patience
+        self.deadline = perf_counter() + self.buffer.flush_delay
         self.ring()
 
     def ring(self) -> None:
@@ -68,8 +68,8 @@ class Pump(Protocol):
     """Whose queue it is."""
 
     run: Run
-    #: It has seen that the taker downstream is hungry, and asks late workers for what they have finished.
-    knows_hungry: bool
+    #: It has seen the window's `flush_requested`, and asks slow workers for what they have finished.
+    flush_noticed: bool
 
     def capacity(self) -> bool:
         """One more span could be sent now, or a worker be started for it."""
@@ -87,19 +87,19 @@ class PumpWork(Work):
         crew, window = self.crew, self.window
         if window.stopped or crew.run.stopped:
             return True
-        if window.hungry and not crew.knows_hungry:
+        if window.flush_requested and not crew.flush_noticed:
             return True
         return (window.takable() and crew.capacity()) or window.exhausted
 
-    def starve(self, wanted: bool) -> bool:
-        return super().starve(wanted and self.crew.capacity())
+    def report_starvation(self, starved: bool) -> bool:
+        return super().report_starvation(starved and self.crew.capacity())
 
-    def impatient(self) -> bool:  # of its own workers' spans the pump takes care itself
-        return self.window.upstream.withholds and self.crew.capacity()
+    def can_flush(self) -> bool:  # the pump itself minds the spans of its own workers
+        return self.window.upstream.has_partial and self.crew.capacity()
 
     @property
-    def patience(self) -> float:
-        return self.window.upstream.patience
+    def flush_delay(self) -> float:
+        return self.window.upstream.flush_delay
 
-    def insist(self) -> None:
-        self.window.upstream.press()
+    def request_flush(self) -> None:
+        self.window.upstream.request_flush()

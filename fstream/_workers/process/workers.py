@@ -56,7 +56,8 @@ AHEAD: Final = 2
 #: each worker may have two under way.
 SPAN_BYTES: Final = 1 << 22
 
-#: What waits behind a slow item is taken over also if all have enough to do, after so many times the window's patience.
+#: Items that wait behind a slow item are stolen even if every worker has enough to do, once the slow worker has been
+#: silent for this many times the window's `flush_delay`.
 OVERTIME: Final = 1.25
 
 #: How long workers that are stopped in the middle of f have for their ``on_done``, in seconds.
@@ -89,7 +90,7 @@ class Worker:
         #: How many items it was sent.
         self.items = 0
         #: It was asked to give back what it has not started, and has not answered with progress since.
-        self.recalled = False
+        self.steal_requested = False
         #: It is running ``on_done``.
         self.finishing = False
         #: When its span in hand was sent or last made progress.
@@ -115,8 +116,8 @@ class Workers(Crew):
         self.packed: Packed = []
         #: How many bytes an item is on its way there or back, measured.
         self.bytes = {"there": 0.0, "back": 0.0}
-        #: The pump has seen that the taker downstream is hungry, and asks late workers for what they have finished.
-        self.knows_hungry = False
+        #: The pump has seen the window's `flush_requested`, and asks slow workers for what they have finished.
+        self.flush_noticed = False
         #: Workers that died in a row before they had done anything.
         self.stillborn = 0
         #: How many have died that had been sent the span of this start, and had not begun it.
@@ -155,7 +156,7 @@ class Workers(Crew):
         None gets one ahead that a worker will take that is starting, nor one to wait behind a slow item.
         """
         ahead = AHEAD if all(worker.opened for worker in self.workers) else 1
-        early = perf_counter() - self.window.patience
+        early = perf_counter() - self.window.flush_delay
         return [
             w for w in self.workers
             if w.opened and len(w.flight) < (ahead if w.heard > early else 1)
@@ -184,7 +185,7 @@ class Workers(Crew):
             while not self.over():
                 self.retire()
                 self.dispatch()
-                self.listen(self.patience())
+                self.listen(self.next_check())
             self.wind_up()
         except BaseException as error:  # a bug of ours: never a hang
             self.break_down(error)
@@ -279,7 +280,7 @@ class Workers(Crew):
             worker.heard = perf_counter()
         worker.flight.append(span)
         worker.items += len(span.items)
-        worker.recalled = False
+        worker.steal_requested = False
         if not worker.begun:
             worker.begun = True
             with self.run.lock:
@@ -297,7 +298,7 @@ class Workers(Crew):
         """Some item of *span* cannot travel: find it by sending them one by one, or let it fail."""
         if len(span.items) > 1:
             with self.run.lock:
-                self.window.scatter(span, {})
+                self.window.requeue_singly(span, {})
                 self.run.settle()
             return
         problem = NotPicklable(f"{describe(self.stage, span.start, span.items[0])}: {why}: {error}")
@@ -329,14 +330,14 @@ class Workers(Crew):
 
     # ----------------------------------------------------------------------------------------------- what comes
 
-    def patience(self) -> float | None:
+    def next_check(self) -> float | None:
         """How long to wait for news before something has to be looked into."""
         waits = []
         now = perf_counter()
-        self.knows_hungry = self.window.hungry
-        if self.knows_hungry or self.spare():
+        self.flush_noticed = self.window.flush_requested
+        if self.flush_noticed or self.spare():
             waits += [
-                worker.heard + self.window.patience - now for worker in self.workers if self.loaded(worker)
+                worker.heard + self.window.flush_delay - now for worker in self.workers if self.loaded(worker)
             ]
         if self.stage.timeout is not None:
             waits += [self.time_left(worker) for worker in self.workers if worker.flight]
@@ -350,7 +351,7 @@ class Workers(Crew):
 
     def loaded(self, worker: Worker, work: float = 0.0) -> bool:
         """It may have items that it has not started, of so many seconds of *work*, and was not asked for them."""
-        if worker.recalled:
+        if worker.steal_requested:
             return False
         count = sum(len(span.items) - len(span.slots) for span in worker.flight)
         return count > 1 and count * (self.window.cost or 0.0) >= work
@@ -394,23 +395,23 @@ class Workers(Crew):
     def look_after(self) -> None:
         """Reclaim what waits behind slow items while others idle; stop what is over its time."""
         now = perf_counter()
-        patience = self.window.patience
-        late = [worker for worker in self.workers if self.loaded(worker) and now - worker.heard >= patience]
-        if not late and self.at_the_end():
-            late = [worker for worker in self.workers if self.loaded(worker, self.window.undivided)]
-        if late:
+        delay = self.window.flush_delay
+        slow = [worker for worker in self.workers if self.loaded(worker) and now - worker.heard >= delay]
+        if not slow and self.at_the_end():
+            slow = [worker for worker in self.workers if self.loaded(worker, self.window.undivided)]
+        if slow:
             with self.run.lock:
                 spare = self.spare() and not self.window.takable()
             if spare and not any(worker.opened and worker.idle for worker in self.workers):
                 self.hire()
-            if not (spare or self.window.hungry):
-                late = [worker for worker in late if now - worker.heard >= OVERTIME * patience]
-            self.recall(late)
+            if not (spare or self.window.flush_requested):
+                slow = [worker for worker in slow if now - worker.heard >= OVERTIME * delay]
+            self.request_steal(slow)
         if self.queue.deadline is not None and now >= self.queue.deadline:
             with self.run.lock:
                 self.queue.deadline = None
-                if self.queue.buffer.impatient():
-                    self.queue.buffer.insist()
+                if self.queue.buffer.can_flush():
+                    self.queue.buffer.request_flush()
                     self.run.settle()
         if self.stage.timeout is not None:
             for worker in list(self.workers):
@@ -422,10 +423,10 @@ class Workers(Crew):
                 ):
                     self.bury(worker, doing, worker.link.kill(), self.too_late)
 
-    def recall(self, workers: Iterable[Worker]) -> None:
+    def request_steal(self, workers: Iterable[Worker]) -> None:
         for worker in workers:
-            worker.recalled = True
-            worker.link.wire.push((child.RECALL,))
+            worker.steal_requested = True
+            worker.link.wire.push((child.STEAL,))
             self.flush(worker)
 
     def hear(self, worker: Worker) -> None:
@@ -445,8 +446,8 @@ class Workers(Crew):
         elif what == child.SLOTS:
             self.stillborn = 0
             self.receive(worker, header[1:], body)
-        elif what == child.BACK:
-            self.take_back(worker, header[1], header[2])
+        elif what == child.STOLEN:
+            self.requeue_tail(worker, header[1], header[2])
         elif what == child.READY:
             worker.link.ready = True
             if not header[1]:  # it has no room for the arena
@@ -503,12 +504,12 @@ class Workers(Crew):
                 return
         else:
             span.slots.extend(slots)
-        worker.recalled = False
+        worker.steal_requested = False
         with self.run.lock:
             if closed:
                 self.window.done(span, seconds)
             if len(span.slots) > position and self.window.available():
-                self.window.hungry = False
+                self.window.flush_requested = False
             self.run.settle()
 
     def put_all(self, span: Span, slots: list[Any], failed: dict[int, int | None]) -> bool:
@@ -541,10 +542,10 @@ class Workers(Crew):
                     self.run.settle()
             return
         with self.run.lock:
-            self.window.scatter(span, {})
+            self.window.requeue_singly(span, {})
             self.run.settle()
 
-    def take_back(self, worker: Worker, start: int, count: int | None) -> None:
+    def requeue_tail(self, worker: Worker, start: int, count: int | None) -> None:
         """The worker gives back *count* items of a span that it has not started, None for all."""
         span = self.span_of(worker, start, closed=count is None)
         if span is None:
@@ -553,7 +554,7 @@ class Workers(Crew):
             count = len(span.items)
         worker.items -= count
         with self.run.lock:
-            self.window.take_back(span, count)
+            self.window.requeue_tail(span, count)
             self.run.settle()
 
     # ---------------------------------------------------------------------------------------------- what ends
@@ -588,7 +589,7 @@ class Workers(Crew):
                 tried = {worker.link.state(5): worker.link.state(4)}
                 self.recover(span, doing, status, tried, flushing=flushing, error_of=error_of)
             elif not span.closed:
-                self.hand_on(span)
+                self.requeue_unfinished(span)
         if not at_work and not self.window.stopped:
             self.count_stillborn(worker, status)
 
@@ -632,19 +633,19 @@ class Workers(Crew):
             at = first  # the only one; or one that had failed before, as its slot is sent at once
         elif moving:  # any may be to blame
             with self.run.lock:
-                self.window.scatter(span, tried)
+                self.window.requeue_singly(span, tried)
                 self.run.settle()
             return
         if first <= at < len(span.items):
             span.tried = tried.get(span.start + at, 0)
             self.lost(span, error_of or died, at)
         else:
-            self.hand_on(span)
+            self.requeue_unfinished(span)
 
-    def hand_on(self, span: Span) -> None:
+    def requeue_unfinished(self, span: Span) -> None:
         """Have others run what there are no slots for."""
         with self.run.lock:
-            self.window.take_back(span, len(span.items) - len(span.slots))
+            self.window.requeue_tail(span, len(span.items) - len(span.slots))
             self.window.done(span)
             self.run.settle()
 

@@ -137,12 +137,12 @@ class Queue:
 
     def watch(self) -> None:
         self.watched = True
-        self.run.simulation.call_later(self.buffer.patience, self._insist)
+        self.run.simulation.call_later(self.buffer.flush_delay, self._request_flush)
 
-    def _insist(self) -> None:
+    def _request_flush(self) -> None:
         self.watched = False
         if self.takers:
-            self.buffer.insist()
+            self.buffer.request_flush()
             for crew in self.run.crews:
                 cast(Workers, crew).show_finished()
             self.run.settle()
@@ -496,17 +496,17 @@ class Worker(Member):
                     return
                 self.items += 1
                 if self.used_up():
-                    window.give_back(span)
+                    window.steal_from(span)
                 self.slots.append(slot)
                 span.tried = 0
                 self.log(f"has item {index}: {reprlib.repr(slot)}")
                 yield None
                 if self.is_gone():
                     return
-                if window.hungry:  # a process is asked
+                if window.flush_requested:  # a process is asked
                     self.send()
                     if window.available():
-                        window.hungry = False
+                        window.flush_requested = False
                     self.run.settle()
 
     def again(self, tries: int) -> bool:

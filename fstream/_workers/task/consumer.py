@@ -38,7 +38,7 @@ async def take(run: Run, queue: TaskQueue) -> Sequence[Any] | None:
         )
     outlet = run.outlet
     with run.lock:
-        outlet.settle_up()
+        outlet.release_taken()
         # Outputs that are always there leave others on the loop a turn.
         if pausing := not queue.waited and outlet.came - queue.paused > SPAN_SECONDS:
             run.settle()

@@ -93,14 +93,14 @@ class TaskQueue(asyncio.Queue[Any]):
 
     def _start_timer(self) -> None:
         assert self.loop is not None
-        self.timer = self.loop.call_later(self.buffer.patience, self._insist)
+        self.timer = self.loop.call_later(self.buffer.flush_delay, self._request_flush)
 
-    def _insist(self) -> None:
+    def _request_flush(self) -> None:
         with self.lock:
             self.timer = None
             self.watched = False
             if self.takers:
-                self.buffer.insist()
+                self.buffer.request_flush()
                 self.settle()
 
 
@@ -124,20 +124,20 @@ class TurnQueue(ThreadQueue):
         self.host = host
         #: It has waited for more than a moment: it is woken at once. Invariant: else it waits no longer than that, so
         #: that a turn that lasts, as f blocks the loop, keeps nothing from it.
-        self.late = True
+        self.waited_long = True
 
-    def wait(self, waiter: threading.Lock, patience: float) -> bool:
-        if self.late or patience >= 0:
+    def wait(self, waiter: threading.Lock, seconds: float) -> bool:
+        if self.waited_long or seconds >= 0:
             began = monotonic()
-            woken = super().wait(waiter, patience)
-            self.late = monotonic() - began > SPAN_SECONDS
+            woken = super().wait(waiter, seconds)
+            self.waited_long = monotonic() - began > SPAN_SECONDS
         elif not (woken := super().wait(waiter, SPAN_SECONDS)):
             with self.mutex:
-                self.late = not self.buffer.ready()
+                self.waited_long = not self.buffer.ready()
         return woken
 
     def signal(self) -> None:
-        if self.late or not is_here(self.host.loop):
+        if self.waited_long or not is_here(self.host.loop):
             super().signal()
         else:
             self.signalled = True
