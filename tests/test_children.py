@@ -160,10 +160,10 @@ def test_a_failure_that_is_raised_ends_its_span(parent: Parent):
 
 
 def test_the_cell_says_which_item_is_in_f(parent: Parent):
-    parent.give(lambda item: parent.cell[0])
+    parent.give(lambda item: parent.cell[child.DOING])
     parent.work(7, [0, 0, 0])
     assert parent.heard() == [(child.SLOTS, 7, [7, 8, 9], {}, True)]
-    assert parent.cell[0] == child.IDLE
+    assert parent.cell[child.DOING] == child.IDLE
 
 
 @pytest.fixture
@@ -224,7 +224,7 @@ def test_late_answers_to_the_stage_before_are_no_answers_to_this_one():
 
 
 def test_the_cell_says_since_when(parent: Parent):
-    parent.give(lambda item: parent.cell[1], timeout=1.0)
+    parent.give(lambda item: parent.cell[child.SINCE], timeout=1.0)
     parent.work(0, [0, 0, 0])
     ((_, _, times, _, _),) = parent.heard()
     assert 0 < times[0] < times[1] < times[2]
@@ -234,7 +234,7 @@ def test_the_cell_says_since_when_and_how_often_for_each_try(parent: Parent):
     seen: list[tuple[int, int, int]] = []
 
     def f(item: int) -> None:
-        seen.append((parent.cell[1], parent.cell[4], parent.cell[5]))
+        seen.append((parent.cell[child.SINCE], parent.cell[child.TRIES], parent.cell[child.TRIED_INDEX]))
         if item and len(seen) < 4:
             raise ValueError
 
@@ -258,7 +258,7 @@ def test_the_cell_says_how_often_an_item_has_failed_until_its_slot_is_sent(
     send_slots = parent.child.send_slots
 
     def send(*, closed: bool) -> None:
-        told.append((parent.cell[4], parent.cell[5]))
+        told.append((parent.cell[child.TRIES], parent.cell[child.TRIED_INDEX]))
         send_slots(closed=closed)
 
     monkeypatch.setattr(parent.child, "send_slots", send)

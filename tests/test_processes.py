@@ -377,7 +377,7 @@ def test_an_item_that_workers_die_of_before_they_begin_it_fails(
             return
         pid = worker.link.process.pid or 0
         opening = tmp_path / str(pid)
-        assert eventually(lambda: opening.exists() and worker.link.state(0) == child.IDLE)
+        assert eventually(lambda: opening.exists() and worker.link.state(child.DOING) == child.IDLE)
         os.kill(pid, signal.SIGSTOP)  # so that it does not begin
         send(workers, worker, span)
         os.kill(pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""What a queue stands before: it says whether a taker can go on, and gives it what it came for."""
+"""Buffers: each stands between a queue and a window. It says whether a taker can go on, and gives it what is there."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from fstream._flow.window import Window
 __all__ = ["OVERDUE", "Clock", "Credits", "Outlet", "Work"]
 
 
-#: What waits behind an item that takes this long, in seconds, is taken over also by workers that have enough to do:
-#: an endless source would keep them from it for ever.
+#: Items that wait behind one that takes this long, in seconds, are stolen even by workers that have enough to do. An
+#: endless source would else keep those workers from them for ever.
 OVERDUE: Final = 0.04
 
-#: A consumer that is away for less than this, in seconds, does nothing with the outputs that takes time.
+#: A consumer that comes back within this time, in seconds, does nothing slow with the outputs.
 AT_ONCE: Final = 0.0005
 
-#: How long a consumer is taken to be away that has had nothing yet, and may never have, in seconds.
+#: Assumed processing time, in seconds, of a consumer that has not had its first output.
 UNKNOWN: Final = 0.0002
 
 
@@ -31,7 +31,7 @@ Clock: TypeAlias = Callable[[], float]
 
 
 class Work:
-    """A worker's buffer: the next span of its stage, or `Closed`."""
+    """A worker's buffer: it gives the next span of the stage, or `Closed`."""
 
     def __init__(self, window: Window, clock: Clock) -> None:
         self.window = window
@@ -44,7 +44,7 @@ class Work:
         return self.poll() or Closed()
 
     def poll(self) -> Span | Closed | None:
-        """The same at any time; None if there is nothing to take."""
+        """Take the next span without waiting; None if there is none now."""
         window, now = self.window, self.clock()
         if window.stealable:
             window.steal_overdue(now, OVERDUE)
@@ -68,23 +68,23 @@ class Work:
 
 
 class Outlet:
-    """The consumer's buffer: some outputs, or `Closed`."""
+    """The consumer's buffer: it gives a list of outputs, or `Closed`."""
 
     def __init__(self, upstream: Upstream, room: Room, clock: Clock) -> None:
         self.upstream = upstream
         self.room = room
         self.clock = clock
-        #: Room of the outputs in the consumer's hands, given back when it comes for more.
+        #: Credits of the outputs in the consumer's hands. Their room is free when it comes for more.
         self.owed = 0
-        #: When it came for outputs.
+        #: When the consumer last came for outputs, in seconds of the clock.
         self.came = 0.0
-        #: When it left with the last ones, and the limit of the room then.
+        #: When it left with the last outputs, in seconds of the clock, and the limit of the room then, in items.
         self.left, self.limit = -UNKNOWN, room.limit
         #: It has had outputs before.
         self.had = False
 
     def release_taken(self) -> None:
-        """The consumer is back."""
+        """The consumer is back: the room of the outputs that it had is free."""
         self.upstream.release(self.owed)
         self.owed = 0
         self.came = self.clock()
@@ -95,18 +95,20 @@ class Outlet:
         return self.upstream.available() > 0 or self.upstream.end is not None
 
     def take(self) -> Sequence[Any] | Closed:
-        # It was woken, and had to wait for its turn: workers that have run out of room meanwhile are to have more.
+        # The consumer came at once, and found outputs only when its thread had got the interpreter. If workers have run
+        # out of room in the meantime, they are to have more.
         if self.had and self.came - self.left < AT_ONCE:
             self.upstream.grow()
         self.had = True
-        # Half of the window at most: while these are consumed, the workers have room for as many.
+        # Half of the window at most: while the consumer has these, the workers have room for as many again.
         outputs, self.owed = self.upstream.draw(max(1, min(self.room.limit, MAX_CHEAP) // 2))
         self.left, self.limit = self.clock(), self.room.limit
         return outputs or self.upstream.end or Closed()
 
     def report_starvation(self, starved: bool) -> bool:
-        # A slow consumer waits now and then, too: more is held for one that waits much longer than it is away, or
-        # would be with as many more outputs as it could have by now.
+        # A slow consumer waits now and then, too. It starves only if it came back at once; or if it has waited more
+        # than 8 times its processing time. That time is scaled up to the outputs that it could have now, since the
+        # room may have grown since it left.
         away = self.came - self.left
         starved = away < AT_ONCE or self.clock() - self.came > 8 * away * self.room.limit / self.limit
         if starved:
@@ -126,9 +128,9 @@ class Outlet:
 
 
 class Credits:
-    """A feeder's buffer: how many items it may pull, or `Closed`."""
+    """A feeder's buffer: it gives the number of items that the feeder may pull, or `Closed`."""
 
-    flush_delay = 0.0  # it has nobody to ask
+    flush_delay = 0.0  # there is nothing to flush: never used
 
     def __init__(self, feed: Feed) -> None:
         self.feed = feed

@@ -11,25 +11,32 @@ from fstream._flow.span import Closed
 __all__ = ["Buffer", "Drawn", "TakerQueue", "Upstream"]
 
 
-#: Outputs for a taker, and how many items' room they give back once they are out of its hands. A plain tuple: one of a
-#: class of its own takes as long to make as all the rest of a draw.
+#: Outputs for a taker, and the credits that come with them: how many items' room is free again once the taker is
+#: through with these outputs. A plain tuple, because an object of a class takes as long to make as all the rest of a
+#: draw.
 Drawn: TypeAlias = tuple[Sequence[Any], int]
 
 
 class Upstream(Protocol):
     """Where a window draws its items from."""
 
-    #: True if what is drawn was counted as held when it was pulled, as the feeder does.
+    #: Its items were counted as held when the feeder pulled them, so a draw does not count them again.
     prepaid: bool
 
-    def available(self) -> int: ...
+    def available(self) -> int:
+        """Tell how many items can be drawn now."""
+        ...
 
-    def draw(self, most: int) -> Drawn: ...
+    def draw(self, most: int) -> Drawn:
+        """Give up to *most* items."""
+        ...
 
-    def release(self, credits: int) -> None: ...
+    def release(self, credits: int) -> None:
+        """The taker is through with outputs that came with so many credits: their room is free."""
+        ...
 
     def grow(self, most: int = MAX_CHEAP_PROCESS) -> bool:
-        """Let more be held, up to *most*, if that would bring more."""
+        """Let more items be held, up to *most*, if that would bring more; tell whether it did."""
         ...
 
     #: Nothing more is to be drawn.
@@ -37,39 +44,42 @@ class Upstream(Protocol):
 
     @property
     def has_more(self) -> bool:
-        """There is more here, or may be, whatever is further upstream."""
+        """This part itself has more items, or may have, whatever is further upstream."""
         ...
 
     @property
     def end(self) -> Closed | None:
-        """How it ended, None if more may come. Invariant: an end is one for ever, as takers leave that have seen it."""
+        """How it ended; None if more may come.
+
+        Invariant: once there is an end it stays, because takers leave when they have seen it.
+        """
         ...
 
     @property
     def waiting(self) -> bool:
-        """There is more than the window that draws from here has room for."""
+        """There are more items here than the window that draws from here has room for."""
         ...
 
     @property
     def has_partial(self) -> bool:
-        """What is finished of a span may be kept until the span is, as nobody has pressed."""
+        """Some span that the taker waits for is unfinished, and may hold back slots; no flush was requested yet."""
         ...
 
     @property
     def flush_delay(self) -> float:
-        """How long a taker waits before it presses, in seconds."""
+        """How long a taker waits before it requests a flush, in seconds."""
         ...
 
     def request_flush(self) -> None:
-        """The taker has waited long: it is to have what is finished, and what is now at work as soon as that is."""
+        """Give out what is finished of an unfinished span now, and the item at work as soon as it is done."""
         ...
 
 
 class Buffer(Protocol):
-    """What a queue asks before it lets its taker go on. All of it under the run's lock."""
+    """What a queue asks before it lets its taker go on. Everything is called under the run's lock."""
 
     def ready(self) -> bool:
-        """Tell whether there is something to take, the end included."""
+        """Tell whether there is something to take. The end counts."""
         ...
 
     def take(self) -> Any:
@@ -77,20 +87,23 @@ class Buffer(Protocol):
         ...
 
     def report_starvation(self, starved: bool) -> bool:
-        """Its taker waits: let upstream hold more if that is *starved* downstream; tell whether it is starved here."""
+        """The taker of this buffer waits. Let upstream grow if it starves; tell whether it does.
+
+        *starved* says whether a taker nearer the consumer starves. Only then may windows further up grow.
+        """
         ...
 
     def can_flush(self) -> bool:
-        """Tell whether `request_flush` might bring something to light."""
+        """Tell whether `request_flush` might bring the takers something."""
         ...
 
     @property
     def flush_delay(self) -> float:
-        """How long its takers are can_flush before they request_flush, in seconds."""
+        """How long the takers wait while `can_flush` is true before `request_flush` is called, in seconds."""
         ...
 
     def request_flush(self) -> None:
-        """Its takers have been can_flush for so long."""
+        """Ask upstream to flush: the takers have waited for `flush_delay`."""
         ...
 
 
@@ -102,7 +115,7 @@ class TakerQueue(Protocol):
     takers: int
     #: A taker was woken and has not taken yet.
     signalled: bool
-    #: A deadline runs, at which the takers request_flush.
+    #: A deadline runs. When it is over, a flush is requested.
     watched: bool
 
     def signal(self) -> None:

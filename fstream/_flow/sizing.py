@@ -23,35 +23,38 @@ __all__ = [
 ]
 
 
-#: How much work one span should be, in seconds: enough to make its cost of hand-over vanish, too little to notice. That
-#: is some 60 microseconds of CPU between threads, 90 between tasks and 370 between processes, in the parent alone.
+#: The work that one span should be, in seconds. To hand a span over costs the parent some 60 microseconds of CPU
+#: between threads, 90 between tasks and 370 between processes. A span this long makes that cost vanish, and nobody
+#: notices the wait for it.
 SPAN_SECONDS: Final = 0.002
 PROCESS_SPAN_SECONDS: Final = 0.016
 
-#: The more has been worked, the less it matters when a part of it is ready: spans between processes grow with that, to
-#: this part of it for each worker, and no further than to so many seconds.
+#: Process spans grow as a job goes on: up to SPAN_OF_WORK (a fraction) of the work done so far by each worker, and to
+#: LONGEST_SPAN_SECONDS. Early on, latency matters; later, the cost of handing over.
 SPAN_OF_WORK: Final = 0.125
 LONGEST_SPAN_SECONDS: Final = 0.064
 
-#: Work of less than this part of a span is not shared out: to hand some of it over would take as long as to do it.
+#: Work of less than this fraction of a span goes to one worker. To hand a part of it over would take as long as to do
+#: it.
 NOT_SHARED: Final = 0.1
 
-#: Outputs of spans shorter than this are joined, so that a taker has one list of them.
+#: Lists of fewer outputs than this are joined, so that a taker gets one list instead of many.
 SHORT: Final = 64
 
-#: A span never grows beyond this many items.
+#: The most items of a span that stays in this process. The pump passes a limit of its own, in bytes.
 MAX_SPAN: Final = 4096
 
-#: A worker claims so many items of its span at a time: enough that the lock costs nothing, few enough that nobody waits
-#: long for it while a list of them is made.
+#: How many items of its span a worker claims at a time: enough that the lock costs nothing for each item, few enough
+#: that nobody waits long for the lock while their list is made.
 STRIDE: Final = 1024
 
-#: A window that sizes itself never holds more cheap items than this, or between processes, where a span may be half as
-#: much, than so many ...
+#: The most cheap items that a self-sizing window holds: 32,768; and 65,536 for processes, whose spans are longer. That
+#: is four process spans of the cheapest items.
 MAX_CHEAP: Final = 1 << 15
 MAX_CHEAP_PROCESS: Final = 1 << 16
 
-#: ... nor, if they are not cheap, more than this many for each worker, unless they are done within MAX_SECONDS.
+#: The most items for each worker that a self-sizing window holds if they are not cheap; or as many as the workers do in
+#: MAX_SECONDS, if that is more.
 MAX_SLOW: Final = 64
 MAX_SECONDS: Final = 0.25
 
@@ -60,13 +63,13 @@ MAX_SECONDS: Final = 0.25
 class Numbers:
     """What is different about the windows of one kind of workers."""
 
-    #: Into how many spans what is there should go, for so many workers, so that each has its fair share.
+    #: Gives, for a number of workers, into how many spans the available items are divided.
     shares: Callable[[int], int]
-    #: How much work one span should be, in seconds ...
+    #: The work that one span should be at first, in seconds.
     span_seconds: float = SPAN_SECONDS
-    #: ... and how much it may grow to be, for `SPAN_OF_WORK`.
+    #: The work that one span may grow to be, in seconds; see `SPAN_OF_WORK`.
     longest_span: float = SPAN_SECONDS
-    #: How many items a window may hold at most, however cheap they are.
+    #: The most items that a window holds, however cheap they are.
     most_cheap: int = MAX_CHEAP
-    #: Spans are worked on elsewhere: who minds the workers has to ask for what is finished of one.
+    #: Spans are worked on in another process. The finished part of one has to be asked for by a message.
     remote: bool = False

@@ -31,7 +31,7 @@ class Feed:
         #: How many feeders wait for room.
         self.blocked = 0
         self.error: BaseException | None = None
-        #: Draws give the room back themselves: there is no window that does.
+        #: No stage has a window on it: the consumer draws from here itself, so a draw gives the room back.
         self.alone = False
         #: The run is over, or failed downstream of here.
         self.stopped = False
@@ -49,15 +49,16 @@ class Feed:
         if error is not None and self.error is None:
             self.error = error
             self.feeders = 0
-            # What other feeders pull from now on goes nowhere: they append to the old one, at any moment.
+            # What other feeders pull from now on goes nowhere: they append to the old deque, at any moment.
             old, self.pending = self.pending, deque()
             self.pending.extend(old.popleft() for _ in range(len(old)))
 
     def available(self) -> int:
         if self.stopped:
             return 0
-        # A feeder appends, then looks who waits; a taker says that it waits, then looks here. Without the GIL, too, one
-        # of two changes of a deque is the first. So either the item is there, or its feeder will see the taker.
+        # A feeder appends, then looks who waits. A taker says that it waits, then looks here. Of two changes of a deque
+        # one is the first, also without the GIL: either the item is there, or its feeder will see the taker. This
+        # change changes nothing; it is there to put the two in order.
         self.pending.extend(())
         return len(self.pending)
 
@@ -109,7 +110,8 @@ class Slices:
 
     def __init__(self, source: Sequence[Any]) -> None:
         self.source = source
-        #: One that cannot change: a slice of one item costs five times as much, but is empty where that has gone.
+        #: A range cannot shrink, so its single items are looked up by index. Any other sequence is sliced also for one
+        #: item: that costs five times as much, but is empty, and no error, where the item has gone since.
         self.is_range = type(source) is range
         self.position = 0
         self.over = self.stopped = False

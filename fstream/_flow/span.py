@@ -32,14 +32,14 @@ CLOSED: Final = Closed()
 class Span:
     """A contiguous run of a stage's inputs in the hands of one worker.
 
-    Its worker claims a stride of the items at a time and runs them; others take from it what it has not started, also
-    of the stride that it is at.
+    Its worker claims a stride of the items at a time and runs them. Others steal what the worker has not started, also
+    out of the stride that it is at.
 
-    Invariant: ``slots[n]`` is the slot of ``items[n]``; its worker appends them in order, nobody else does.
+    Invariant: ``slots[n]`` is the slot of ``items[n]``. Only the span's worker appends slots, in order.
     Invariant: `claim` and `steal` are called under one lock.
-    Invariant: a worker iterates its stride, by an iterator of its own, and appends the slot of each item before it goes
-    on to the next. So once `halt` has emptied the stride, it starts none but the one that may be at work already: the
-    first that has no slot. That one stays its own, whether it has been started or not.
+    Invariant: a worker iterates its stride by an iterator of its own, and appends the slot of each item before it goes
+    on to the next. So once `halt` has emptied the stride, the worker starts no item but the first that has no slot.
+    That item may be at work already. It stays with the worker, whether it was started or not.
     """
 
     __slots__ = (
@@ -48,25 +48,25 @@ class Span:
 
     def __init__(self, start: int, items: Sequence[Any], tries: int = 0) -> None:
         self.start = start
-        #: A slice of the source, perhaps: that of a range makes no items before they are asked for, nor on its way to a
-        #: process.
+        #: Perhaps a slice of the source. The slice of a range makes no items before they are asked for, nor on its way
+        #: to a process.
         self.items = items
         self.slots: list[Any] = []
-        #: What its worker appends to: its slots, but in a simulated process, which sends them later.
+        #: The list that its worker appends to: the slots. A simulated process has another one, and sends them later.
         self.filled = self.slots
         #: What its worker has claimed last; None before it has claimed anything.
         self.stride: list[Any] | None = None
-        #: It is in another process, or nothing of it is to be run: nobody here can take anything of it.
+        #: The span is in another process, or nothing of it is to be run. Nobody here can steal from it.
         self.sent = False
         #: How many slots the taker downstream has been given.
         self.given = 0
         #: True when the worker will append no more.
         self.closed = False
-        #: When the worker got it, if it is of several items, in the caller's time.
+        #: When the worker got it, in seconds of the caller's clock.
         self.begun = 0.0
-        #: How often its first item was tried before: by workers that died or ran over their time.
+        #: How often its first item was tried before, by workers that died or ran over their time.
         self.tries = tries
-        #: How often the item at work was tried so far and failed; 0 before its worker tries it again.
+        #: How often the item at work has failed so far; 0 before its worker tries it again.
         self.tried = 0
 
     def claim(self) -> Iterator[Any] | None:
@@ -76,17 +76,17 @@ class Span:
         return iter(self.stride) if self.stride else None
 
     def halt(self) -> None:
-        """Have the worker start nothing more before it has claimed it."""
+        """Have the worker start nothing more until it claims again."""
         if self.stride:
             self.stride.clear()
 
     def steal(self) -> Span | None:
-        """Take the items back that the worker has not started, as a span of their own."""
+        """Take away the items that the worker has not started, as a span of their own; None if there are none."""
         self.halt()
         kept = 0
         if self.stride is not None:
-            # Without the GIL, too, one of two changes of a list is the first. The worker has appended its last slot
-            # before this one, and the slot is counted; or after it, and the worker finds its stride empty then.
+            # Of two changes of a list one is the first, also without the GIL. Either the worker appended its last slot
+            # before this change, and the slot is counted; or it appends it later, and then finds its stride empty.
             self.filled.extend(())
             kept = len(self.filled) + 1
         if self.sent or kept >= len(self.items):

@@ -1,14 +1,14 @@
-"""The decisions of a row of stages: what to take, how much of it, what is next in order, whether there is room.
+"""The decisions of one stage: what to take, how much of it, what is next in order, whether there is room.
 
-Plain classes without locks, threads or clocks: the caller holds the run's lock, brings the time and does the waiting.
-The same classes serve threads, tasks and processes, and a test can drive them step by step.
+A plain class without locks, threads or clocks: the caller holds the run's lock, brings the time and does the waiting.
+The same class serves threads, tasks and processes, and a test can drive it step by step.
 
     source --> Feed or Slices --draw--> Window --draw--> Window --draw--> consumer
                                         take, done ...    (a stage's workers)
 
-A `Window` is one stage's account: it draws items from its upstream, hands them to the stage's workers as spans, and
-keeps what became of them until the taker downstream draws the outputs. An item is *held* by a window from the moment
-that it is drawn until its outputs are, and `Room` counts that.
+A `Window` draws items from its upstream, hands them to the stage's workers as spans, and keeps their slots until the
+taker downstream draws the outputs. A window *holds* an item from the moment it draws the item until the outputs of that
+item are out of the taker's hands. `Room` counts the held items.
 """
 
 from __future__ import annotations
@@ -57,79 +57,84 @@ class Window:
         self.workers = workers
         self.ordered = ordered
         self.outputs = outputs
-        #: Each slot is one output: none is made before it is asked for. Else the room of those that give nothing is to
-        #: be free as soon as they are finished.
+        #: Each slot is one output, so outputs are made only when a taker asks. Where a slot may give no output, slots
+        #: are made into outputs as soon as they are finished, and the room of those that give nothing is free at once.
         self.one_each = one_each
         self.shares = numbers.shares(workers)
         self.span_seconds = numbers.span_seconds
         self.longest_span = numbers.longest_span
         self.most_cheap = numbers.most_cheap
-        #: How much work in seconds is not shared out.
+        #: Less work than this, in seconds, goes to one worker whole.
         self.undivided = NOT_SHARED * numbers.span_seconds
-        #: Seconds that have been worked.
+        #: The work done so far by all workers, in seconds.
         self.worked = 0.0
-        #: A worker may be lost in the middle of a span, and what it had be run again.
+        #: A worker may be lost in the middle of a span. Then its items are run again.
         self.loses = loses
         self.remote = numbers.remote
         #: Index of the next item to draw.
         self.next_index = 0
         #: Ordered: index of the next item whose outputs go downstream.
         self.head = 0
-        #: Spans that workers have, or that are closed and not yet given, by the index of their first item.
+        #: Spans by the index of their first item: those that workers have, and closed ones until their slots are
+        #: outputs.
         self.spans: dict[int, Span] = {}
-        #: Spans to be worked on before anything new is drawn, in no order. Their items are held.
+        #: Spans whose items were stolen or lost, in no order. They are worked on before anything new is drawn. Their
+        #: items are held.
         self.requeued: list[Span] = []
-        #: Lone items: drawn before anybody asked for them, with their indices, for workers that wait side by side. Such
-        #: a worker takes one without the lock, and leaves its slot in `lone_slots`. Invariant: while there are some,
-        #: nothing else is held that is not started.
+        #: Lone items, with their indices: drawn ahead for tasks that wait side by side. A task takes one without the
+        #: lock, and leaves its slot in `lone_slots`. Invariant: while there are lone items, the window holds nothing
+        #: else that is not started.
         self.lone_items: deque[tuple[int, Any]] = deque()
-        #: The slots of lone items, by their indices, until they go downstream.
+        #: The slots of lone items, by their indices, until they are made into outputs.
         self.lone_slots: dict[int, Any] = {}
-        #: How many lone items have not gone downstream yet.
+        #: How many lone items have not been made into outputs yet.
         self.lone = 0
-        #: Lists of outputs ready to be drawn, with how many of them have been, and the items whose room is given back
-        #: when the last one is.
+        #: Lists of outputs that can be drawn. Each entry is [outputs, how many of them were drawn, credits to give back
+        #: with the last one].
         self.entries: deque[list[Any]] = deque()
+        #: How many outputs can be drawn from `entries`.
         self.ready_count = 0
         #: How many spans are in the hands of workers.
         self.open = 0
-        #: Seconds an item takes, measured; None before the first one.
+        #: What an item costs, in seconds, measured: half the last span's mean, half what it was before. None at first.
         self.cost: float | None = None
+        #: How many items the last span had.
         self.last_size = 1
-        #: The last span was smaller than its worker could have taken, for want of room.
+        #: The last span was smaller than its worker could have worked off in time, for want of room.
         self.cramped = False
-        #: It was so for want of items: upstream had no more.
+        #: The last span was smaller than that because upstream had no more items.
         self.lean = False
-        #: How many items have gone through, and how many must have before it may hold more again: like TCP's slow
-        #: start, as a machine that stalls is no reason to hold more.
+        #: How many items have gone through. The window may grow again once that is `growable_at`. This is like TCP's
+        #: slow start: a machine that stalls makes everybody wait, and is no reason to hold more.
         self.gone = 0
         self.growable_at = 0.0
-        #: The open spans of several items that nobody has taken the rest of.
+        #: The open spans of several items that nobody has stolen from yet.
         self.stealable: set[Span] = set()
-        #: The taker downstream has waited long, perhaps for slots of an unfinished span of a remote worker.
+        #: The taker downstream waits, and whoever minds the remote workers is to ask them for finished slots.
         self.flush_requested = False
         self.failure: Failure | None = None
         self.stopped = False
-        #: What upstream had more when it was last looked. Nothing between there and here has failed while it goes on:
-        #: all that is upstream of a failure is stopped.
+        #: The part of the row upstream that had more when `end` looked last. While it goes on, nothing between it and
+        #: this window has failed, because everything upstream of a failure is stopped.
         self.giver: Upstream = upstream
-        #: How it ended, once it has without a failure of its own.
+        #: How this window ended, once it has ended without a failure of its own.
         self.ended: Closed | None = None
 
     # ------------------------------------------------------------------------------------ the stage's workers
 
     @property
     def busy(self) -> int:
-        """How many workers have something in hand, or are about to: lone items that nobody has taken count."""
+        """How many workers have something in hand. A lone item that nobody has taken yet counts as taken."""
         return self.open + self.lone - len(self.lone_slots)
 
     @property
     def backlog(self) -> int:
-        """How many items there are to be taken."""
+        """How many items workers could take now. A requeued span counts as one."""
         held = len(self.requeued) + len(self.lone_items)
         return held if self.failure else held + self._drawable()
 
     def takable(self) -> bool:
+        """Tell whether a worker that comes now gets a span."""
         if self.stopped:
             return False
         if self.requeued or self.lone_items:
@@ -139,7 +144,7 @@ class Window:
         return self._drawable() > 0
 
     def take(self, now: float, most: int | None = None) -> Span | None:
-        """Give a worker its next span, of *most* items; None if there is none now."""
+        """Give a worker its next span, of *most* items at most; None if there is none now."""
         if self.stopped:
             return None
         most = self._fair(MAX_SPAN if most is None else most)
@@ -161,7 +166,7 @@ class Window:
         return span
 
     def draw_lone(self, most: int) -> None:
-        """Draw up to *most* lone items, if there is nothing that is to be started before them, nor can be."""
+        """Draw up to *most* lone items, unless other items are to be started before them, or could be later."""
         if self.loses or self.stopped or self.failure is not None or self.requeued or self.stealable:
             return
         most = min(self._drawable(), most)
@@ -170,17 +175,19 @@ class Window:
             self.lone_items.extend(enumerate(items, self.next_index))
             self.next_index += len(items)
             self.lone += len(items)
-            # They are for workers that wait: each is taken to last as long as a span.
+            # Lone items are for workers that wait. Each is assumed to last as long as a span, and halves the distance
+            # of `cost` from that, as its measured time would have done.
             seconds = self.span_seconds
             self.cost = seconds + ((self.cost or seconds) - seconds) * 0.5 ** len(items)
 
     def _take_lone(self) -> Span:
-        """Make a span of a lone item, in the one thread that the tasks who take those live in."""
+        """Make a span of a lone item. Only the thread of the loop whose tasks take lone items comes here."""
         index, item = self.lone_items.popleft()
         self.lone -= 1
         return Span(index, [item])
 
     def _take_requeued(self, most: int) -> Span:
+        """Take the requeued span that is next in order, or a fair share of it."""
         first = min(range(len(self.requeued)), key=lambda n: self.requeued[n].start)
         span = self.requeued.pop(first)
         size = self._share(len(span.items), most)
@@ -189,6 +196,7 @@ class Window:
         return span
 
     def _draw_span(self, most: int) -> Span | None:
+        """Make a span of new items, and note why it is small if it is."""
         if self.failure is not None:
             return None
         available = self._drawable()
@@ -208,7 +216,7 @@ class Window:
         return span
 
     def _drawable(self) -> int:
-        """How many items there are that may be drawn."""
+        """How many items upstream has that there is room for."""
         upstream, room = self.upstream, self.room
         available = upstream.available()
         return available if upstream.prepaid else min(available, room.limit - room.held)
@@ -224,14 +232,14 @@ class Window:
         return items
 
     def _fair(self, most: int) -> int:
-        """How many items a worker works off in a moment: *most* at most."""
+        """How many items a worker works off in `span_seconds`: *most* at most."""
         if self.cost is None or self.cost >= self.span_seconds:
             return 1
-        # Twice the last one at most: a handful of cheap items says little of those that follow.
+        # Twice the last span at most, because a handful of cheap items says little of those that follow.
         return max(1, min(int(self.span_seconds / (self.cost + 1e-9)), 2 * self.last_size, most))
 
     def _share(self, available: int, most: int) -> int:
-        """How many of the *available* items one worker gets, so that there are some for the others: *most* at most."""
+        """How many of the *available* items one worker gets, so that the others get some: *most* at most."""
         alone = int(self.undivided / ((self.cost or 0.0) + 1e-9))
         return max(1, min(max(-(-available // self.shares), min(available, alone)), most))
 
@@ -251,34 +259,34 @@ class Window:
                 share = SPAN_OF_WORK * self.worked / self.workers
                 self.span_seconds = min(max(self.span_seconds, share), self.longest_span)
         if not self.ordered:
-            # Another one is in its place if all of it was taken back.
+            # Another span is in its place if all of it was stolen.
             if self.failure is None and self.spans.get(span.start) is span:
                 self._enter(self._fresh(span))
         elif span.start == self.head and not self.one_each:
             self.harvest()
 
     def claim(self, span: Span) -> Iterator[Any] | None:
-        """Give the worker of *span* the next items of it, None if there is nothing more for it to do."""
+        """Give the worker of *span* its next items; None if there is nothing more for it to do."""
         return span.claim() if self._wanted(span) else None
 
     def next_out(self, index: int) -> bool:
-        """Tell whether the taker downstream has nothing to take before what becomes of the item at *index*."""
+        """Tell whether the outputs of the item at *index* are the next that the taker downstream can take."""
         return not self.ready_count and (index == self.head or not self.ordered)
 
     def steal_from(self, span: Span) -> None:
-        """Take from the worker of *span* what it has not started."""
+        """Take from the worker of *span* the items that it has not started, and requeue them."""
         self.stealable.discard(span)
         rest = span.steal()
         if rest is not None:
             self._requeue(rest)
 
     def steal_overdue(self, now: float, after: float) -> None:
-        """Take back, for other workers, what waits behind an item that takes its time."""
+        """Steal from each worker that has had its span for at least *after* seconds at the time *now*."""
         for span in [span for span in self.stealable if now - span.begun >= after]:
             self.steal_from(span)
 
     def requeue_tail(self, span: Span, count: int) -> None:
-        """The worker of *span* gives back its last *count* items, which it has not started."""
+        """Requeue the last *count* items of *span*, which its worker has not started and gives up."""
         if count <= 0:
             return
         first = len(span.items) - count
@@ -289,7 +297,7 @@ class Window:
             self.done(span)
 
     def requeue_singly(self, span: Span, tried: dict[int, int]) -> None:
-        """Close *span* and run again what it has no slots for, one item at a time: one of them is to blame.
+        """Close *span* and requeue the items that have no slot, one by one, because one of them is to blame.
 
         *tried* says how often the item of an index has failed before.
         """
@@ -306,16 +314,16 @@ class Window:
             self.requeued.append(span)
 
     def _wanted(self, span: Span) -> bool:
-        """Whether there is a use for what becomes of it."""
+        """Whether the slots of *span* can still be given out."""
         failure = self.failure
         return not self.stopped and (failure is None or (self.ordered and span.start < failure.index))
 
     def lose(self, span: Span, retries: int, at: int | None = None) -> tuple[Failure, Span] | None:
-        """The worker of *span* is gone in the middle of the item at position *at*: close the span before it.
+        """Close *span*, whose worker is gone, before the item at position *at*, where the worker was.
 
-        What it finished stays; what it did not start, or whose slots were lost with it, is run again. The item itself
-        is tried once more; if it has had its *retries*, it is given as a `Failure` that has no error yet, and the span
-        that is to have its slot.
+        The finished slots stay. Items that the worker did not start, or whose slots were lost with it, are requeued.
+        The item itself is requeued, too. But if it has had its *retries*, this gives a `Failure` for it that has no
+        error yet, and the span that is to have its slot.
         """
         self.steal_from(span)
         span.slots = list(span.slots)  # a thread that was abandoned may still append to the old list
@@ -341,10 +349,10 @@ class Window:
         return Failure(victim.start, item, None), victim
 
     def fail(self, failure: Failure) -> None:
-        """Put *failure* in its item's place. Whatever comes after it is not started any more.
+        """Put *failure* in its item's place. No item behind it is started any more.
 
-        In order, all before it is still worked off and goes out first, and an earlier failure takes its place. Else
-        what is finished goes out first, and nothing that is finished later.
+        In order, all items before it are still worked off and go out first, and an earlier failure replaces it. Without
+        order, finished slots go out first, and what is finished later is dropped.
         """
         if self.failure is not None and (not self.ordered or self.failure.index <= failure.index):
             return
@@ -357,7 +365,7 @@ class Window:
         self.lone_items.clear()
 
     def stop(self) -> None:
-        """Start nothing any more, give nothing more."""
+        """Start nothing more and give nothing more."""
         self.stopped = True
         for span in self.spans.values():
             span.halt()
@@ -379,7 +387,7 @@ class Window:
 
     @property
     def has_more(self) -> bool:
-        """There are outputs, or there may be some of what is held."""
+        """There are outputs, or there may be some of the held items."""
         if self.ready_count or self.entries:
             return True
         if self.stopped:
@@ -391,12 +399,12 @@ class Window:
     # ------------------------------------------------------------------------------------ the taker downstream
 
     def harvest(self) -> None:
-        """Make outputs of the slots that are there: of the next in order, or of any."""
+        """Make outputs of the finished slots: of those next in order, or of all if the stage is unordered."""
         spans, lone = self.spans, self.lone_slots
         parts: list[list[Any]] = []
         if self.lone:
-            # A worker leaves a slot, then looks at `head` and `ready_count`; here it is the other way round. As in
-            # `Feed.available`, a change of the same dict puts the two in order.
+            # A worker leaves a slot, then looks at `head` and `ready_count`. Here it is the other way round. A change
+            # of the same dict puts the two in order, as in `Feed.available`.
             lone.pop(-1, None)
         if self.ordered:
             while True:
@@ -408,7 +416,7 @@ class Window:
                 if self.head in spans:
                     break
                 self.head += span.given
-        elif self.failure is None:  # else what comes now is too late
+        elif self.failure is None:  # without order, what is finished after a failure is dropped
             if lone:
                 parts.append([lone.pop(index) for index in list(lone)])
                 self.lone -= len(parts[0])
@@ -420,16 +428,16 @@ class Window:
                 self._enter(slots)
 
     def _fresh(self, span: Span) -> list[Any]:
-        """Take what *span* has finished since the last time, and leave the span if that was its end."""
+        """Take the slots of *span* that are new since the last time; forget the span if it has no more to come."""
         slots, given = span.slots, span.given
         span.given = count = len(slots)
-        if span.closed or count == len(span.items):  # its worker may not have said so yet
+        if span.closed or count == len(span.items):  # its worker may not have closed it yet
             del self.spans[span.start]
-        # The list itself only if its worker is through with it: it becomes the items of a span downstream.
+        # The list itself only if the worker is through with it, because it becomes the items of a span downstream.
         return slots if span.closed and not given else slots[given:count]
 
     def _fresh_lone(self) -> list[Any]:
-        """Take what lone items have become, as far as they are next in order."""
+        """Take the slots of lone items, as far as they are next in order."""
         lone, head = self.lone_slots, self.head
         slots = []
         while head in lone:
@@ -440,7 +448,7 @@ class Window:
         return slots
 
     def _enter(self, slots: list[Any]) -> None:
-        """Make outputs of *slots*, ready to be drawn."""
+        """Make outputs of *slots*, and put them where they can be drawn."""
         outputs, credits = self.outputs(slots), len(slots)
         count = len(outputs)
         if not count:
@@ -450,20 +458,21 @@ class Window:
         if count == credits < SHORT:
             if self.entries:
                 last, position, owed = self.entries[-1]
-                if len(last) < SHORT and owed == len(last) - position:  # there, too, an output is one item's
+                if len(last) < SHORT and owed == len(last) - position:  # one output for each item there, too
                     last += outputs
                     self.entries[-1][2] += credits
                     return
-            outputs = [*outputs]  # a list of their own, as that of a span is not to grow
+            outputs = [*outputs]  # a copy, because the list of a span must not grow
         self.entries.append([outputs, 0, credits])
 
     def available(self) -> int:
+        """Make outputs of finished slots if need be, and tell how many can be drawn."""
         if self.ordered or not self.ready_count:
             self.harvest()
         return self.ready_count
 
     def draw(self, most: int) -> Drawn:
-        """Give up to *most* outputs."""
+        """Give up to *most* outputs, and the credits for them."""
         parts: list[list[Any]] = []
         credits = 0
         while most > 0 and self.entries:
@@ -477,7 +486,7 @@ class Window:
             else:
                 part = ready[position : position + most]
                 entry[1] = position + most
-                if owed >= left:  # one item an output: its room is free as soon as that is out
+                if owed >= left:  # one output for each item: its room is free once that output is out
                     entry[2] -= len(part)
                     credits += len(part)
             parts.append(part)
@@ -494,8 +503,9 @@ class Window:
     def end(self) -> Closed | None:
         """How the outputs ended, None if more may come.
 
-        More may come while anything upstream has more. What had it the last time is asked first; else all that is
-        between is looked at, once for all of it: so a row costs as much as it has stages, not as much as their square.
+        More may come while anything upstream has more. The part that had more the last time is asked first. If it has
+        none left, the windows between are looked at, and each notes what was found. So a row costs as many looks as it
+        has stages, not as many as their square.
         """
         passed: list[Window] = []
         part: Upstream = self
@@ -533,24 +543,29 @@ class Window:
 
     @property
     def flush_delay(self) -> float:
-        """A span that takes twice as long as it should may be at a slow item: nobody asks for it before."""
+        """Twice the time that a span should take, in seconds: a span that takes longer may be at a slow item.
+
+        After the same time other workers steal from it.
+        """
         return 2 * self.span_seconds
 
     def request_flush(self) -> None:
+        """Have the span end with its item at work, so that its worker closes it; ask a remote worker by a message."""
         if not self.has_partial:
             return
         if self.remote:
             self.flush_requested = True
             return
-        # The span ends with the item that is at work, and the taker is told of that.
+        # What is behind the item at work is stolen: the worker comes to the end of its span, and says so.
         for span in [self.spans[self.head]] if self.ordered else list(self.stealable):
             self.steal_from(span)
 
     def grow(self, most: int = MAX_CHEAP_PROCESS) -> bool:
-        """Let the stage hold more, if its workers lack items for want of room. The taker downstream waits.
+        """Let the stage hold more, up to *most* items, if its workers lack items for want of room.
 
-        If they lack items for want of what is upstream, let that hold as much as this does. Whether they wait does not
-        matter: small spans keep the workers of a stage as busy as large ones do.
+        Called while the taker downstream starves. If the workers lack items because upstream has none, let upstream
+        hold as many as this window does. Whether the workers wait does not matter: small spans keep them as busy as
+        large ones do.
         """
         chain = [(self, most)]
         while (window := chain[-1][0]).lean:
@@ -565,7 +580,7 @@ class Window:
         return grown
 
     def widen(self, most: int) -> bool:
-        """Let it hold more itself, up to *most*, if its workers lack items for want of room."""
+        """Let this window itself hold more, up to *most* items, if its workers lack items for want of room."""
         idle = (
             self.busy < self.workers and self.room.free <= 0 and not self.takable() and self.upstream.waiting
         )

@@ -38,8 +38,10 @@ __all__ = [
     "BROKEN",
     "CELL_SIZE",
     "CLOSE",
+    "DOING",
     "FINISH",
     "FINISHED",
+    "FLUSHING",
     "IDLE",
     "IDLE_SECONDS",
     "LOADING",
@@ -48,11 +50,15 @@ __all__ = [
     "OPENING",
     "READY",
     "SENDING",
+    "SINCE",
     "SLOTS",
     "SPAN",
+    "SPAN_START",
     "STEAL",
     "STOLEN",
     "STOP",
+    "TRIED_INDEX",
+    "TRIES",
     "UNLOADABLE",
     "main",
 ]
@@ -74,15 +80,25 @@ UNLOADABLE: Final = "unloadable"  # (start, error): the items cannot be unpickle
 BROKEN: Final = "broken"  # (where, error): loading the stage or on_start raised
 FINISHED: Final = "finished"  # (error of on_done or None)
 
-#: The cell is memory shared with the parent: [what the child is doing, when it began, flushing, the start of the span
-#: that it is about, how often an item has failed, the index of that one]. It tells the parent which item a dead worker
-#: was busy with, and since when a live one is. An index >= 0 is that of the item in f. For a moment it still tells of a
-#: span, and of tries, whose slots the parent has.
+#: The cell is a page of memory that the child shares with its parent. There the parent reads which item a dead worker
+#: was busy with, and since when a live one is. Below are its size in bytes and the positions of its 8-byte words.
+#: Invariant: the child writes a word before it does what the word says. SPAN_START and TRIES may lag: for a moment they
+#: still tell of a span, or of tries, whose slots the parent has.
 CELL_SIZE: Final = 4096
+DOING: Final = 0  # the index of the item in f, or one of the four numbers below
+SINCE: Final = (
+    1  # when the item in f was begun, or begun again: monotonic nanoseconds, if the stage has a time-out
+)
+FLUSHING: Final = 2  # 1 while the reader thread pickles finished slots, else 0
+SPAN_START: Final = 3  # the start of the span at work
+TRIES: Final = 4  # how often the item at TRIED_INDEX has failed; 0 once its slot is sent
+TRIED_INDEX: Final = 5  # the index of the item that failed last
+
+#: What DOING says where no item is in f. An index is never negative.
 IDLE: Final = -1
-OPENING: Final = -2
-LOADING: Final = -3
-SENDING: Final = -4
+OPENING: Final = -2  # it loads the stage, or runs on_start
+LOADING: Final = -3  # it unpickles items
+SENDING: Final = -4  # it pickles slots
 
 #: A worker that no stage needs ends by itself after this many seconds.
 IDLE_SECONDS: Final = 10.0
@@ -194,9 +210,9 @@ class Child:
                 else:
                     self.inbox.put(message)
             self.flush_requested = True
-            self.cell[2] = 1
+            self.cell[FLUSHING] = 1
             self.send_slots(closed=False)
-            self.cell[2] = 0
+            self.cell[FLUSHING] = 0
             for start, count in back:
                 self.wire.push((STOLEN, start, count))
             self.wire.flush()
@@ -232,7 +248,7 @@ class Child:
             self.wire.flush()
 
     def open(self, surroundings: Surroundings, index: int, body: Packed) -> None:
-        self.cell[0] = OPENING
+        self.cell[DOING] = OPENING
         try:
             adopt(surroundings)
             self.call = call_of(loads(body), index)
@@ -240,27 +256,27 @@ class Child:
         except BaseException as error:
             self.call = None
             self.say(BROKEN, "load", encode_error(error))
-        self.cell[0] = IDLE
+        self.cell[DOING] = IDLE
 
     def work(self, start: int, tries: int, body: Packed) -> None:
         call = self.call
         if call is None or self.stopping:
             return
-        self.cell[3], self.cell[4] = start, 0
+        self.cell[SPAN_START], self.cell[TRIES] = start, 0
         if not call.started:
-            self.cell[0] = OPENING
+            self.cell[DOING] = OPENING
             try:
                 call.begin()  # never interrupted: what it has opened by then could not be given back
             except BaseException as error:
                 self.call = None
                 self.say(BROKEN, "on_start", encode_error(call.named(error)))
                 return
-        self.cell[0] = LOADING
+        self.cell[DOING] = LOADING
         try:
             items = loads(body)
         except BaseException as error:
             self.say(UNLOADABLE, start, encode_error(error))
-            self.cell[0] = IDLE
+            self.cell[DOING] = IDLE
             return
         with self.sending:
             self.span, self.sent = Span(start, items), 0
@@ -270,12 +286,12 @@ class Child:
             self.run(lambda: self.fill(call, tries))
         except Stopped:
             return
-        self.cell[0] = SENDING
+        self.cell[DOING] = SENDING
         with self.sending:
             self.send_slots(closed=True)
             self.span = Span(start, [])
             self.flush_requested = False
-        self.cell[0] = IDLE
+        self.cell[DOING] = IDLE
 
     def run(self, f: Any) -> None:
         """Run user code, which `Stopped` may interrupt."""
@@ -288,7 +304,7 @@ class Child:
             self.in_f = False
 
     def fill(self, call: Call | FusedCall, tries: int) -> None:
-        cell, step, slots = self.cell, call.step, self.slots
+        cell, doing, step, slots = self.cell, DOING, call.step, self.slots
         timed = call.stage.timeout is not None
         index = self.start
         while (todo := self.claim()) is not None:
@@ -296,15 +312,15 @@ class Child:
                 if timed:
                     # First: the parent must not see this item with the time of the last one. Where stores of one CPU
                     # may be seen in another order, that is for a moment only: the parent looks twice.
-                    cell[1] = monotonic_ns()
-                cell[0] = index
+                    cell[SINCE] = monotonic_ns()
+                cell[doing] = index
                 try:
                     slot = step(item)
                 except Stopped:
                     raise
                 except BaseException as error:
                     slot = call.rescue(error, item, index, tries if index == self.start else 0, self.again)
-                    if cell[4]:  # how often it has failed is known here until its slot is sent: at once
+                    if cell[TRIES]:  # how often it has failed is known here until its slot is sent: at once
                         self.flush_requested = True
                     self.failure(slot, index)
                     if is_failure(slot) and call.stage.on_error == "raise":
@@ -313,11 +329,11 @@ class Child:
                 slots.append(slot)
                 index += 1
                 if self.flush_requested:
-                    cell[0] = SENDING
+                    cell[DOING] = SENDING
                     with self.sending:
                         self.flush_requested = False
                         self.send_slots(closed=False)
-                    cell[4] = 0
+                    cell[TRIES] = 0
 
     def claim(self) -> Iterator[Any] | None:
         """Give the next items of the span in hand, None at its end."""
@@ -329,8 +345,8 @@ class Child:
 
     def again(self, tries: int) -> bool:
         """One more try begins, after *tries*: with a time of its own."""
-        self.cell[1] = monotonic_ns()
-        self.cell[4], self.cell[5] = tries, self.cell[0]
+        self.cell[SINCE] = monotonic_ns()
+        self.cell[TRIES], self.cell[TRIED_INDEX] = tries, self.cell[DOING]
         return True
 
     def failure(self, slot: Any, index: int) -> None:
@@ -371,7 +387,7 @@ class Child:
                 f"{where}: its output, of type {type(slot).__name__}, cannot be pickled: {error}"
             )
             problem.__cause__ = error
-            tried = self.cell[4] if self.cell[5] == self.start + position else 0
+            tried = self.cell[TRIES] if self.cell[TRIED_INDEX] == self.start + position else 0
             self.failed.setdefault(position, tried)
             failure: Any = Failure(self.start + position, None, None)
             failure.error = encode_error(problem)
@@ -495,7 +511,7 @@ def main(connection: Connection) -> None:
         for fd in fds[2:]:
             os.close(fd)
         leave_to_the_parent(child)
-        cell[0] = IDLE
+        cell[DOING] = IDLE
         threading.Thread(target=child.read, name="fstream-reader", daemon=True).start()
         try:
             child.say(READY, child.wire.outward is not None or not fds[2:])

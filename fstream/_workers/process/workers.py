@@ -366,9 +366,9 @@ class Workers(Crew):
     def time_left(self, worker: Worker) -> float:
         """Seconds until the item of *worker* is over its time; one that is not begun yet cannot be before *timeout*."""
         assert self.stage.timeout is not None
-        if worker.link.state(0) < 0:
+        if worker.link.state(child.DOING) < 0:
             return self.stage.timeout
-        return self.stage.timeout - (monotonic_ns() - worker.link.state(1)) / 1e9
+        return self.stage.timeout - (monotonic_ns() - worker.link.state(child.SINCE)) / 1e9
 
     def listen(self, timeout: float | None) -> None:
         with self.run.lock:
@@ -415,11 +415,11 @@ class Workers(Crew):
                     self.run.settle()
         if self.stage.timeout is not None:
             for worker in list(self.workers):
-                doing, since = worker.link.state(0), worker.link.state(1)
+                doing, since = worker.link.state(child.DOING), worker.link.state(child.SINCE)
                 if (
                     worker.flight
                     and self.time_left(worker) <= 0
-                    and (worker.link.state(0), worker.link.state(1)) == (doing, since)
+                    and (worker.link.state(child.DOING), worker.link.state(child.SINCE)) == (doing, since)
                 ):
                     self.bury(worker, doing, worker.link.kill(), self.too_late)
 
@@ -435,7 +435,7 @@ class Workers(Crew):
                 worker.heard = perf_counter()
                 self.answer(worker, header, body)
         except (EOFError, OSError):
-            self.bury(worker, worker.link.state(0), worker.link.died())
+            self.bury(worker, worker.link.state(child.DOING), worker.link.died())
 
     def answer(self, worker: Worker, header: tuple[Any, ...], body: Packed) -> None:
         what = header[0]
@@ -571,13 +571,13 @@ class Workers(Crew):
     def bury(self, worker: Worker, doing: int, status: int | None, error_of: ErrorOf | None = None) -> None:
         """A worker is dead: *doing* says what it was at, *status* how it ended. What it had goes to others."""
         self.leave_out(worker)
-        flushing = bool(worker.link.state(2))
+        flushing = bool(worker.link.state(child.FLUSHING))
         if worker.finishing:
             self.complain(self.died(f"a worker {_ended(status)} in on_done", status))
             return
         at_work = worker.opened and doing != child.OPENING
         spans, worker.flight = worker.flight, []
-        at = worker.link.state(3)
+        at = worker.link.state(child.SPAN_START)
         guilty = at_work and not any(span.closed for span in spans)  # else it was at what others have by now
         if guilty and spans and all(span.start != at for span in spans):
             start = spans[0].start
@@ -586,7 +586,7 @@ class Workers(Crew):
                 at, doing = start, child.LOADING
         for span in spans:
             if guilty and span.start == at:
-                tried = {worker.link.state(5): worker.link.state(4)}
+                tried = {worker.link.state(child.TRIED_INDEX): worker.link.state(child.TRIES)}
                 self.recover(span, doing, status, tried, flushing=flushing, error_of=error_of)
             elif not span.closed:
                 self.requeue_unfinished(span)
