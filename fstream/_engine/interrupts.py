@@ -5,9 +5,9 @@ Ctrl-C is one of them, and so is an alarm that raises an exception, as soft time
 
 from __future__ import annotations
 
-# In C: the functions that `signal` puts around these make an enum member of each handler, or for one that is none a
-# message with its repr, which nobody sees. That of asyncio's has the main task in it, and takes longer than a run does
-# to start.
+# The module in C. The functions of `signal` make an enum member of each handler, and for a handler that is no member a
+# message with its repr, which nobody sees. The repr of asyncio's handler has the main task in it, and takes longer than
+# a run takes to start.
 import _signal as signal  # type: ignore[import-not-found]
 from collections.abc import Callable
 from types import FrameType
@@ -24,19 +24,19 @@ SIGNALS: Final = range(1, signal.NSIG)
 class Uninterrupted:
     """A block in which signals wait for the end of the block.
 
-    Python calls their handlers between any two steps of the main thread, and what these raise is raised there: also
-    between the start of a worker and the note that there is one. Nothing in such a block waits for user code: it lasts
-    for a moment. To block the signals instead would not do: any other thread may receive one for the main thread.
+    Python calls signal handlers between any two steps of the main thread, and a handler may raise there: also between
+    the start of a worker and the note that there is one. Nothing in such a block waits for user code, so it lasts for a
+    moment. To block the signals instead would not do: any other thread may receive one for the main thread.
     """
 
     __slots__ = ("handlers", "noted", "raised")
 
     def __enter__(self) -> None:
-        #: Those that are put off, by their signals.
+        #: The handlers that are put off, by their signals.
         self.handlers: dict[int, Handler] = {}
-        #: The signals that have come, and where their handlers would have been called.
+        #: The signals that came within the block, and the frames in which their handlers would have been called.
         self.noted: dict[int, FrameType | None] = {}
-        #: What a handler has raised while they were put off, one after the other.
+        #: What a handler raised while the handlers were being put off, one after the other.
         self.raised: BaseException | None = None
         while True:
             try:
@@ -70,7 +70,7 @@ class Uninterrupted:
                 self._call()
 
     def _put_back(self, numbers: list[int]) -> None:
-        """Put the handlers back, all of them whatever one raises that is called meanwhile."""
+        """Put all handlers back, also if one that is already back is called and raises."""
         try:
             while numbers:
                 signal.signal(numbers[-1], self.handlers[numbers[-1]])
@@ -80,7 +80,7 @@ class Uninterrupted:
                 self._put_back(numbers)
 
     def _call(self) -> None:
-        """Call those whose signals have come, all of them whatever one raises."""
+        """Call the handlers whose signals came, all of them, also if one raises."""
         try:
             while self.noted:
                 number = next(iter(self.noted))

@@ -1,12 +1,13 @@
 """Where takers wait: a queue belongs to its taker, and only waiting happens here.
 
-A queue holds no items of its own. It stands before a *buffer*, which says whether its taker can go on, and what it
-gets: a worker's next span (`Work`), the consumer's next outputs (`Outlet`), a feeder's room (`Credits`). All the
-buffers of a run and all its queues share the run's one lock; whoever changes anything calls the run's *settle*, which
-wakes the takers that can go on now. So no wake-up is lost, and none is in vain.
+A queue holds no items of its own. It stands before a *buffer*, which says whether its taker can go on, and gives the
+taker a worker's next span (`Work`), the consumer's next outputs (`Outlet`) or a feeder's room (`Credits`). All buffers
+and queues of a run share the run's one lock. Whoever changes anything calls `Run.settle`, which wakes the takers that
+can go on now. So no wake-up is lost, and none is in vain.
 
-Threads wait in a `queue.Queue` (`ThreadQueue`); tasks in an `asyncio.Queue` (``_workers.loop``); the thread that
-serves processes in a selector (``_workers.process``).
+Threads wait in a `queue.Queue` (`ThreadQueue`), tasks in an `asyncio.Queue` (`TaskQueue`, in
+`_workers/task/queues.py`), and the thread that serves processes in a selector (`PipeQueue`, in
+`_workers/process/queue.py`).
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ __all__ = ["ThreadQueue"]
 class ThreadQueue(queue.Queue[Any]):
     """The queue of takers that are threads. One of them minds the deadline for all.
 
-    A taker may be the main thread, where a signal handler may raise between any two steps, also within those of a
-    `threading.Condition`, which then has released a lock that its caller releases once more. So a taker does not hold
-    the lock where it waits: it leaves the block that holds it, and enters another one.
+    Each taker waits on a lock of its own, and not in a `threading.Condition`. A taker may be the main thread, where a
+    signal handler may raise between any two steps, also within those of a condition. The condition has then released
+    the run's lock, and the taker's ``with`` releases it once more. So a taker leaves the block that holds the run's
+    lock before it waits, and enters another one when it was woken.
     """
 
     def __init__(self, buffer: Buffer, lock: threading.RLock, settle: Callable[[], None]) -> None:
@@ -35,21 +37,21 @@ class ThreadQueue(queue.Queue[Any]):
         self.settle = settle
         self.takers = 0
         self.signalled = self.watched = False
-        #: Some taker minds the deadline.
+        #: Some taker waits with a time limit, until the deadline, and then requests the flush.
         self.minded = False
         self.mutex = lock  # type: ignore[assignment]
-        #: A lock for each taker that waits, which whoever wakes it releases, under the run's lock.
+        #: A locked lock for each taker that waits. Whoever wakes the taker releases it, under the run's lock.
         self.waiters: list[threading.Lock] = []
 
     def _qsize(self) -> int:
-        # First, as a feeder that sees the mark settles nothing. If a taker was woken in vain, by what another one was
-        # faster to get, it is to be woken again.
+        # `signalled` first, because a feeder that sees it set wakes nobody. A taker may have been woken in vain, by
+        # something that another taker was faster to get. Then it is to be woken again.
         self.signalled = False
         return int(self.buffer.ready())
 
     def _get(self) -> Any:
         taken = self.buffer.take()
-        self.takers -= 1  # it has what it came for: it does not starve
+        self.takers -= 1  # this taker has what it came for: `settle` must not count it as starved
         self.settle()
         self.takers += 1
         return taken
@@ -81,13 +83,13 @@ class ThreadQueue(queue.Queue[Any]):
                 woken = self.wait(waiter, seconds)
                 with self.mutex:
                     self.waiters.remove(waiter)
-                    woken = waiter.acquire(False) or woken  # perhaps it was just now
+                    woken = waiter.acquire(False) or woken  # somebody may have woken it since
                     if minding:
                         self.watched = self.minded = minding = False
                         if not woken:
                             self.buffer.request_flush()
         finally:
-            if counted:  # interrupted: a wake-up meant for this taker goes to another
+            if counted:  # interrupted: a wake-up that was meant for this taker goes to another one
                 with self.mutex:
                     self.signalled = False
                     self.takers -= 1
@@ -97,11 +99,11 @@ class ThreadQueue(queue.Queue[Any]):
                         self.waiters.remove(waiter)
 
     def wait(self, waiter: threading.Lock, seconds: float) -> bool:
-        """Wait to be woken, for so many seconds, or for ever if that is -1; False if nobody did."""
+        """Wait to be woken: for so many *seconds*, or without limit if that is -1. Tell whether somebody did."""
         return waiter.acquire(True, seconds)
 
     def notify(self) -> None:
-        """Wake one that waits."""
+        """Wake one taker that waits."""
         for waiter in self.waiters:
             if waiter.locked():
                 waiter.release()

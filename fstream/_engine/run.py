@@ -2,11 +2,12 @@
 
     source --feeder--> Feed --> [queue] workers --> Window --> [queue] workers --> Window --> [queue] consumer
 
-An item's way: the feeder pulls it from the source into the `Feed`, as far as the first stage has room (a sequence
-needs no feeder: spans are slices of it). A worker that comes to its stage's queue is given a span: the index of its
-first item and the items. It fills the span's slots, one for each item. The stage's `Window` makes outputs of the slots
-that are next in order, and the taker downstream, a worker of the next stage or the consumer, draws them from there.
-Nothing relays: what a worker leaves in its window is where the next taker finds it.
+An item's way: the feeder pulls it from the source into the `Feed`, as far as the first stage has room. (A sequence
+needs no feeder: spans are slices of it.) A worker that comes to its stage's queue is given a span: the items, and the
+index of the first one. The worker appends one slot for each item to the span. The stage's `Window` makes outputs of the
+slots that are next in order. The taker downstream, a worker of the next stage or the consumer, draws these outputs.
+Nothing relays: the next taker finds outputs where the worker left their slots. `docs/architecture.md` has one picture
+for each kind of workers.
 
 Invariants:
 - All of a run's windows, feeds and queues are touched under ``run.lock`` only. Atomic changes are the exception: a
@@ -17,9 +18,9 @@ Invariants:
   under the lock before it waits.
 - f, the source and the handlers never run under the lock.
 - Whoever changes anything under the lock calls `Run.settle` before releasing it.
-- Every thread, task and process that takes part is a member from before it starts until it has nothing left to do,
-  so that a run without members has left nothing behind.
-- Nobody but the `Stream` refers to the run's consumer side; so dropping the stream closes the run.
+- Every thread, task and process that takes part is a member from before it starts until it has nothing left to do. So a
+  run without members has left nothing behind.
+- Nobody but the `Stream` refers to the run's consumer side. So dropping the stream closes the run.
 """
 
 from __future__ import annotations
@@ -78,19 +79,19 @@ class Member(Protocol):
 
     @property
     def busy(self) -> bool:
-        """In user code, where it cannot be stopped."""
+        """It is in user code, where it cannot be stopped."""
         ...
 
     @property
     def abandoned(self) -> bool:
-        """Left to itself, as it ran over its time."""
+        """It ran over its time, and was left to itself. Nobody waits for it."""
         ...
 
     def join(self, timeout: float) -> None: ...
 
 
 class Feeder(Protocol):
-    """What iterates a source."""
+    """The thread or task that iterates a source."""
 
     @property
     def queue(self) -> TakerQueue: ...
@@ -112,12 +113,12 @@ class OuterFeeder(Protocol):
 
 
 class Host(Protocol):
-    """What keeps the event loop of a run's tasks."""
+    """It keeps the event loop of a run's tasks."""
 
     def start(self) -> None: ...
 
     def opened(self) -> None:
-        """All that the run starts with is started."""
+        """Everything that the run starts with is started."""
         ...
 
     def kept(self) -> Collection[Member]:
@@ -130,41 +131,42 @@ class Host(Protocol):
 
 
 class ThreadMember(Member, Protocol):
-    """One that is a thread."""
+    """A member that is a thread."""
 
     thread: threading.Thread
 
 
-#: In a row of no more queues than this, all are looked at after each change: two microseconds each.
+#: In a row of at most this many queues, `settle` looks at all of them after each change: some two microseconds each.
 SHORT_ROW: Final = 8
 
-#: In a longer one, while anything changes, all of them so often: in seconds for each of them.
+#: In a longer row `settle` looks at all queues once in this many seconds for each queue of the row: that is a hundredth
+#: of the time, at two microseconds a look.
 FULL_LOOK_SECONDS: Final = 0.0002
 
 
 class Run:
     """A row of stages at work on some sources."""
 
-    #: How long `close` waits for threads that are busy in user code, which nothing can stop, in seconds.
+    #: How long `close` waits for threads that are busy in user code, in seconds. Nothing can stop those.
     GRACE: Final = 0.25
-    #: How long it waits for the others, which have only to see that it is over.
+    #: How long `close` waits for the other members, in seconds. They have only to see that the run is over.
     LONGEST: Final = 5.0
 
-    #: The time that its queues go by.
+    #: The clock that its queues go by, in seconds.
     clock = staticmethod(perf_counter)
 
     def __init__(self, loop: asyncio.AbstractEventLoop | None = None, context: Context | None = None) -> None:
         self.lock = threading.RLock()
         self.pid = os.getpid()
         self.context = context or copy_context()
-        #: The caller's event loop, if that is what takes the outputs.
+        #: The caller's event loop, if an ``async for`` takes the outputs.
         self.loop = loop
         self.host: Host | None = None
         self.stopped = False
         self.members: set[Member] = set()
         #: Called, on whatever thread, when a member leaves.
         self.on_leave: list[Callable[[], object]] = []
-        #: Errors of ``on_done``, for the consumer when all is over.
+        #: Errors of ``on_done``, raised to the consumer when all is over.
         self.complaints: list[BaseException] = []
         #: The row, from the source to the consumer: laid by `fstream._workers.opening`.
         self.feeders: list[Feeder] = []
@@ -174,9 +176,10 @@ class Run:
         #: What the first stage draws from.
         self.origin: Upstream
         self.outlet: Outlet
-        #: From the consumer to the feeders: what one makes room for, those after it may take up.
+        #: The queues of all takers, from the consumer to the feeders. `settle` looks at them in this order, because a
+        #: taker that starves lets those further up grow.
         self.queues: list[TakerQueue] = []
-        #: When `settle` is to look at all of them again.
+        #: When `settle` is to look at all queues of a long row again, in seconds of the clock.
         self.due = 0.0
 
     # ---------------------------------------------------------------------------------------------- opening
@@ -194,7 +197,7 @@ class Run:
                 feeder.start()
             for crew in self.crews:
                 crew.start()
-            if outer is not None and outer.run.feed.stopped:  # before it had this run to stop
+            if outer is not None and outer.run.feed.stopped:  # it was stopped before it knew this run
                 self.stop()
         except BaseException:
             self.close()
@@ -204,17 +207,17 @@ class Run:
                 self.host.opened()
 
     def outer_feeder(self) -> OuterFeeder | None:
-        """The feeder whose source starts this run, in its thread."""
+        """The feeder in whose thread this run starts, because its source iterates this run's stream; or None."""
         feeder: OuterFeeder | None = getattr(HERE, "feeder", None)
         return feeder
 
     # ------------------------------------------------------------------------------------- keeping it going
 
     def settle(self, taker: TakerQueue | None = None) -> None:
-        """Wake every taker that waits and can go on now. Under the lock, after each change.
+        """Wake every taker that waits and can go on now; let windows grow. Under the lock, after each change.
 
-        What a worker changes is of concern to those beside it: in a long row no others are looked at where *taker*, its
-        queue, is given. Whether to hold more, which goes up the whole row, is then seen to now and then.
+        *taker* is the queue of the worker that changed something. The change concerns its neighbours only, so in a long
+        row only those are looked at. Growth concerns the whole row, so all queues are looked at now and then.
         """
         queues = self.queues
         if taker is not None and len(queues) > SHORT_ROW:
@@ -222,7 +225,7 @@ class Run:
                 queues = self.beside(taker)
             else:
                 self.due = now + FULL_LOOK_SECONDS * len(queues)
-        # Whether the consumer waits for more than there is room for. Where it does not, stages hold what they hold.
+        # True once a taker nearer the consumer starves. Only then may windows further up grow.
         starved = False
         for queue in queues:
             if queue.takers and not queue.signalled:
@@ -234,7 +237,7 @@ class Run:
                     queue.watch()
 
     def beside(self, taker: TakerQueue) -> list[TakerQueue]:
-        """The queue of a stage's workers, that of their takers, and those of whom they take from."""
+        """Give the queue *taker*, the queue downstream of it, and those upstream: one stage's, or all the feeders'."""
         at = self.queues.index(taker)
         feeders = len(self.queues) - len(self.feeders)
         return self.queues[max(0, at - 1) : at + 2 if at + 1 < feeders else None]
@@ -248,20 +251,20 @@ class Run:
         self.enter(member)
         try:
             member.thread.start()
-        except BaseException:  # there are too many: nobody is to wait for it
+        except BaseException:  # there are too many threads: nobody is to wait for this one
             with self.lock:
                 self.leave(member)
             raise
 
     def leave(self, member: Member) -> None:
-        """A member has nothing left to do. Under the lock. No taker waits for this."""
+        """A member has nothing left to do. Under the lock. No taker waits for this, so it needs no `settle`."""
         self.members.discard(member)
         calls, self.on_leave = self.on_leave, []
         for call in calls:
             call()
 
     def halt_before(self, failed: Any) -> None:
-        """Stop what is upstream of a stage that failed. Under the lock."""
+        """Stop everything upstream of the workers *failed*, whose stage failed. Under the lock."""
         position = next(n for n, crew in enumerate(self.crews) if crew is failed)
         for crew in self.crews[:position]:
             crew.window.stop()
@@ -305,17 +308,17 @@ class Run:
         raise taken.error or StopIteration
 
     def let_go(self) -> None:
-        """Release the lock if this thread has it, where it should not.
+        """Release the lock if an interrupt left this thread with it.
 
-        From Python 3.14 on a signal handler may raise behind the call with which a ``with`` takes a lock, before the
-        block begins that gives it back.
+        From Python 3.14 on a signal handler may raise after a ``with`` has taken the lock, and before the block begins
+        that gives it back.
         """
         while self.lock._is_owned():  # type: ignore[attr-defined]  # as `threading.Condition` asks
             self.lock.release()
 
     def stop(self) -> None:
         """Make every member end; wait for none."""
-        stopped_before = self.stopped  # as most often, at the end: no need to keep Ctrl-C out
+        stopped_before = self.stopped  # most often it is: then there is no need to keep Ctrl-C out
         if stopped_before or self.pid != os.getpid():
             return
         with Uninterrupted(), self.lock:
@@ -328,16 +331,17 @@ class Run:
             for part in (*self.feeders, *self.crews):
                 part.stop()
             for queue in self.queues:
-                # Once more than there are takers: an interrupt in the middle of a wake-up may have left a mark that
-                # somebody was woken, or a waiter that is none.
+                # Once more than there are takers: an interrupt in the middle of a wake-up may have left `signalled`
+                # set, or a waiter in the list that waits no more.
                 for _ in range(queue.takers + 1 if queue.takers else 0):
                     queue.signal()
 
     def drop(self) -> None:
-        """Stop it: its stream was collected, in whatever thread that was, in the middle of whatever it did.
+        """Stop the run, because its stream was collected: in any thread, in the middle of anything.
 
-        So this waits for no lock, as two threads that collect each other's streams, each with a lock of its own, would
-        wait for ever; nor does it go on with one that this thread holds, in the middle of a change.
+        So this waits for no lock. Two threads may collect each other's streams, each with the lock of its own run, and
+        would wait for ever. Nor does it go on if this thread holds the run's lock: it is in the middle of a change.
+        Then another thread stops the run.
         """
         owned: bool = self.lock._is_owned()  # type: ignore[attr-defined]  # as `threading.Condition` asks
         if not owned and self.lock.acquire(blocking=False):
@@ -349,8 +353,8 @@ class Run:
             start_new_thread(self.stop, ())
 
     def wait(self, timeout: float | None) -> None:
-        """Wait until all members have left that were not abandoned; for those busy in user code, until *timeout*."""
-        # Tasks of the loop that this thread runs cannot go on while it waits.
+        """Wait until all members but abandoned ones have left: *timeout* seconds for those that are in user code."""
+        # Tasks cannot go on while this thread waits, if it is the one that runs their loop.
         kept = self.host.kept() if self.host is not None else ()
         self.wait_for(lambda: all(m.abandoned or m in kept for m in self.members), timeout)
         self.wait_for(
@@ -358,7 +362,7 @@ class Run:
         )
 
     def wait_for(self, condition: Callable[[], bool], timeout: float | None) -> None:
-        """Wait until *condition*, which members change that leave. Not with the lock held; see `ThreadQueue`."""
+        """Wait for *condition*, which members change when they leave. Not with the lock held: see `ThreadQueue`."""
         deadline = None if timeout is None else monotonic() + timeout
         while True:
             left = Lock()
@@ -371,7 +375,7 @@ class Run:
                 return
 
     def close(self, complain: bool = True) -> None:
-        """End the run: stop what can be stopped, and wait for it, but not for user code."""
+        """End the run: stop its members and wait for them, but for `GRACE` only if they are in user code."""
         if self.pid != os.getpid():
             return
         try:
@@ -389,7 +393,7 @@ class Run:
         self.closed(complain)
 
     def closed(self, complain: bool) -> None:
-        """Say what ``on_done`` had to say, once."""
+        """Raise the first error of ``on_done``, once, if this is the place to *complain*."""
         complaints, self.complaints = self.complaints, []
         if complain and complaints:
             raise complaints[0]
@@ -397,7 +401,7 @@ class Run:
 
 _RUNS: weakref.WeakSet[Run] = weakref.WeakSet()
 
-#: Its `feeder` is the one whose thread this is.
+#: `HERE.feeder` is the feeder whose thread this is.
 HERE = threading.local()
 
 

@@ -17,27 +17,28 @@ if TYPE_CHECKING:
 
 __all__ = ["LONGEST_WAIT", "Crew"]
 
-#: No wait lasts longer than this many seconds before it is looked again: a lock, a selector and an event loop each have
-#: a limit of their own, from 24 days to 292 years.
+#: No wait lasts longer than this many seconds before its condition is looked at again. A lock, a selector and an event
+#: loop each have a limit of their own, from 24 days to 292 years.
 LONGEST_WAIT: Final = 24 * 3600.0
 
 
 class Crew:
-    """The workers of one stage and its account."""
+    """The pool of a stage's workers, of any kind: who takes part, whose turn it is, what becomes of failures."""
 
-    queue: Any  # of the takers that the kind has: a TakerQueue, and its get
-    worker: Any  # the class of its members
+    queue: Any  # a TakerQueue, and its `get` as the kind's takers call it
+    worker: Any  # the class of the members
 
     def __init__(self, run: Run, stage: Stage, window: Window) -> None:
         self.run = run
         self.stage = stage
         self.window = window
-        #: The workers that take part; abandoned ones do not.
+        #: The workers that take part. Abandoned ones do not.
         self.members: set[Any] = set()
-        #: How many of them have not come to take their first span yet.
+        #: How many members have been started, and have not come for their first span yet.
         self.coming = 0
-        #: How many have run ``on_start``, or are about to, and not yet ended.
+        #: How many workers have run ``on_start``, or are about to, and have not ended yet.
         self.begun = 0
+        #: How many indexes are given out to workers.
         self._places = 0
 
     def launch(self, worker: Any) -> None:
@@ -45,27 +46,32 @@ class Crew:
         raise NotImplementedError
 
     def add(self, index: int | None = None) -> None:
-        """Start a worker, in the place *index* of one that is gone or in the next free one."""
+        """Start one more worker: under the *index* of one that is gone, or under the next free one."""
         with self.run.lock:
             worker = self.enlist(self.place() if index is None else index)
         self.launch(worker)
 
     def place(self) -> int:
-        """The index of a worker that takes nobody's place."""
+        """Give the next free index of a worker."""
         self._places += 1
         return self._places - 1
 
     def enlist(self, index: int) -> Any:
+        """Make a worker that takes part. Under the lock; `launch` starts it, without the lock."""
         return self.take_in(self.worker(self, index))
 
     def take_in(self, worker: Any) -> Any:
+        """Have *worker* take part. Under the lock."""
         self.members.add(worker)
         self.run.enter(worker)
         self.coming += 1
         return worker
 
     def recruit(self, count: int = 1) -> None:
-        """Start *count* workers, if all have something in hand and there may be more: one is to be in waiting."""
+        """Start up to *count* workers, if nobody waits for the next span and there may be one.
+
+        So one worker is always in waiting as long as there may be work for it.
+        """
         if self._places >= self.window.workers:
             return
         with self.run.lock:
@@ -77,9 +83,9 @@ class Crew:
             self.launch(worker)
 
     def arrived(self) -> Span | Closed | None:
-        """A worker has started: give it its first span, None if it waits.
+        """Give a worker that has started its first span; None if it is to wait in the queue.
 
-        While more waits than all take, it starts as many workers as there are.
+        If more is there than all members take, as many more workers are started as there are: they double.
         """
         with self.run.lock:
             self.coming -= 1
@@ -90,7 +96,10 @@ class Crew:
         return taken
 
     def next_for(self, span: Span, elapsed: float, wanted: bool = True) -> Span | Closed | None:
-        """A worker is through with *span*, in *elapsed* seconds: give it its next one if *wanted*, None if it waits."""
+        """Close *span*, which took its worker *elapsed* seconds, and give the worker its next span.
+
+        None if there is none now, or if none is *wanted*.
+        """
         with self.run.lock:
             self.window.done(span, elapsed)
             taken: Span | Closed | None = self.queue.buffer.poll() if wanted else None
@@ -98,24 +107,24 @@ class Crew:
             return taken
 
     def settle_beside(self) -> None:
-        """A worker has taken or finished something. Under the lock."""
+        """Wake the takers beside this stage, because one of its workers took or finished something. Under the lock."""
         self.run.settle(self.queue)
 
     def claim(self, span: Span) -> Iterator[Any] | None:
-        """Give the worker of *span* its next items, None at its end."""
+        """Give the worker of *span* its next items; None at the end of the span."""
         if len(span.slots) >= len(span.items):
             return None
         with self.run.lock:
             return self.window.claim(span)
 
     def status(self) -> StageStatus:
-        """What the worker that ends now is told. Who takes its place counts, while the stage goes on."""
+        """Make the status for the worker that ends now. While the stage goes on, its successor counts as active."""
         with self.run.lock:
             self.begun -= 1
             return StageStatus(self.begun if self.window.exhausted else max(1, self.begun))
 
     def not_begun(self) -> None:
-        """A worker has no ``on_done`` to run: its ``on_start`` raised."""
+        """Note that a worker has no ``on_done`` to run, because its ``on_start`` raised."""
         with self.run.lock:
             self.begun -= 1
 
@@ -134,20 +143,21 @@ class Crew:
             self.run.complaints.append(error)
 
     def fail(self, failure: Failure) -> None:
+        """Put *failure* in its item's place, and stop everything upstream."""
         with self.run.lock:
             self.window.fail(failure)
             self.run.halt_before(self)
             self.run.settle()
 
     def break_down(self, error: BaseException, span: Span | None = None) -> None:
-        """The stage cannot go on: ``on_start`` raised, or a worker was stopped from outside."""
+        """Fail the stage with *error*: ``on_start`` raised for *span*, or a worker was stopped from outside."""
         annotate(
             error, f"in on_start of stage {self.stage.name!r} ({self.stage.kind})" if span else "in fstream"
         )
         self.fail(Failure(-1, None, error))
 
     def overdue(self, now: float) -> tuple[list[Any], float | None]:
-        """The workers whose item is over its time, and the seconds until the next could be."""
+        """Give the workers whose item is over its time, and the seconds until the next item could be; None if never."""
         timeout = self.stage.timeout
         assert timeout is not None
         late: list[Any] = []
@@ -162,7 +172,7 @@ class Crew:
         return late, wait
 
     def again(self, worker: Any, tries: int) -> bool:
-        """One more try of the item of *worker* begins, after *tries*: with a time of its own. False if nobody waits."""
+        """Begin one more try of the item of *worker*, after *tries*, with a time of its own. False if nobody waits."""
         with self.run.lock:
             if worker.abandoned or self.window.stopped:
                 return False
@@ -178,7 +188,7 @@ class Crew:
         )
 
     def lost(self, span: Span, error_of: Callable[[Failure], BaseException], at: int | None = None) -> None:
-        """A worker was lost in the middle of *span*, at position *at*: try that item again, or let it fail."""
+        """Have the item tried again at which a worker was lost, position *at* of *span*; or let the item fail."""
         with self.run.lock:
             lost = self.window.lose(span, self.stage.retries, at)
             self.run.settle()
@@ -189,11 +199,11 @@ class Crew:
         self.make_good(failure, victim)
 
     def make_good(self, failure: Failure, victim: Span) -> None:
-        """Have ``on_error`` say what becomes of an item whose worker was lost; *victim* is its span."""
-        self.stand_in(victim, handled(self.stage, failure))  # user code: not under the lock
+        """Have ``on_error`` decide about an item whose worker was lost. *victim* is the item's span."""
+        self.stand_in(victim, handled(self.stage, failure))  # on_error is user code: not under the lock
 
     def stand_in(self, victim: Span, slot: Any) -> None:
-        """Give the slot that stands for the lost item, or the failure that stays."""
+        """Close the span *victim* with the *slot* that stands for the lost item, or with the failure that stays."""
         if is_failure(slot):
             self.fail(slot)
         else:

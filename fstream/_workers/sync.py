@@ -23,7 +23,7 @@ __all__ = ["aclose", "iterate", "iterate_async"]
 class Here:
     """The caller as the stage's only worker."""
 
-    #: What the index of the present item is counted by is `start` alone.
+    #: Always empty: `call` adds its length to `start`, and here `start` alone is the index of the present item.
     slots: Final = ()
 
     def __init__(self, stage: Stage, count: Callable[[], int]) -> None:

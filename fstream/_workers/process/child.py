@@ -1,7 +1,8 @@
 """What runs in a worker process: the main thread runs f, a second one reads from the parent.
 
-The reader is there so that f never keeps the parent waiting: it takes spans in while f is busy, gives unstarted items
-back and finished slots out when the parent asks, interrupts f to stop, and ends the process when the parent is gone.
+The reader thread is there so that f never keeps the parent waiting. It takes spans in while f is busy. When the parent
+asks, it gives unstarted items back and sends finished slots. It interrupts f when the stage is stopped, and ends the
+process when the parent is gone.
 """
 
 from __future__ import annotations
@@ -67,15 +68,17 @@ __all__ = [
 # To the child ...
 OPEN: Final = "open"  # here is a stage: (surroundings, index), call
 SPAN: Final = "span"  # run these items: (start, tries), items
-STEAL: Final = "steal"  # give back what is not started, give out what is finished
+STEAL: Final = "steal"  # give back what is not started, send what is finished
 FINISH: Final = "finish"  # run on_done: (active workers)
 STOP: Final = "stop"  # the same, even in the middle of f
 CLOSE: Final = "close"  # forget the stage
 # ... and from it.
 READY: Final = "ready"  # (has an arena): started
-OPENED: Final = "opened"  # all that follows is of the stage that was opened, not of the one before
-SLOTS: Final = "slots"  # (start, count, failures: {position: tries, None if no more}, closed, seconds), slots
-STOLEN: Final = "stolen"  # (start, count): items that were not started
+OPENED: Final = "opened"  # what follows is about the stage that was opened, not about the one before
+SLOTS: Final = (
+    "slots"  # (start, count so far, failures: {position: tries, None if no more}, closed, seconds), slots
+)
+STOLEN: Final = "stolen"  # (start, count): the last items of a span, not started; None for all of them
 UNLOADABLE: Final = "unloadable"  # (start, error): the items cannot be unpickled
 BROKEN: Final = "broken"  # (where, error): loading the stage or on_start raised
 FINISHED: Final = "finished"  # (error of on_done or None)
@@ -120,22 +123,25 @@ class Child:
         self.wire = Wire(sock, outward, inward)
         self.cell = cell
         self.inbox: SimpleQueue[tuple[tuple[Any, ...], Packed] | None] = SimpleQueue()
-        #: Held while anything is sent, and while it is found out what to send.
-        #: Invariant: what both threads change, `failed`, `sent` and what goes to `wire`, is touched under it alone, and
-        #: a span is begun under it. The main thread alone appends to `slots`, without it: what is there is whole. The
-        #: reader alone sets `opened` and `stopping`; flags are looked at again before anybody waits.
+        #: Held while a thread sends, and while it finds out what to send.
+        #: Invariant: both threads change `failed`, `sent` and `wire`, so these are touched with this lock held. A span
+        #: is begun, claimed from, stolen from and sent with it held. The main thread alone appends to `slots`, without
+        #: it: an append is atomic. The reader alone sets `opened` and `stopping`. A thread looks at a flag again before
+        #: it waits.
         self.sending = threading.Lock()
         self.call: Call | FusedCall | None = None
         self.opened = False
         self.in_f = self.stopping = self.leads_a_group = False
-        #: The span in hand. It is claimed, cut and sent with `sending` held.
+        #: The span in hand.
         self.span = Span(0, [])
+        #: How many of its slots were sent.
         self.sent = 0
-        #: The positions of failures: None; or, for a slot that cannot travel, which is the parent's to try again, how
-        #: often the item was tried before.
+        #: The positions of the slots that are failures and were not sent yet. The value is None for one that stays. For
+        #: an output that cannot be pickled it is how often the item was tried before: the parent tries it again.
         self.failed: dict[int, int | None] = {}
+        #: When the span in hand was begun, in seconds of `perf_counter`.
         self.begun = 0.0
-        #: The parent waits for slots: send after each item.
+        #: The parent waits for slots: send those that there are after the item at work.
         self.flush_requested = False
 
     @property
@@ -149,25 +155,26 @@ class Child:
     # --------------------------------------------------------------------------------------- the reader thread
 
     def read(self) -> None:
+        """Take messages in until the parent is gone, or no stage has come for `IDLE_SECONDS`."""
         poll = select.poll()  # not `select`, which takes no file number from 1,024 on
         poll.register(self.wire.sock, select.POLLIN)
         try:
             while True:
                 if not self.opened and not poll.poll(IDLE_SECONDS * 1000):
                     break
-                # Not a loop: its variable would keep the last message while the next one is waited for.
+                # Not a loop: its variable would keep the last message alive while this thread waits for the next one.
                 deque(map(self.sort, self.receive()), 0)
         except (EOFError, OSError):
             if self.opened:  # the parent has died or thrown us out: there is nobody left to work for
-                if self.leads_a_group:  # this thread may come before the kernel, which does so, too
+                if self.leads_a_group:  # the kernel does this, too (`die_with`), but this thread may be first
                     os.killpg(0, signal.SIGKILL)
                 os._exit(1)
-        except Deaf:  # the items that came before are not to blame: they are finished first
+        except Deaf:  # the items that came before are not to blame, so they are finished first
             traceback.print_exc()
             self.flush_requested = True
         except (
             BaseException
-        ):  # in the middle of giving items back, say: what the parent would hear is not true
+        ):  # perhaps in the middle of giving items back: what the parent would be told is not true
             traceback.print_exc()
             os._exit(1)
         self.inbox.put(None)
@@ -179,6 +186,7 @@ class Child:
             raise Deaf from error
 
     def sort(self, message: tuple[tuple[Any, ...], Packed]) -> None:
+        """Do what cannot wait for f; leave the rest to the main thread, in the inbox."""
         what = message[0][0]
         if what == STEAL:
             self.steal()
@@ -186,7 +194,7 @@ class Child:
         if what in (OPEN, CLOSE):
             self.opened = what == OPEN
         if what == OPEN:
-            # Said here: this thread may give spans of the stage back before the main one gets to it.
+            # Said by this thread, because it may give spans of the stage back before the main one opens the stage.
             self.say(OPENED)
         self.inbox.put(message)
         if what == STOP:
@@ -194,6 +202,7 @@ class Child:
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     def steal(self) -> None:
+        """Give the parent all items that are not started, and send the finished slots."""
         with self.sending:
             back: list[tuple[int, int | None]] = []
             if rest := self.span.steal():
@@ -224,9 +233,9 @@ class Child:
             pass  # no variable here: see `read`
 
     def heed(self, message: tuple[tuple[Any, ...], Packed] | None) -> bool:
-        """Do what the parent asks; False if it asks for nothing any more."""
+        """Do what the parent asks; False if it has no more to ask."""
         if message is None:
-            if self.opened:  # it is deaf, and has done what it had
+            if self.opened:  # the reader could not take a message in, and all items before it are done
                 os._exit(1)
             return False
         header, body = message
@@ -259,6 +268,7 @@ class Child:
         self.cell[DOING] = IDLE
 
     def work(self, start: int, tries: int, body: Packed) -> None:
+        """Run the items in *body* and send their slots; run ``on_start`` before the first ones."""
         call = self.call
         if call is None or self.stopping:
             return
@@ -266,7 +276,7 @@ class Child:
         if not call.started:
             self.cell[DOING] = OPENING
             try:
-                call.begin()  # never interrupted: what it has opened by then could not be given back
+                call.begin()  # never interrupted: nobody could close what it had opened by then
             except BaseException as error:
                 self.call = None
                 self.say(BROKEN, "on_start", encode_error(call.named(error)))
@@ -304,14 +314,15 @@ class Child:
             self.in_f = False
 
     def fill(self, call: Call | FusedCall, tries: int) -> None:
+        """Append the slots of the span in hand, up to its end or to a failure that stays."""
         cell, doing, step, slots = self.cell, DOING, call.step, self.slots
         timed = call.stage.timeout is not None
         index = self.start
         while (todo := self.claim()) is not None:
             for item in todo:
                 if timed:
-                    # First: the parent must not see this item with the time of the last one. Where stores of one CPU
-                    # may be seen in another order, that is for a moment only: the parent looks twice.
+                    # The time before the index: the parent must not see this item with the time of the last one. A CPU
+                    # that is not x86 may show the two the other way round for a moment, so the parent looks twice.
                     cell[SINCE] = monotonic_ns()
                 cell[doing] = index
                 try:
@@ -320,7 +331,9 @@ class Child:
                     raise
                 except BaseException as error:
                     slot = call.rescue(error, item, index, tries if index == self.start else 0, self.again)
-                    if cell[TRIES]:  # how often it has failed is known here until its slot is sent: at once
+                    if cell[
+                        TRIES
+                    ]:  # only this process knows how often the item failed, so its slot is sent at once
                         self.flush_requested = True
                     self.failure(slot, index)
                     if is_failure(slot) and call.stage.on_error == "raise":
@@ -344,12 +357,13 @@ class Child:
             return span.claim()
 
     def again(self, tries: int) -> bool:
-        """One more try begins, after *tries*: with a time of its own."""
+        """Begin one more try of the item at work, after *tries*, with a time of its own."""
         self.cell[SINCE] = monotonic_ns()
         self.cell[TRIES], self.cell[TRIED_INDEX] = tries, self.cell[DOING]
         return True
 
     def failure(self, slot: Any, index: int) -> None:
+        """Make the failure in *slot*, if it is one, fit to be sent."""
         if is_failure(slot):
             if isinstance(slot.error, Stopped):
                 raise slot.error
@@ -359,7 +373,7 @@ class Child:
                 self.failed[index - self.start] = None
 
     def send_slots(self, *, closed: bool) -> None:
-        """Send the slots that are there and were not. With the lock held."""
+        """Send the slots that were not sent yet; *closed* says that there are no more. With `sending` held."""
         count = len(self.slots)
         if count == self.sent and not closed:
             return
@@ -377,7 +391,7 @@ class Child:
         self.wire.flush()
 
     def sendable(self, slot: Any, position: int) -> Any:
-        """The slot, or the failure to pickle it."""
+        """Give *slot* if it can be pickled, else the failure that stands for it."""
         try:
             dumps(slot)
         except Exception as error:
@@ -406,21 +420,21 @@ class Child:
         self.say(FINISHED, error)
 
     def interrupt(self, _number: int, _frame: Any) -> None:
-        """SIGINT: from a terminal it is the parent's business; from the reader it ends f."""
+        """Handle SIGINT: from the reader thread it ends f; from a terminal it is the parent's business."""
         if self.stopping and self.in_f:
             self.in_f = False
             raise Stopped
 
 
 def print_by_the_line() -> None:
-    """Have each line out when it is printed, wherever it goes: this process may be killed at any time."""
+    """Write each line when it is printed, wherever it goes, because this process may be killed at any time."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(line_buffering=True)
 
 
 def flush_prints() -> None:
-    """Have all out that was printed, before what is said next. It takes 0.2 us where nothing was."""
+    """Write all that was printed, before the next message. This takes 0.2 microseconds if nothing was printed."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -431,13 +445,13 @@ def flush_prints() -> None:
 def die_with(pipe: int, leads_a_group: bool) -> None:
     """Have the kernel kill this process when the other end of *pipe* closes: even in C code that lets no thread run.
 
-    Its group, which the programs are in that f starts, dies with it. Where that cannot be had, a worker still ends when
+    Its group dies with it: the programs that f has started. Where the kernel cannot do this, a worker still ends when
     its reader thread sees its socket close.
     """
     if sys.platform == "linux":
         whom = -os.getpid() if leads_a_group else os.getpid()
         try:
-            # Opened anew, as whom to kill is kept with an open file, and the other workers share this one.
+            # Opened anew, because whom to kill is kept with an open file, and all workers share the one of *pipe*.
             own = os.open(f"/proc/self/fd/{pipe}", os.O_RDONLY | os.O_NONBLOCK)
             fcntl.fcntl(own, fcntl.F_SETOWN, whom)
             fcntl.fcntl(own, fcntl.F_SETSIG, signal.SIGKILL)
@@ -448,12 +462,12 @@ def die_with(pipe: int, leads_a_group: bool) -> None:
 
 
 def lead_a_group() -> bool:
-    """Be a process group of one's own, so that what f starts can be killed with this process.
+    """Make this process a process group of its own, so that the programs that f starts can be killed with it.
 
-    The terminal is not that group's any more. Ctrl-C does not reach it, which is the parent's business anyway. There, a
-    program of f's that reads from the terminal would be stopped for ever: with SIGTTIN ignored it gets an error (EIO).
-    One that writes to it, or sets it up, may do so, with SIGTTOU ignored. It is not a session of its own (`setsid`):
-    Linux shares the CPUs out among sessions, so workers would take them from all else, however nice the program is.
+    The new group does not have the terminal. Ctrl-C does not reach it; that is the parent's business anyway. A program
+    of f's that reads from the terminal would be stopped for ever: with SIGTTIN ignored it gets an error (EIO). With
+    SIGTTOU ignored it may write to the terminal, and set it up. A session (`setsid`) would not do: Linux shares the
+    CPUs out among sessions, so workers would take them from everything else, however nice the program is.
     """
     try:
         os.setpgid(0, 0)
@@ -467,7 +481,8 @@ def lead_a_group() -> bool:
 def leave_to_the_parent(child: Child) -> None:
     """Do nothing about the signals that are the parent's business.
 
-    By a handler: the programs that f starts would inherit that signals are ignored, and could not be terminated.
+    A handler does nothing. To ignore the signals would not do: the programs that f starts would inherit that, and could
+    not be terminated.
     """
     handled = [number for number in FOR_THE_PARENT if signal.getsignal(number) != signal.SIG_IGN]
     for number in handled:
@@ -475,7 +490,7 @@ def leave_to_the_parent(child: Child) -> None:
     signal.signal(signal.SIGINT, child.interrupt)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, FOR_THE_PARENT)
 
-    # A process that f forks heeds them again, also one that comes right after the fork: it waits until then.
+    # A process that f forks heeds the signals again. One that comes right after the fork waits until it does.
     mask = threading.local()
 
     def before() -> None:
@@ -501,7 +516,8 @@ def main(connection: Connection) -> None:
     sock.setblocking(True)
     connection.close()
     _, fds, _, _ = socket.recv_fds(sock, 1, 3)
-    # A process that f forks and that outlives this one would keep the parent from seeing that this one has died.
+    # A process that f forks closes its copy. One that outlives this process would else keep the parent from seeing that
+    # this process has died.
     os.register_at_fork(after_in_child=sock.close)
     die_with(fds[1], leads_a_group)
     with mmap.mmap(fds[0], CELL_SIZE) as shared, memoryview(shared) as view, view.cast("q") as cell:

@@ -3,12 +3,12 @@
     window --take--> pump --span--> [socket] reader --> main: f --> [socket] --slots--> pump --> span.slots
 
 The *pump* is the thread of the parent that takes spans for a stage's workers, sends them, and puts the slots that come
-back into their spans. Two spans in flight for each worker hide the way to and fro. No two workers share anything, no
-lock, semaphore or queue, so the death of one cannot stop another; the parent keeps no copy of a worker's end of its
-socket pair, so a death is the end of the stream, at once.
+back into their spans. Two spans in flight for each worker hide the way there and back. No two workers share a lock, a
+semaphore or a queue, so the death of one cannot stop another. The parent keeps no copy of a worker's end of its socket
+pair, so a death is the end of the stream, at once.
 
-Which item a dead worker was busy with stands in its *cell*, memory that it shares with the parent; where that cannot
-say (it died while pickling, say), the suspects are run one at a time.
+A dead worker's *cell*, memory that it shared with the parent, says which item it was busy with. Where the cell cannot
+say (the worker may have died while it pickled many), the suspects are run one at a time.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ from fstream.errors import NotPicklable, WorkerDied
 __all__ = ["Workers"]
 
 
-#: Spans in flight for each worker.
+#: How many spans a worker has in flight at most: one at work, one waiting behind it.
 AHEAD: Final = 2
 
-#: A span of several items is no more than this many bytes, there or back: what is larger goes faster one by one, and
-#: each worker may have two under way.
+#: A span of several items has at most this many bytes, there or back. Larger items go faster one by one, and the memory
+#: for two spans is needed for each worker.
 SPAN_BYTES: Final = 1 << 22
 
 #: Items that wait behind a slow item are stolen even if every worker has enough to do, once the slow worker has been
@@ -63,11 +63,12 @@ OVERTIME: Final = 1.25
 #: How long workers that are stopped in the middle of f have for their ``on_done``, in seconds.
 STOP_SECONDS: Final = 0.8
 
-#: Deaths of workers in a row, before any has done anything, that are taken for a stage that cannot work; and
-#: deaths before the begin of one span, that are taken for chance.
+#: How many workers in a row may die before they have done anything. One more, and the stage is taken for one that
+#: cannot work. Also how many may die before they begin one span: one more, and its first item is blamed.
 MAX_STILLBORN: Final = 3
 
-#: The same for workers that were killed from outside while their interpreter started.
+#: How many workers in a row may be killed from outside (SIGKILL) while their interpreter starts. Such a death says
+#: nothing about the stage, so this is many more; but it is bounded, because a stage must not start workers for ever.
 MAX_KILLED: Final = 100
 
 
@@ -80,20 +81,21 @@ class Worker:
     def __init__(self, link: Link, index: int) -> None:
         self.link = link
         self.index = index
-        #: The spans that it has, in the order that it runs them.
+        #: The spans that it was sent, in the order in which it runs them.
         self.flight: list[Span] = []
-        #: It has been given the stage, and its ``on_start`` has been or will be run.
+        #: It was sent the stage.
         self.opened = False
-        #: What it says is about this stage.
+        #: It has acknowledged the stage: its messages are about this stage, and not about the one before.
         self.heeded = False
+        #: It was sent a span, so its ``on_start`` was run or will be.
         self.begun = False
-        #: How many items it was sent.
+        #: How many items it was sent, less those that it gave back.
         self.items = 0
-        #: It was asked to give back what it has not started, and has not answered with progress since.
+        #: It was asked for the items that it has not started, and has made no progress since.
         self.steal_requested = False
         #: It is running ``on_done``.
         self.finishing = False
-        #: When its span in hand was sent or last made progress.
+        #: When it last sent anything, or got a span while it had none: in seconds of `perf_counter`.
         self.heard = 0.0
 
     @property
@@ -114,15 +116,15 @@ class Workers(Crew):
         self.selector = selectors.DefaultSelector()
         #: The stage as its workers get it.
         self.packed: Packed = []
-        #: How many bytes an item is on its way there or back, measured.
+        #: How many bytes an item has on its way there and back, measured: half the last span's mean, half what it was.
         self.bytes = {"there": 0.0, "back": 0.0}
         #: The pump has seen the window's `flush_requested`, and asks slow workers for what they have finished.
         self.flush_noticed = False
-        #: Workers that died in a row before they had done anything.
+        #: How many workers died in a row before they had done anything.
         self.stillborn = 0
-        #: How many have died that had been sent the span of this start, and had not begun it.
+        #: How many workers died that had been sent the span with this start, and had not begun it.
         self.unbegun: Counter[int] = Counter()
-        #: Workers that have had their last item: they are ending.
+        #: Workers that have had their last item (`max_items_per_worker`), and are ending.
         self.retired: list[Link] = []
         self.busy = self.abandoned = False
         self.thread = threading.Thread(
@@ -130,7 +132,7 @@ class Workers(Crew):
         )
 
     def start(self) -> None:
-        # Not in the pump: a module that this thread is importing is locked to all others, and so is what is in it.
+        # Not in the pump: a module that this thread is just importing is locked for all other threads.
         send_by_value_what_is_being_imported()
         self.pack()
         self.run.launch(self)
@@ -143,17 +145,17 @@ class Workers(Crew):
             self.thread.join(timeout)
 
     def capacity(self) -> bool:
-        """One more span could be sent now, or a worker be started for it.
+        """Tell whether one more span could be sent now, or a worker be started for it.
 
-        Other threads ask, while the pump changes what this goes by without the lock. What they hear may be out of date:
-        the pump looks again, in `listen`, before it waits.
+        Other threads ask, while the pump changes `workers` and `free_indexes` without the lock. Their answer may be out
+        of date. That does no harm, because the pump looks again, in `listen`, before it waits.
         """
         return self.may_hire() or bool(self.ready_workers())
 
     def ready_workers(self) -> list[Worker]:
-        """Those that can be sent a span.
+        """Give the workers that can be sent a span.
 
-        None gets one ahead that a worker will take that is starting, nor one to wait behind a slow item.
+        No prefetch while a worker is starting (it will take that span), nor behind a slow item.
         """
         ahead = AHEAD if all(worker.opened for worker in self.workers) else 1
         early = perf_counter() - self.window.flush_delay
@@ -164,7 +166,7 @@ class Workers(Crew):
         ]  # fmt: skip
 
     def may_hire(self) -> bool:
-        """There is a place for one more worker, and more to take than those will that are starting."""
+        """Tell whether one more worker may start: an index is free, and those that start leave something to take."""
         if not self.free_indexes:
             return False
         starting = sum(not worker.opened for worker in self.workers)
@@ -200,16 +202,14 @@ class Workers(Crew):
 
     def pack(self) -> None:
         stage = self.stage
-        # Handlers run in the parent, and need not be picklable.
+        # Handlers (`on_error`) run in the parent, and need not be picklable.
         shape = Stage(
             stage.kernel, stage.f, stage.kind, timeout=stage.timeout, retries=stage.retries, on_start=stage.on_start,
             on_error="raise" if stage.on_error == "raise" else "skip", on_done=stage.on_done, name=stage.name,
             parts=stage.parts,
         )  # fmt: skip
         main = sys.modules["__main__"]
-        if (
-            main.__name__ == "__mp_main__"
-        ):  # a child of multiprocessing's has the script under a name of its own
+        if main.__name__ == "__mp_main__":  # a child of multiprocessing has the script under another name
             cloudpickle.register_pickle_by_value(main)
         try:
             self.packed = dumps(shape)
@@ -223,7 +223,7 @@ class Workers(Crew):
             return self.window.stopped or (self.window.exhausted and not any(w.flight for w in self.workers))
 
     def dispatch(self) -> None:
-        """Send spans to the workers that can take one: to the idle first."""
+        """Send spans to the workers that can take one, to those with the fewest first."""
         while (worker := self.next_worker()) is not None:
             with self.run.lock:
                 size = max(1, int(SPAN_BYTES / max(1, *self.bytes.values())))
@@ -270,6 +270,7 @@ class Workers(Crew):
         self.flush(worker)
 
     def send(self, worker: Worker, span: Span) -> None:
+        """Send *span* to *worker*."""
         try:
             body = dumps(span.items)
         except Exception as error:
@@ -290,12 +291,12 @@ class Workers(Crew):
         self.flush(worker)
 
     def weigh(self, way: str, body: Packed, count: int) -> None:
-        """Learn from what goes over, of *count* items, how many bytes one of them is."""
+        """Measure how many bytes an item has, by a message of *count* items that goes this *way*."""
         if count > 0:
             self.bytes[way] = (self.bytes[way] + sum(map(len, body)) / count) / 2
 
     def unfit(self, span: Span, error: BaseException, why: str) -> None:
-        """Some item of *span* cannot travel: find it by sending them one by one, or let it fail."""
+        """Find the item of *span* that cannot travel, by sending its items one by one; a single one fails."""
         if len(span.items) > 1:
             with self.run.lock:
                 self.window.requeue_singly(span, {})
@@ -310,7 +311,7 @@ class Workers(Crew):
             self.run.settle()
 
     def put(self, span: Span, slot: Any) -> bool:
-        """Append a slot, or what becomes of a failure; False if that ends the span."""
+        """Append *slot*, or what ``on_error`` makes of a failure; False if the failure stays and ends the span."""
         if is_failure(slot):
             slot = handled(self.stage, slot)
             if is_failure(slot):
@@ -320,9 +321,10 @@ class Workers(Crew):
         return True
 
     def flush(self, worker: Worker) -> None:
+        """Write as much as the socket takes; wait for room, in the selector, if more is left."""
         try:
             done = worker.link.wire.flush()
-        except OSError:  # it has died: its end of the stream will tell
+        except OSError:  # the worker has died: the end of its stream will tell
             return
         events = selectors.EVENT_READ if done else selectors.EVENT_READ | selectors.EVENT_WRITE
         if self.selector.get_key(worker.link.sock).events != events:
@@ -331,7 +333,7 @@ class Workers(Crew):
     # ----------------------------------------------------------------------------------------------- what comes
 
     def next_check(self) -> float | None:
-        """How long to wait for news before something has to be looked into."""
+        """Give the seconds until `look_after` may have something to do without any message; None if never."""
         waits = []
         now = perf_counter()
         self.flush_noticed = self.window.flush_requested
@@ -346,31 +348,35 @@ class Workers(Crew):
         return max(0.0, min(*waits, LONGEST_WAIT)) if waits else None
 
     def spare(self) -> bool:
-        """There is a worker with nothing to do, or there could be."""
+        """Tell whether a worker has nothing to do, or one more could be started."""
         return any(worker.opened and worker.idle for worker in self.workers) or (self.may_hire())
 
     def loaded(self, worker: Worker, work: float = 0.0) -> bool:
-        """It may have items that it has not started, of so many seconds of *work*, and was not asked for them."""
+        """Tell whether *worker* may have unstarted items, and at least so many seconds of *work* left.
+
+        False if it was asked for them already.
+        """
         if worker.steal_requested:
             return False
         count = sum(len(span.items) - len(span.slots) for span in worker.flight)
         return count > 1 and count * (self.window.cost or 0.0) >= work
 
     def at_the_end(self) -> bool:
-        """Some worker has nothing to do, and nothing more will come but what others give back."""
+        """Tell whether a worker has nothing to do, and will never have any but what is stolen from others."""
         if not any(worker.idle for worker in self.ready_workers()):
             return False
         with self.run.lock:
             return self.window.upstream.end is not None and not self.window.takable()
 
     def time_left(self, worker: Worker) -> float:
-        """Seconds until the item of *worker* is over its time; one that is not begun yet cannot be before *timeout*."""
+        """Give the seconds until the item of *worker* is over its time. An item that has not begun has all of it."""
         assert self.stage.timeout is not None
         if worker.link.state(child.DOING) < 0:
             return self.stage.timeout
         return self.stage.timeout - (monotonic_ns() - worker.link.state(child.SINCE)) / 1e9
 
     def listen(self, timeout: float | None) -> None:
+        """Wait up to *timeout* seconds for messages, or until there is something to take; see to what came."""
         with self.run.lock:
             self.queue.takers = 1
             self.queue.signalled = False
@@ -393,7 +399,7 @@ class Workers(Crew):
         self.look_after()
 
     def look_after(self) -> None:
-        """Reclaim what waits behind slow items while others idle; stop what is over its time."""
+        """Steal what waits behind slow items, ask upstream to flush, and kill workers whose item is over its time."""
         now = perf_counter()
         delay = self.window.flush_delay
         slow = [worker for worker in self.workers if self.loaded(worker) and now - worker.heard >= delay]
@@ -424,12 +430,14 @@ class Workers(Crew):
                     self.bury(worker, doing, worker.link.kill(), self.too_late)
 
     def request_steal(self, workers: Iterable[Worker]) -> None:
+        """Ask *workers* for the items that they have not started, and for the slots that they have finished."""
         for worker in workers:
             worker.steal_requested = True
             worker.link.wire.push((child.STEAL,))
             self.flush(worker)
 
     def hear(self, worker: Worker) -> None:
+        """Read the messages of *worker*; it has died if its stream has ended."""
         try:
             for header, body in worker.link.wire.receive():
                 worker.heard = perf_counter()
@@ -438,6 +446,7 @@ class Workers(Crew):
             self.bury(worker, worker.link.state(child.DOING), worker.link.died())
 
     def answer(self, worker: Worker, header: tuple[Any, ...], body: Packed) -> None:
+        """Do what a message of *worker* asks for."""
         what = header[0]
         if what == child.OPENED:
             worker.heeded = True
@@ -476,10 +485,12 @@ class Workers(Crew):
             self.finished(worker, header[1])
 
     def span_of(self, worker: Worker, start: int, closed: bool) -> Span | None:
-        """The span that an answer is about, unless others have what was left of it; if *closed*, it was the last one.
+        """Find the span that a message refers to; None if it was given to others since.
 
-        Invariant: a worker's spans are in flight until its last answer about them, and in the order in which it has
-        them, as one that others have may come to the same worker again under the same index.
+        *closed* says that this is the worker's last message about it.
+
+        Invariant: `flight` keeps a span until the worker's last message about it, in sending order, because a requeued
+        span can return to this worker under the same start.
         """
         span = next((span for span in worker.flight if span.start == start), None)
         if span is not None and closed:
@@ -487,7 +498,7 @@ class Workers(Crew):
         return None if span is None or span.closed else span
 
     def receive(self, worker: Worker, header: tuple[Any, ...], body: Packed) -> None:
-        """Put slots into their span."""
+        """Append the slots of a message to their span."""
         start, count, failed, closed, seconds = header
         span = self.span_of(worker, start, closed)
         if span is None:
@@ -513,7 +524,7 @@ class Workers(Crew):
             self.run.settle()
 
     def put_all(self, span: Span, slots: list[Any], failed: dict[int, int | None]) -> bool:
-        """Append slots of which some are failures; False if the span ends with one."""
+        """Append *slots*, some of which are failures; False if one is tried again elsewhere, which closes the span."""
         for number, slot in enumerate(slots):
             if number in failed:
                 position = len(span.slots)
@@ -528,7 +539,7 @@ class Workers(Crew):
         return True
 
     def unloadable(self, span: Span, count: int, closed: bool, error: BaseException) -> None:
-        """Outputs that cannot be unpickled here: find which by running their items one by one."""
+        """Find the output that cannot be unpickled here: run the items of *span* one by one. A single item fails."""
         first = len(span.slots)
         if count - first == 1:
             position, item = first, span.items[first]
@@ -546,7 +557,7 @@ class Workers(Crew):
             self.run.settle()
 
     def requeue_tail(self, worker: Worker, start: int, count: int | None) -> None:
-        """The worker gives back *count* items of a span that it has not started, None for all."""
+        """Requeue the last *count* items of a span (None: all), which *worker* has not started and gives up."""
         span = self.span_of(worker, start, closed=count is None)
         if span is None:
             return
@@ -560,6 +571,7 @@ class Workers(Crew):
     # ---------------------------------------------------------------------------------------------- what ends
 
     def leave_out(self, worker: Worker) -> None:
+        """Have *worker* take part no more; its index is free."""
         self.workers.remove(worker)
         self.free_indexes.append(worker.index)
         self.selector.unregister(worker.link.sock)
@@ -569,7 +581,7 @@ class Workers(Crew):
                 self.begun -= 1
 
     def bury(self, worker: Worker, doing: int, status: int | None, error_of: ErrorOf | None = None) -> None:
-        """A worker is dead: *doing* says what it was at, *status* how it ended. What it had goes to others."""
+        """See to the spans of a dead *worker*. *doing* is what its cell said, *status* how its process ended."""
         self.leave_out(worker)
         flushing = bool(worker.link.state(child.FLUSHING))
         if worker.finishing:
@@ -578,11 +590,13 @@ class Workers(Crew):
         at_work = worker.opened and doing != child.OPENING
         spans, worker.flight = worker.flight, []
         at = worker.link.state(child.SPAN_START)
-        guilty = at_work and not any(span.closed for span in spans)  # else it was at what others have by now
+        guilty = at_work and not any(
+            span.closed for span in spans
+        )  # else its item was given to others before
         if guilty and spans and all(span.start != at for span in spans):
             start = spans[0].start
             self.unbegun[start] += 1
-            if self.unbegun[start] > MAX_STILLBORN:  # to receive it is what they die of
+            if self.unbegun[start] > MAX_STILLBORN:  # to receive the span is what they die of
                 at, doing = start, child.LOADING
         for span in spans:
             if guilty and span.start == at:
@@ -618,7 +632,7 @@ class Workers(Crew):
         flushing: bool,
         error_of: ErrorOf | None,
     ) -> None:
-        """Blame the item that a dead worker was busy with; hand on the others of its span.
+        """Blame the item that a dead worker was busy with, and requeue the other unfinished ones of its *span*.
 
         *tried* says how often the item of an index has failed before.
         """
@@ -630,8 +644,8 @@ class Workers(Crew):
         first, at = len(span.slots), doing - span.start
         moving = flushing or doing in (child.LOADING, child.SENDING)  # it pickled or unpickled
         if moving and (len(span.items) - first == 1 or tried.get(span.start + first)):
-            at = first  # the only one; or one that had failed before, as its slot is sent at once
-        elif moving:  # any may be to blame
+            at = first  # the only item; or one that had failed before, because its slot is sent alone and at once
+        elif moving:  # any item may be to blame
             with self.run.lock:
                 self.window.requeue_singly(span, tried)
                 self.run.settle()
@@ -643,20 +657,20 @@ class Workers(Crew):
             self.requeue_unfinished(span)
 
     def requeue_unfinished(self, span: Span) -> None:
-        """Have others run what there are no slots for."""
+        """Close *span*, and requeue its items that have no slot."""
         with self.run.lock:
             self.window.requeue_tail(span, len(span.items) - len(span.slots))
             self.window.done(span)
             self.run.settle()
 
     def finished(self, worker: Worker, error: tuple[Any, ...] | None) -> None:
-        """A worker has run ``on_done``."""
+        """Note that *worker* has run ``on_done``, and its *error*."""
         worker.finishing = False
         if error is not None:
             self.complain(decode_error(error))
 
     def retire(self) -> None:
-        """Let the workers go that have had their last item, as soon as their ``on_done`` has run."""
+        """End the workers that have had their last item, as soon as their ``on_done`` has run."""
         for worker in [w for w in self.workers if self.used_up(w) and w.idle]:
             if worker.begun and self.stage.on_done is not None:
                 self.ask_to_finish(worker, child.FINISH)
@@ -676,7 +690,7 @@ class Workers(Crew):
     def wind_up(self) -> None:
         """End the workers: idle ones stay warm, those in f are killed, or stopped if they have an ``on_done``."""
         for worker in list(self.workers):
-            if not worker.opened:  # it is starting: for the next stage, then
+            if not worker.opened:  # it is still starting: the next stage may use it
                 self.leave_out(worker)
                 WARM.put(worker.link)
             elif worker.flight and (self.stage.on_done is None or not worker.begun):
@@ -698,7 +712,10 @@ class Workers(Crew):
             link.buried()
 
     def dismiss(self, workers: list[Worker], what: str, seconds: float | None) -> None:
-        """Have *workers* run ``on_done``, one after the other so that the last one is the last."""
+        """Have *workers* run ``on_done``, one after the other, so that the last one knows that it is the last.
+
+        *seconds* is how long all of them have; None is no limit.
+        """
         if self.stage.on_done is None:
             return
         deadline = None if seconds is None else monotonic() + seconds

@@ -20,17 +20,19 @@ __all__ = ["Cancellable", "Host", "host_of"]
 
 
 class Cancellable:
-    """What a task of a run does for user code, which may be cancelled by anybody."""
+    """A task of a run that runs user code, and that anybody may cancel."""
 
     run: Run
     task: asyncio.Task[None] | None = None
-    #: It was cancelled by us: once, so that user code can clean up.
+    #: fstream has cancelled it. It does so once, so that user code can clean up.
     cancelled = False
-    #: How often others had cancelled it when user code came back last: that was swallowed, and is no end.
+    #: How often others had cancelled it when user code came back last. User code has swallowed those cancellations, so
+    #: they do not end the task.
     swallowed = 0
 
     def came_back(self) -> None:
-        if self.task is not None:  # an eager task begins before it is known
+        """Note that user code is not running, and which cancellations it has swallowed."""
+        if self.task is not None:  # an eager task begins before `task` is set
             self.swallowed = self.task.cancelling()
 
     @property
@@ -39,7 +41,7 @@ class Cancellable:
         return self.task is not None and self.task.cancelling() > self.swallowed
 
     def cancel(self) -> None:
-        """Cancel it once. If others just did, it may be cleaning up, or have swallowed that: it is given a moment."""
+        """Cancel it once. If others have just done so, it may be cleaning up: it has `Run.GRACE` seconds for that."""
         if self.task is None or self.cancelled:
             return
         self.cancelled = True
@@ -66,10 +68,10 @@ class LoopMember(Protocol):
 
 
 def kept_by(loop: EventLoop) -> set[Host]:
-    """The hosts that *loop* keeps alive: those that have tasks.
+    """Give the hosts that *loop* keeps alive: those that have tasks.
 
-    It refers to the tasks themselves but weakly. If nobody else referred to them, as the stream is garbage in a cycle,
-    they would be collected together with the stream, in the middle of f, rather than be there to close it.
+    A loop refers to its tasks weakly only. If the stream is garbage in a cycle, nobody else refers to the tasks. They
+    would be collected together with the stream, in the middle of f, and could not close it.
     """
     hosts: set[Host] = getattr(loop, "__dict__", {}).setdefault("_fstream_hosts", set())
     return hosts
@@ -82,19 +84,20 @@ class Host:
 
     def __init__(self, run: Run, loop: asyncio.AbstractEventLoop | None) -> None:
         self.run = run
-        #: Whose tasks are on it.
+        #: The members whose tasks are on the loop.
         self.members: set[LoopMember] = set()
+        #: Set when a private loop is to end.
         self.over: asyncio.Event | None = None
-        #: The run is still being opened: more tasks may come though there are none.
+        #: The run is still being opened: more tasks may come, though there are none.
         self.opening = True
         self.thread: Any = None
-        #: A loop runs, or will when its owner has it run.
+        #: The loop runs, or its owner will run it.
         self.started = loop is not None
         if loop is not None:
             self.loop = loop
 
     def start(self) -> None:
-        """Start the private loop, if it is one; raise what kept it from starting."""
+        """Start the loop, if it is a private one; raise the error that kept it from starting."""
         if self.started:
             return
         started: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
@@ -127,17 +130,18 @@ class Host:
         await self.over.wait()
 
     def call(self, f: Callable[..., object], *args: Any) -> None:
-        """Call *f* on the loop: at once if this is its thread, else soon; not at all if there is none."""
+        """Call *f* on the loop: at once if this is its thread, else soon. Do nothing if there is no loop."""
         if self.started:
             call(self.loop, f, *args)
 
     def kept(self) -> Collection[LoopMember]:
-        """The members that cannot go on while this thread waits: it runs their loop, or nobody does."""
+        """Give the members that cannot go on while this thread waits, because it runs their loop, or nobody does."""
         if not self.started or (self.loop.is_running() and not is_here(self.loop)):
             return ()
         return self.members
 
     def consumer_queue(self) -> TurnQueue:
+        """Make the queue of a consumer that is a thread."""
         return TurnQueue(self, self.run.outlet, self.run.lock, self.run.settle)
 
     def spawn(
@@ -152,7 +156,7 @@ class Host:
         return task
 
     def opened(self) -> None:
-        """All that the run starts with is started: the loop ends with its last task."""
+        """Note that all is started that the run starts with: a private loop ends with its last task from now on."""
         self.call(self._opened)
 
     def _opened(self) -> None:
@@ -174,7 +178,7 @@ class Host:
 
 
 def host_of(run: Run) -> Host:
-    """The host of a run's tasks, made for the first of them: one thread lays the row, before it is started."""
+    """Give the host of the tasks of *run*, made for the first of them. No lock: one thread lays the row."""
     if run.host is None:
         run.host = Host(run, run.loop)
     assert isinstance(run.host, Host)

@@ -1,4 +1,4 @@
-"""Where tasks wait, and the thread that takes what they make."""
+"""Where tasks wait, and where a thread waits for what tasks make."""
 
 from __future__ import annotations
 
@@ -27,16 +27,17 @@ class TaskQueue(asyncio.Queue[Any]):
         self.takers = 0
         self.signalled = self.watched = False
         self.loop: asyncio.AbstractEventLoop | None = None
-        #: Its taker has let others on the loop have a turn since it came here the last time, and when it did before.
+        #: The taker has waited here since it last noted a pause, so others on the loop have had a turn.
         self.waited = False
+        #: When others on the loop last had a turn, in seconds of the run's clock.
         self.paused = 0.0
         #: The deadline of all takers.
         self.timer: asyncio.TimerHandle | None = None
 
     def empty(self) -> bool:
         with self.lock:
-            # First, as a feeder that sees the mark settles nothing. If this taker was woken in vain, by what another
-            # one was faster to get, it is to be woken again.
+            # `signalled` first, because a feeder that sees it set wakes nobody. This taker may have been woken in vain,
+            # by something that another taker was faster to get. Then it is to be woken again.
             self.signalled = False
             return not self.buffer.ready()
 
@@ -44,7 +45,7 @@ class TaskQueue(asyncio.Queue[Any]):
         with self.lock:
             self.signalled = False
             taken = self.buffer.take()
-            self.takers -= 1  # it has what it came for: it does not starve
+            self.takers -= 1  # this taker has what it came for: `settle` must not count it as starved
             self.settle()
             self.takers += 1
             return taken
@@ -105,16 +106,16 @@ class TaskQueue(asyncio.Queue[Any]):
 
 
 class HasLoop(Protocol):
-    """What has the loop whose turns count."""
+    """It has the loop whose turns count."""
 
     loop: EventLoop
 
 
 class TurnQueue(ThreadQueue):
-    """The queue of a consumer that is a thread, where tasks make the outputs: woken once for each turn of their loop.
+    """The queue of a consumer that is a thread, where tasks make the outputs: it is woken once a turn of their loop.
 
-    Were it woken for each output, it would take the interpreter from the loop wherever f lets go of it, and two threads
-    that wait for each other in turn cost more than f itself.
+    If it were woken for each output, it would take the interpreter from the loop wherever f lets go of it. Two threads
+    that wait for each other by turns cost more than f itself.
     """
 
     def __init__(
@@ -122,8 +123,8 @@ class TurnQueue(ThreadQueue):
     ) -> None:
         super().__init__(buffer, lock, settle)
         self.host = host
-        #: It has waited for more than a moment: it is woken at once. Invariant: else it waits no longer than that, so
-        #: that a turn that lasts, as f blocks the loop, keeps nothing from it.
+        #: The consumer has waited longer than SPAN_SECONDS, so wake it at once rather than at the end of the turn.
+        #: Invariant: otherwise it waits that long at most, so an f that blocks the loop delays nothing for longer.
         self.waited_long = True
 
     def wait(self, waiter: threading.Lock, seconds: float) -> bool:

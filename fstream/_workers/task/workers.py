@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["AsyncCall", "Workers"]
 
 
-#: How many lone items are drawn at once, at most.
+#: How many lone items are drawn at once, at most: for as many tasks that wait side by side.
 SIDE_BY_SIDE: Final = 128
 
 
@@ -38,13 +38,13 @@ class Workers(Crew):
         self.queue = TaskQueue(Work(window, run.clock), run.lock, self.settle_beside)
         self.host = host_of(run)
         self.ending = asyncio.Lock()
-        #: Who took up or finished an item last.
+        #: The worker that took up or finished an item last. If that is still the one at work, its item has not waited.
         self.latest: Worker | None = None
-        #: `end_of_turn` is to come.
+        #: `end_of_turn` will be called at the end of the loop's turn.
         self.settling = False
         #: There will never be another span. Some workers may still have something in hand.
         self.over = False
-        #: Runs out when the next item could be over its time.
+        #: It calls `watch` when the next item could be over its time.
         self.timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
@@ -53,23 +53,24 @@ class Workers(Crew):
         self.host.call(self.launch, worker)
 
     def launch(self, worker: Worker) -> None:
-        """On the loop, where all but the first are started."""
+        """Start a worker that `enlist` made. On the loop: all workers but the first are started there anyway."""
         worker.task = self.host.spawn(worker, worker.main(), f"fstream-{self.stage.name}-{worker.index}")
 
     def stop(self) -> None:
         self.host.call(self.cancel)
 
     def cancel(self) -> None:
-        """Cancel the workers that are in f; the others see that it is over."""
+        """Cancel the workers that are in f. The others see that the stage is over."""
         for worker in self.members:
             if worker.span is not None:
                 worker.cancel()
         self.unwatch()
 
     def arrived(self) -> Span | Closed | None:
-        """A worker has started: give it its first span, None if it waits or there are lone items.
+        """Give a worker that has started its first span; None if it is to wait, or to take lone items.
 
-        That it has its turn shows that those wait that have something in hand. So may it, and those that it starts.
+        The worker has its turn on the loop, so the workers that have something in hand wait. It, and those that it
+        starts, probably will, too: lone items are drawn for all of them.
         """
         window, taken = self.window, None
         with self.run.lock:
@@ -87,15 +88,15 @@ class Workers(Crew):
         return taken
 
     def next_waiting(self, span: Span, seconds: float) -> Span | Closed | None:
-        """A worker is through with *span*, which has waited: give it its next one, None if there are lone items."""
+        """Close *span*, whose items have waited; give its worker its next span, None if there are lone items."""
         with self.run.lock:
             self.window.done(span, seconds)
             return self.next_lone()
 
     def next_lone(self, waited: bool = True) -> Span | Closed | None:
-        """A worker has worked off lone items: give it its next span, None if it waits or there are more of them.
+        """Give a worker that has worked off lone items its next span; None if it is to wait, or to take more of them.
 
-        After one that has not *waited* it gets a span, so that its time is taken.
+        If its last item has not *waited*, it gets a span, so that the cost of an item is measured.
         """
         window = self.window
         with self.run.lock:
@@ -106,16 +107,17 @@ class Workers(Crew):
             return taken
 
     def poll(self) -> Span | Closed | None:
+        """Take the next span without waiting; None if there is none now. Under the lock."""
         taken: Span | Closed | None = self.queue.buffer.poll()
         self.over = type(taken) is Closed
         return taken
 
     def tell(self, index: int) -> None:
-        """A worker is through with the lone item at *index*: have the takers know.
+        """Let the takers know that the lone item at *index* is done.
 
         Many such items are done in one turn of the loop, when what they waited for has come. A taker downstream that
-        may wait for just this one is told at once, and comes upon the others. At the end of the turn it is seen to
-        those that give nothing, as nobody comes for them.
+        may wait for just this one is woken at once, and finds the others, too. Items that give no output are looked
+        after at the end of the turn, because no taker comes for them.
         """
         if self.window.next_out(index):
             self.end_of_turn()
@@ -129,7 +131,7 @@ class Workers(Crew):
             self.settle()
 
     def settle(self) -> None:
-        """Lone items were done. Under the lock."""
+        """Wake the takers beside this stage, because lone items were done. Under the lock."""
         if not self.window.one_each:
             self.window.harvest()
         self.settle_beside()
@@ -148,7 +150,7 @@ class Workers(Crew):
             self.timer = None
 
     def watch(self) -> None:
-        """See to items that are over their time, and come again when the next could be."""
+        """Abandon the workers whose item is over its time; call this again when the next item could be."""
         late, wait = self.overdue(monotonic())
         for worker in late:
             worker.abandoned = True
@@ -162,7 +164,7 @@ class Workers(Crew):
 
 
 class AsyncCall(Call):
-    """One worker's f on an event loop: whatever f, ``on_start`` and ``on_done`` return may be awaitable."""
+    """One worker's f on an event loop. What f, ``on_start`` and ``on_done`` return may be awaitable."""
 
     async def abegin(self) -> None:
         if self.stage.on_start is not None:
@@ -179,12 +181,12 @@ class AsyncCall(Call):
 
     def wrap(self, bound: Callable[[Any], Any]) -> Callable[[Any], Any]:
         kernel = self.stage.kernel
-        # What gives a coroutine, and nothing else, is awaited as it is.
+        # A function that gives coroutines and nothing else is awaited as it is.
         return bound if kernel.finish is None and self.stage.asynchronous else kernel.async_step(bound)
 
     def named(self, error: BaseException) -> BaseException:
         if error.args == ("coroutine raised StopIteration",) and isinstance(error.__cause__, StopIteration):
-            error = error.__cause__  # what Python itself makes of one out of a coroutine does not name f
+            error = error.__cause__  # Python makes a RuntimeError of it that does not name f
         return super().named(error)
 
     async def arescue(
@@ -229,13 +231,14 @@ class Worker(Cancellable):
 
     @property
     def busy(self) -> bool:
-        """Nobody waits for it, as it may have swallowed its cancellation: for one that is stopped, they do."""
+        """`Run.close` does not wait long for an abandoned task, which may have swallowed its cancellation."""
         return self.abandoned
 
     def join(self, timeout: float) -> None:
-        """It has left on its loop: there is no more of it."""
+        """Do nothing: a task has ended on its loop before it leaves the run."""
 
     def vanished(self) -> None:
+        """Leave for a task that was cancelled before its first step."""
         crew = self.crew
         crew.coming -= 1
         crew.members.discard(self)
@@ -262,13 +265,13 @@ class Worker(Cancellable):
             await self.end()
 
     def broke_off(self, error: BaseException) -> None:
-        """This task ends with *error*: the stage fails, unless it is to end so."""
+        """Fail the stage, because this task ends with *error*; do not if it was cancelled because it is to end."""
         stopped = self.run.stopped or self.crew.window.stopped or self.abandoned
         if not (stopped and isinstance(error, asyncio.CancelledError)):
             self.crew.break_down(error)
 
     async def work_off(self, span: Span) -> Span | Closed | None:
-        """Fill *span*, and those that come at once; give what comes then."""
+        """Fill *span*, and those that can be had at once; give what comes then."""
         crew, call = self.crew, self.call
         streak = 0.0
         taken: Span | Closed | None = span
@@ -286,12 +289,13 @@ class Worker(Cancellable):
                 return CLOSED
             self.span = None
             if crew.latest is not self:
-                # Items that wait are to wait side by side, each with a worker of its own.
+                # Another worker had its turn: this item has waited. Items that wait are to wait side by side, each with
+                # a worker of its own. So a waiting item counts as one that lasts as long as a span.
                 crew.latest, streak = self, 0.0
                 taken = crew.next_waiting(span, max(elapsed, SPAN_SECONDS * len(span.slots)))
             elif (streak := streak + elapsed) <= SPAN_SECONDS:
                 taken = crew.next_for(span, elapsed)
-            else:  # f never waits: let the others on the loop have their turn
+            else:  # f has not waited for SPAN_SECONDS: let the others on the loop have their turn
                 crew.next_for(span, elapsed, wanted=False)
                 await asyncio.sleep(0)
                 taken = None
@@ -299,11 +303,11 @@ class Worker(Cancellable):
         return taken
 
     async def work_off_lone(self) -> Span | Closed | None:
-        """Work off lone items, as long as they wait; give what comes then."""
+        """Work off lone items as long as each of them waits; give what comes then."""
         crew, call, window = self.crew, self.call, self.crew.window
         items, slots = window.lone_items, window.lone_slots
         step = call.step if call.started else None
-        # In order nobody waits for another one than the next.
+        # If ordered, the only item a taker can be waiting for is `window.head`.
         heads_only = window.ordered and window.one_each
         waited = True
         crew.recruit()
@@ -326,8 +330,8 @@ class Worker(Cancellable):
                 slot = await self.failed(error, item, place)
                 if is_failure(slot):
                     break
-                slots[index], slot = slot, None  # it is not to be kept while the next one waits
-            # Where none are left, `next_lone` is about to settle, unless it is over.
+                slots[index], slot = slot, None  # the slot must not be kept alive while the next item waits
+            # If none are left, `next_lone` is about to settle, unless the stage is over.
             if (items or crew.over) and (index == window.head or not heads_only):
                 crew.tell(index)
             if crew.latest is self:
@@ -338,6 +342,7 @@ class Worker(Cancellable):
         return CLOSED if crew.over else crew.next_lone(waited)
 
     async def end(self) -> None:
+        """Run ``on_done``, and leave."""
         crew = self.crew
         try:
             if self.call.started and crew.stage.on_done is not None:
@@ -379,11 +384,12 @@ class Worker(Cancellable):
                 if is_failure(slot):
                     return
                 slots.append(slot)
-                del slot  # it is not to be kept while the next item is at work
+                del slot  # it must not be kept alive while the next item is at work
             else:
                 todo = self.crew.claim(span)
 
     async def timed(self, item: Any) -> Any:
+        """Run f on *item*, and note when it was begun."""
         self.begun = monotonic()
         if self.crew.timer is None:
             assert self.crew.stage.timeout is not None
@@ -398,7 +404,8 @@ class Worker(Cancellable):
         if self.is_stopped(error):
             raise error
         if self.abandoned:
-            # f made an error of its own of being cancelled: the item is tried again elsewhere by now, or has failed.
+            # The item ran over its time, and f raised an error of its own when it was cancelled. By now the item is
+            # tried again elsewhere, or has failed.
             return Failure(index, item, error)
         slot = await self.call.arescue(error, item, index, tries, partial(self.crew.again, self))
         self.begun, span.tried = None, 0
@@ -413,17 +420,17 @@ class Worker(Cancellable):
         return slot
 
     def is_stopped(self, error: BaseException) -> bool:
-        """Tell a cancellation of this task from a `CancelledError` that f raised of its own."""
+        """Tell whether *error* is a cancellation of this task, and not a `CancelledError` that f raised of its own."""
         return isinstance(error, asyncio.CancelledError) and self.is_cancelled
 
 
 class Handler(Worker):
-    """The task that runs ``on_error``, which may be a coroutine function, on an item whose own task was cancelled."""
+    """The task that runs ``on_error`` on an item whose own task was cancelled, as ``on_error`` may be a coroutine."""
 
     def __init__(self, crew: Workers, failure: Failure, victim: Span) -> None:
         super().__init__(crew, -1)
         self.failure = failure
-        self.span = self.victim = victim  # a span in hand: to be cancelled when the stage is stopped
+        self.span = self.victim = victim  # with a span in hand it is cancelled when the stage is stopped
 
     async def main(self) -> None:
         self.crew.coming -= 1
