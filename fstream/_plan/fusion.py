@@ -71,7 +71,7 @@ def _join(before: Stage, after: Stage) -> Stage:
         before,
         kernel=kernel,
         name=f"{before.name} | {after.name}",
-        # Whether there is any: each part runs its own.
+        # True if any part has an on_done. Each part runs its own: `FusedCall`.
         on_done=before.on_done or after.on_done,
         parts=((before.parts or (before,)) + (after,)),
     )
