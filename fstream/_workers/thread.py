@@ -63,11 +63,15 @@ class Worker:
         self.stage = crew.stage
         self.index = index
         self.call = Call(crew.stage, index)
-        #: In user code, where it cannot be stopped.
+        #: It is in user code, where it cannot be stopped.
         self.busy = False
-        #: The span in hand and the start of its present item, for the watch; `abandoned` by it if that took too long.
+        #: The span in hand.
         self.span: Span | None = None
+        #: When the item at work was begun, in seconds of `monotonic`, if the stage has a time-out: for the watch. None
+        #: between items.
         self.begun: float | None = None
+        #: The watch has given this thread up, because its item ran over its time. Nobody reads what it does from then
+        #: on.
         self.abandoned = False
         self.thread = threading.Thread(
             target=crew.run.context.copy().run,
@@ -139,11 +143,12 @@ class Worker:
                 if is_failure(slot):
                     return
                 slots.append(slot)
-                del slot  # it is not to be kept while the next item is at work
+                del slot  # it must not be kept alive while the next item is at work
             else:
                 todo = self.crew.claim(span)
 
     def watched(self, step: Any) -> Any:
+        """Give *step*, preceded by a note for the watch that an item is begun."""
         watch = self.crew.watch
         assert watch is not None
 
@@ -169,14 +174,18 @@ class Worker:
         return slot
 
     def left_alone(self) -> bool:
-        """Whether the watch has abandoned this thread; if not, it does not any more for the present item."""
+        """Tell whether the watch has abandoned this thread. If not, the item at work has no time-out from now on."""
         with self.run.lock:
             self.begun = None
             return self.abandoned
 
 
 class TimedSlots:
-    """The slots of a span whose items have a time-out: the watch sees an item either at work or done."""
+    """The slots of a span whose items have a time-out.
+
+    An append and the end of the item's time are one change under the lock. So the watch sees an item either at work or
+    done.
+    """
 
     def __init__(self, worker: Worker, span: Span) -> None:
         self.worker = worker
@@ -185,22 +194,23 @@ class TimedSlots:
     def append(self, slot: Any) -> None:
         worker, span = self.worker, self.span
         with worker.run.lock:
-            if not worker.abandoned:  # else nothing is left to be done of the span
+            if not worker.abandoned:  # else the item, and all behind it, were given to others
                 worker.begun = None
                 span.tried = 0
                 span.slots.append(slot)
 
 
 class Watch:
-    """The thread that looks after the time-outs of a stage: it sleeps until the next item could be late."""
+    """The thread that looks after the time-outs of a stage: it sleeps until the next item could be over its time."""
 
     abandoned = False
 
     def __init__(self, crew: Workers) -> None:
         self.crew = crew
         self.wake = threading.Condition(crew.run.lock)
-        #: The next item that is begun has to rouse it. Invariant: this is set before the items at work are looked at,
-        #: and a worker begins its item before it looks at this: so one of the two sees the other.
+        #: A worker that begins an item has to wake the watch. Invariant: the watch sets this before it looks at the
+        #: items at work, and a worker notes that it begins its item before it looks at this. So one of the two sees the
+        #: other.
         self.asleep = False
         self.busy = False
         self.thread = threading.Thread(
@@ -226,7 +236,9 @@ class Watch:
                 if run.stopped or not self.crew.members:
                     run.leave(self)
                     return
-                self.asleep = wait is None  # else an item that is begun later is late later
+                self.asleep = (
+                    wait is None
+                )  # else the watch wakes in time: an item begun later is over its time later
                 if not late:
                     self.wake.wait(wait)
                 self.asleep = False
