@@ -259,7 +259,12 @@ def drawn(mutants: list[Mutant], seed: str) -> list[Mutant]:
 
 def commit() -> str:
     """Name the commit, or the day where there is none."""
-    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    try:
+        git = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
+        )
+    except OSError:  # there is no git either
+        return date.today().isoformat()
     return git.stdout.strip() or date.today().isoformat()
 
 

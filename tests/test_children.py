@@ -297,6 +297,20 @@ def test_a_slot_that_cannot_travel_says_how_often_its_item_was_tried(parent: Par
     assert [failed for *_, failed, _ in parent.heard()] == [{0: 1}, {0: 0}]
 
 
+def test_a_slot_that_cannot_travel_is_not_charged_with_the_tries_of_another_item(parent: Parent):
+    calls: list[int] = []
+
+    def f(item: int) -> Any:
+        calls.append(item)
+        if calls == [1, 2]:
+            raise ValueError
+        return threading.Lock() if item == 1 else item
+
+    parent.give(f, retries=2)
+    parent.work(0, [1, 2])
+    check_together(parent.heard(), 0, ["failed", 2], {0: 0})
+
+
 # What the pump does about a worker that has said nothing for a while
 
 

@@ -8,11 +8,13 @@ import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing, suppress
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from fstream import pmap
+from fstream._flow.window import Window
 from fstream._workers.task import host as loops
 from tests.gates import PATIENCE
 from tests.loops import run_strictly
@@ -146,37 +148,41 @@ def test_a_time_out_may_be_as_long_as_one_likes(concurrent_kind: str, seconds: f
 def test_the_watch_of_the_time_outs_sees_an_item_that_is_begun_while_it_looks(
     monkeypatch: pytest.MonkeyPatch,
 ):
-    from fstream._workers.thread import Worker, Workers
+    from fstream._workers.thread import TimedSlots, Workers
 
-    begun, looked = threading.Event(), threading.Event()
-    go = threading.Event()
-    overdue = Workers.overdue
+    over, looked, begun, go = (threading.Event() for _ in range(4))
+    overdue, append = Workers.overdue, TimedSlots.append
 
     def slow_look(crew: Workers, now: float) -> Any:
         result = overdue(crew, now)
-        if not looked.is_set():
+        if over.is_set() and not looked.is_set():
             looked.set()
-            begun.wait(0.5)  # an item is begun after the look, and before the watch sleeps, if that can be
+            begun.wait(0.2)  # an item is begun after the look, and before the watch sleeps, if that can be
         return result
 
+    def append_and_have_it_look(slots: TimedSlots, slot: Any) -> None:
+        append(slots, slot)
+        over.set()
+        watch = slots.worker.crew.watch
+        assert watch is not None
+        watch.rouse()
+        assert looked.wait(PATIENCE)  # nothing is at work when the watch looks
+
     def f(x: int) -> int:
-        begun.set()
-        go.wait(PATIENCE)
+        if x == 1:
+            begun.set()
+            go.wait(PATIENCE)
         return x
 
-    fill = Worker.fill
-
-    def late(worker: Worker, span: Any) -> None:
-        assert looked.wait(PATIENCE)  # nothing is at work when the watch looks
-        fill(worker, span)
-
     monkeypatch.setattr(Workers, "overdue", slow_look)
-    monkeypatch.setattr(Worker, "fill", late)
+    monkeypatch.setattr(TimedSlots, "append", append_and_have_it_look)
+    # Both items are claimed at once: to claim one takes the lock, which the watch holds while it looks.
+    monkeypatch.setattr(Window, "_fair", lambda window, most: most)
 
     began = time.monotonic()
     try:
         with pytest.raises(TimeoutError):
-            list(pmap(f, [1], kind="thread", workers=1, timeout=0.05))
+            list(pmap(f, [0, 1], kind="thread", workers=1, timeout=0.05))
     finally:
         go.set()
     assert time.monotonic() - began < PATIENCE / 2
@@ -273,6 +279,59 @@ class Scope:
     def __exit__(self, kind: Any, *_: object) -> bool:
         self.handle.cancel()
         return kind is asyncio.CancelledError
+
+
+def cancellable(f: Any, grace: float) -> loops.Cancellable:
+    """What runs *f*, as the tasks of a run do."""
+    member = loops.Cancellable()
+    member.run = SimpleNamespace(GRACE=grace)  # type: ignore[assignment]
+    member.task = asyncio.create_task(f())
+    return member
+
+
+def test_a_task_is_cancelled_by_us_once():
+    cleaned = []
+
+    async def f() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            for _ in range(3):
+                await asyncio.sleep(0)
+            cleaned.append("all")
+
+    async def main() -> None:
+        member = cancellable(f, 0)
+        for _ in range(2):  # as where a stage downstream fails, and then the stream is closed
+            await asyncio.sleep(0)
+            member.cancel()
+        assert member.task is not None
+        await asyncio.wait([member.task])
+
+    run_strictly(main)
+    assert cleaned == ["all"]
+
+
+def test_a_task_that_has_swallowed_a_cancellation_before_is_cancelled_without_delay():
+    async def f() -> None:
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        await asyncio.Event().wait()
+
+    async def main() -> None:
+        member = cancellable(f, 3600)
+        assert member.task is not None
+        await asyncio.sleep(0)
+        member.task.cancel()
+        assert member.is_cancelled
+        await asyncio.sleep(0)
+        member.came_back()
+        assert not member.is_cancelled
+        member.cancel()
+        await asyncio.wait([member.task], timeout=PATIENCE)
+        assert member.task.cancelled()
+
+    run_strictly(main)
 
 
 def test_a_scope_that_cancels_again_and_again_waits_for_on_done():

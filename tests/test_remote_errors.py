@@ -334,3 +334,51 @@ def test_the_worker_s_traceback_of_a_long_chain_is_shown():
     shown = "".join(traceback.format_exception(of_a_worker(f)))
     assert "in f\n" in shown
     assert shown.count("direct cause") == 3
+
+
+class Disguised(Exception):
+    """Pickled as another exception; and what it has cannot be pickled, which leaves no other way."""
+
+    def __init__(self) -> None:
+        super().__init__("disguised")
+        self.generator = (x for x in ())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ValueError, ("disguised",)
+
+
+class Wrapping(Exception):
+    """Made again from its arguments it would wrap them once more. Its text has an address."""
+
+    def __init__(self, what: object) -> None:
+        super().__init__([what])
+
+    def __str__(self) -> str:
+        return f"{self.args[0]} at {id(self.args[0]):#x}"
+
+
+class Counting(Exception):
+    """Its text is never the same twice, and it is pickled by fewer arguments than it has."""
+
+    texts = 0
+
+    def __str__(self) -> str:
+        Counting.texts += 1
+        return "." * Counting.texts
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), ()
+
+
+def test_what_would_come_as_an_exception_of_another_type_is_told_as_text():
+    error = sent(Disguised())
+    assert type(error) is RemoteError
+    assert "Disguised: disguised" in str(error)
+
+
+def test_addresses_in_its_text_do_not_make_another_exception():
+    assert sent(Wrapping("what")).args == (["what"],)
+
+
+def test_where_no_copy_says_the_same_the_one_with_its_arguments_is_taken():
+    assert sent(Counting("one", "two")).args == ("one", "two")

@@ -137,6 +137,18 @@ def test_it_is_noted_once_whatever_the_tries(kind: str):
     assert notes_of(pmap(f, [(1, 2)], kind=kind, retries=2)).count("star(f)") == 1
 
 
+def test_it_is_noted_once_on_an_error_that_many_items_share(shared_memory_kind: str):
+    error = ValueError("kept")
+
+    def f(_: Any) -> Any:
+        raise error
+
+    assert (
+        list(pmap(suited(f, shared_memory_kind), [SKIP] * 3, kind=shared_memory_kind, on_error="skip")) == []
+    )
+    assert "\n".join(error.__notes__).count("SKIP is for on_error") == 1
+
+
 def test_f_that_cannot_be_called_as_it_is(kind: str):
     f = suited(lambda one, other: one, kind)
     assert "f was called as f(item), which does not fit" in notes_of(pmap(f, [1], kind=kind))

@@ -1,0 +1,103 @@
+"""How a row of stages is laid, who is looked at in it, and when it has ended."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from fstream import pfilter, pmap
+from fstream._engine.run import FULL_LOOK_SECONDS, SHORT_ROW, Run
+from fstream._flow.room import Room
+from fstream._flow.sizing import Numbers
+from fstream._flow.sources import Feed
+from fstream._flow.span import CLOSED
+from fstream._flow.window import Window
+from fstream._plan.kernels import MAP
+from fstream._workers.opening import open_run
+from tests.functions import suited
+from tests.loops import wait_until
+from tests.sources import Source
+
+
+def test_each_stage_starts_with_room_for_two_items_for_each_worker():
+    stages = [pmap(abs, kind="thread", workers=count).steps[0].stage for count in (3, 5)]
+    run = open_run([range(9)], stages)
+    assert [window.room.limit for window in run.windows] == [6, 10]
+    assert run.outlet.room is run.windows[-1].room
+
+
+class Waiting:
+    """A queue whose takers wait, and can go on as soon as somebody looks; also the buffer that says so."""
+
+    takers = 1
+    watched = False
+
+    def __init__(self) -> None:
+        self.buffer = self
+        self.signalled = False
+
+    def ready(self) -> bool:
+        return True
+
+    def signal(self) -> None:
+        self.signalled = True
+
+
+def test_in_a_long_row_all_are_looked_at_now_and_then():
+    run = Run()
+    now = 1.0
+    run.clock = lambda: now  # type: ignore[method-assign,assignment]
+    run.queues = queues = [Waiting() for _ in range(2 * SHORT_ROW)]  # type: ignore[misc]
+
+    def woken_by_a_change_at(position: int) -> list[int]:
+        for queue in queues:
+            queue.signalled = False
+        run.settle(queues[position])  # type: ignore[arg-type]
+        return [n for n, queue in enumerate(queues) if queue.signalled]
+
+    everybody = list(range(len(queues)))
+    assert woken_by_a_change_at(5) == everybody
+    assert woken_by_a_change_at(5) == [4, 5, 6]
+    now += FULL_LOOK_SECONDS * len(queues)
+    assert woken_by_a_change_at(5) == everybody
+
+
+def test_a_stage_has_not_ended_before_its_source_has_however_often_it_is_asked():
+    feed = Feed(Room(None, 8), 1)
+    window = Window(
+        feed, feed.room, workers=1, ordered=True, outputs=lambda slots: MAP.outputs(slots, skips=False),
+        numbers=Numbers(shares=lambda workers: workers),
+    )  # fmt: skip
+    assert [window.end, window.end] == [None, None]
+    feed.ended(0, None)
+    assert window.end == CLOSED
+
+
+def test_what_is_pulled_of_one_source_after_another_one_failed_goes_nowhere():
+    feed = Feed(Room(None, 8), 2)
+    append = feed.pending.append  # as feeders do that go on
+    append("before")
+    error = ValueError()
+    feed.ended(0, error)
+    append("after")
+    assert feed.available() == 1
+    assert feed.draw(9)[0] == ["before"]
+    assert feed.end == (error,)
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_what_is_skipped_is_no_output(kind: str, ordered: bool):
+    def inverse(x: int) -> Any:
+        return 6 // x
+
+    stream = pmap(suited(inverse, kind), [1, 0, 2, 0, 3], kind=kind, ordered=ordered, on_error="skip")
+    assert sorted(stream) == [2, 3, 6]
+
+
+def test_what_is_filtered_out_makes_room_though_nobody_asks_for_more(concurrent_kind: str, is_ordered: bool):
+    source = Source(range(1_000))
+    f = suited(lambda x: x == 0, concurrent_kind)
+    with pfilter(f, source, kind=concurrent_kind, workers=1, maxsize=2, ordered=is_ordered) as stream:
+        assert next(stream) == 0
+        wait_until(lambda: source.pulled == 1_000)
