@@ -61,6 +61,7 @@ def test_a_thread_that_was_woken_in_vain_is_woken_again():
         box.settled.clear()
     assert box.settled.wait(PATIENCE)
     assert box.lock.acquire(timeout=PATIENCE / 4)
+    assert queue.waiters  # it waits again, and does not go round and round
     box.put("b")
     box.lock.release()
     taker.join(PATIENCE / 4)

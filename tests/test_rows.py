@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from fstream._flow.window import Window
 from fstream._plan.kernels import MAP
 from fstream._workers.opening import open_run
 from tests.functions import suited
+from tests.gates import PATIENCE
 from tests.loops import wait_until
 from tests.sources import Source
 
@@ -25,6 +27,15 @@ def test_each_stage_starts_with_room_for_two_items_for_each_worker():
     run = open_run([range(9)], stages)
     assert [window.room.limit for window in run.windows] == [6, 10]
     assert run.outlet.room is run.windows[-1].room
+
+
+def test_no_more_workers_are_started_than_a_stage_has(monkeypatch: pytest.MonkeyPatch):
+    run = open_run([range(9)], [pmap(abs, kind="thread", workers=3).steps[0].stage])
+    [crew] = run.crews
+    started: list[Any] = []
+    monkeypatch.setattr(crew, "launch", started.append)
+    crew.recruit(9)  # type: ignore[attr-defined]
+    assert [worker.index for worker in started] == [0, 1, 2]
 
 
 class Waiting:
@@ -101,3 +112,70 @@ def test_what_is_filtered_out_makes_room_though_nobody_asks_for_more(concurrent_
     with pfilter(f, source, kind=concurrent_kind, workers=1, maxsize=2, ordered=is_ordered) as stream:
         assert next(stream) == 0
         wait_until(lambda: source.pulled == 1_000)
+
+
+def test_close_ends_workers_that_wait_for_room(concurrent_kind: str):
+    f = suited(abs, concurrent_kind)
+    with pmap(f, range(9), kind=concurrent_kind, workers=1, maxsize=2) as stream:
+        assert next(stream) == 0
+        run = stream._outputs.run
+        assert run is not None
+        wait_until(lambda: run.crews[0].queue.takers)
+    assert not run.members
+
+
+@pytest.fixture
+def long_spans(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker is given all that there is at once."""
+    monkeypatch.setattr(Window, "_fair", lambda _window, most: most)
+
+
+@pytest.mark.usefixtures("long_spans")
+def test_after_close_no_stage_starts_anything():
+    ran: list[int] = []
+    begun, go = threading.Event(), threading.Event()
+
+    def hold(x: int) -> int:
+        ran.append(x)
+        begun.set()
+        go.wait(PATIENCE)
+        return x
+
+    stream = pmap(abs, pmap(hold, range(9), kind="thread", workers=1, maxsize=0), kind="thread", workers=1)
+    taker = threading.Thread(target=lambda: next(stream, None))
+    taker.start()
+    assert begun.wait(PATIENCE)
+    run = stream._outputs.run
+    assert run is not None
+    stream.close()
+    go.set()
+    taker.join(PATIENCE)
+    wait_until(lambda: not run.members)
+    assert ran == [0]
+
+
+@pytest.mark.usefixtures("long_spans")
+def test_after_a_failure_nothing_is_started_upstream_though_the_consumer_is_away():
+    ran: list[int] = []
+    go = threading.Event()
+
+    def upstream(x: int) -> int:
+        ran.append(x)
+        if x == 2:
+            go.wait(PATIENCE)
+        return x
+
+    def downstream(x: int) -> int:
+        if x == 1:
+            raise ValueError
+        return x
+
+    first = pmap(upstream, kind="thread", workers=1, maxsize=0)
+    with range(9) | first | pmap(downstream, kind="thread", workers=1) as stream:
+        assert next(stream) == 0
+        run = stream._outputs.run
+        assert run is not None
+        wait_until(lambda: run.windows[1].failure)
+        go.set()
+        wait_until(lambda: not run.crews[0].members)  # type: ignore[attr-defined]
+        assert ran == [0, 1, 2]
