@@ -205,6 +205,9 @@ def kill(process: subprocess.Popen[str]) -> None:
 #: A line of ``pytest -v``: the test, and what became of it. One that crashes or hangs has no verdict.
 VERDICT = re.compile(r"(?P<test>\S+::.*?) (?P<verdict>PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS|$)")
 
+#: A line of the summary at the end, which is all that ``pytest -n`` says of a test.
+SUMMARY = re.compile(r"(?:FAILED|ERROR) (?P<test>\S+::.*?)(?: - |$)")
+
 
 def killer(folder: str, arguments: Iterable[str]) -> str | None:
     """Run tests until one fails, hangs or crashes, and give its name; None if none does."""
@@ -231,6 +234,8 @@ def killer(folder: str, arguments: Iterable[str]) -> str | None:
                 if verdict in ("FAILED", "ERROR", ""):
                     return test if now - last < EACH else f"{test} (hung)"
                 last = now
+            elif found := SUMMARY.match(line):
+                return found["test"].rstrip()
         status = process.wait()
         return None if status in (0, -signal.SIGKILL) else f"pytest, which ended with status {status}"
     finally:
