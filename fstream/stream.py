@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from weakref import ReferenceType, ref
 
 from fstream._engine.interrupts import Uninterrupted
-from fstream._engine.run import Lock, Run
+from fstream._engine.run import RLock, Run, let_go
 from fstream._plan.kernels import MAP
 from fstream._plan.stages import Stage
 from fstream._workers.opening import OPEN
@@ -219,8 +219,14 @@ class _Outputs:
         #: What the stage iterates; a tuple of sources if there is no stage.
         self.source = source
         self.stage = stage
-        self.lock = Lock()
+        self.lock = RLock()
         self.started = self.over = False
+        #: How many stages of kind "sync" there are in a row, up to this one: each calls the one before it.
+        self.depth = 1
+        if stage is not None and stage.kind == "sync" and isinstance(source, Stream):
+            self.depth += source._outputs.depth
+        #: Not empty once another thread has closed a stage of kind "sync": f is not called again.
+        self.ended: list[bool] = []
         self.current: Iterator[Any] = iter(())
         self.run: Run | None = None
         self.queue: ConsumerQueue | None = None
@@ -241,30 +247,35 @@ class _Outputs:
         return self
 
     def __next__(self) -> Iterator[Any]:
-        with self.lock:
-            try:
-                if not self.started:
-                    self.start()
-                if length_hint(self.current) > 0:
-                    return self.current
-                if self.over:
-                    if self.run is not None:  # it was closed by another thread while this one started it
-                        self.run.stop()
-                    raise StopIteration
-                if self._taker is not None:
-                    self.taken()
-                    raise StopIteration
-                if self.run is None:  # on kind "sync" the one iterator is a generator
-                    if self.current.gi_frame is None:  # type: ignore[attr-defined]
+        try:
+            with self.lock:
+                try:
+                    if not self.started:
+                        self.start()
+                    if length_hint(self.current) > 0:
+                        return self.current
+                    if self.over:
+                        if self.run is not None:  # it was closed by another thread while this one started it
+                            self.run.stop()
                         raise StopIteration
-                    return self.current
-                if self.queue is None:
-                    self.queue = self.run.consumer_queue()
-                self.current = iter(self.run.take(self.queue))
-            except BaseException:
-                self.end()
-                raise
-            return self.current
+                    if self._taker is not None:
+                        self.taken()
+                        raise StopIteration
+                    if self.run is None:  # on kind "sync" the one iterator is a generator
+                        if self.current.gi_frame is None:  # type: ignore[attr-defined]
+                            raise StopIteration
+                        return self.current
+                    if self.queue is None:
+                        self.queue = self.run.consumer_queue()
+                    self.current = iter(self.run.take(self.queue))
+                except BaseException:
+                    self.end()
+                    raise
+                return self.current
+        except BaseException:
+            let_go(self.lock)
+            self.end()  # an interrupt may have come before the block that does
+            raise
 
     def send(self, value: None) -> Any:
         """Give the next output, as a generator does that ignores what it is sent."""
@@ -294,11 +305,15 @@ class _Outputs:
         return row
 
     def start(self) -> None:
-        with _LINKING:
-            row = self._row()
-            for outputs in row:
-                outputs.started = True
-                outputs._taker = ref(self) if outputs is not self else None
+        try:
+            with _LINKING:
+                row = self._row()
+                for outputs in row:
+                    outputs.started = True
+                    outputs._taker = ref(self) if outputs is not self else None
+        except BaseException:
+            let_go(_LINKING)
+            raise
         first = row[0]
         stages = [outputs.stage for outputs in row if outputs.stage is not None]
         sources = [first.source] if first.stage is not None else list(first.source)
@@ -310,9 +325,9 @@ class _Outputs:
                     source._outputs.loop = self.loop
         if self.stage is not None and self.stage.kind == "sync":
             source = sources[0]
-            self.current = iterate(
-                self.stage, source if isinstance(source, Iterable) else Stream((source,), None)
-            )
+            if not isinstance(source, Iterable):
+                source = Stream((source,), None)
+            self.current = iterate(self.stage, source, self.ended, self.depth)
         else:
             with Uninterrupted():
                 self.run = OPEN.get()(sources, stages, self.loop)
@@ -379,6 +394,7 @@ class _Outputs:
             return
         self.over = self.started = True  # first: who is just starting the run looks at it last
         run, current = self.run, self.current
+        self.ended.append(True)
         give_up(current)
         if run is not None:
             run.close()
@@ -394,6 +410,7 @@ class _Outputs:
             return
         self.over = self.started = True  # first: who is just starting the run looks at it last
         run, current = self.run, self.current
+        self.ended.append(True)
         give_up(current)
         if run is not None:
             from fstream._workers.task import consumer
@@ -417,4 +434,4 @@ def give_up(outputs: Iterator[Any]) -> None:
             raise
 
 
-_LINKING = Lock()
+_LINKING = RLock()

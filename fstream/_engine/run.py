@@ -31,6 +31,7 @@ import threading
 import weakref
 from _thread import start_new_thread  # the least there is: `threading` has locks of its own
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from contextvars import Context, copy_context
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -46,10 +47,22 @@ from fstream._flow.window import Window
 if TYPE_CHECKING:
     import asyncio
 
-__all__ = ["HERE", "ConsumerQueue", "Feeder", "Lock", "Member", "Run", "StageWorkers", "close_all"]
+__all__ = [
+    "HERE",
+    "ConsumerQueue",
+    "Feeder",
+    "Lock",
+    "Member",
+    "RLock",
+    "Run",
+    "StageWorkers",
+    "close_all",
+    "let_go",
+]
 
 
 Lock = threading.Lock
+RLock = threading.RLock
 
 
 class StageWorkers(Protocol):
@@ -187,6 +200,8 @@ class Run:
     def start(self) -> None:
         """Start the feeders and the first workers."""
         _RUNS.add(self)
+        if _DROPPED:
+            stop_dropped()
         outer = self.outer_feeder()
         if outer is not None:
             outer.adopt(self)
@@ -301,20 +316,11 @@ class Run:
             if taken.error is None and not self.stopped:
                 self.wait(None)  # for on_done
         except BaseException:
-            self.let_go()
+            let_go(self.lock)
             self.close(complain=False)
             raise
         self.close(complain=taken.error is None)
         raise taken.error or StopIteration
-
-    def let_go(self) -> None:
-        """Release the lock if an interrupt left this thread with it.
-
-        From Python 3.14 on a signal handler may raise after a ``with`` has taken the lock, and before the block begins
-        that gives it back.
-        """
-        while self.lock._is_owned():  # type: ignore[attr-defined]  # as `threading.Condition` asks
-            self.lock.release()
 
     def stop(self) -> None:
         """Make every member end; wait for none."""
@@ -350,7 +356,12 @@ class Run:
             finally:
                 self.lock.release()
         elif not self.stopped:
-            start_new_thread(self.stop, ())
+            try:
+                start_new_thread(self.stop, ())
+            except (
+                Exception
+            ):  # too many threads, or no memory: the next run that starts sees to it, or the exit
+                _DROPPED.append(self)
 
     def wait(self, timeout: float | None) -> None:
         """Wait until all members but abandoned ones have left: *timeout* seconds for those that are in user code."""
@@ -384,7 +395,7 @@ class Run:
             self.stop()
             self.wait(self.GRACE)
         except BaseException:
-            self.let_go()
+            let_go(self.lock)
             raise
         with Uninterrupted():  # a join that is interrupted takes the thread for ended, on Python 3.11
             for member in members:
@@ -401,8 +412,28 @@ class Run:
 
 _RUNS: weakref.WeakSet[Run] = weakref.WeakSet()
 
+#: Those whose streams were dropped, and that could not be stopped then.
+_DROPPED: list[Run] = []
+
 #: `HERE.feeder` is the feeder whose thread this is.
 HERE = threading.local()
+
+
+def let_go(lock: threading.RLock) -> None:
+    """Release *lock* if this thread has it, where it should not.
+
+    From Python 3.14 on a signal handler may raise behind the call with which a ``with`` takes a lock, before the block
+    begins that gives it back.
+    """
+    while lock._is_owned():  # type: ignore[attr-defined]  # as `threading.Condition` asks
+        lock.release()
+
+
+def stop_dropped() -> None:
+    """Stop the runs that could not be stopped when their streams were dropped."""
+    with suppress(IndexError):  # other threads do so, too
+        while True:
+            _DROPPED.pop().stop()
 
 
 def close_all() -> None:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from fstream._flow.span import Failure
 from fstream._plan.kernels import DROP, SKIP
 from fstream._plan.stages import Stage, StageStatus, WorkerInfo, declared
-from fstream._workers.notes import annotate, annotate_item, describe, shown
+from fstream._workers.notes import annotate, annotate_item, describe, notes_of, shown
 
 __all__ = ["Call", "FusedCall", "Place", "call_of", "handled", "handler_failed", "is_failure", "replaced"]
 
@@ -195,7 +195,7 @@ class Call:
 
     def hint(self, error: BaseException, note: str) -> None:
         """Note it once on an error that is raised for many items."""
-        if note not in getattr(error, "__notes__", ()):
+        if note not in notes_of(error):
             annotate(error, note)
 
     def may_retry(self, error: BaseException, tries: int) -> bool:

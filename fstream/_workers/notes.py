@@ -7,7 +7,7 @@ from typing import Any
 
 from fstream._plan.stages import Stage
 
-__all__ = ["annotate", "annotate_item", "describe", "shown"]
+__all__ = ["annotate", "annotate_item", "describe", "notes_of", "shown"]
 
 
 def describe(stage: Stage, index: int, item: Any) -> str:
@@ -23,7 +23,16 @@ def shown(item: Any) -> str:
 
 
 def annotate(error: BaseException, note: str) -> None:
-    _set_notes(error, [*getattr(error, "__notes__", ()), note])
+    _set_notes(error, [*notes_of(error), note])
+
+
+def notes_of(error: BaseException) -> list[Any]:
+    """Give the notes that *error* has, past a `__getattr__` of its class, which may answer to every name."""
+    try:
+        notes: object = BaseException.__getattribute__(error, "__notes__")
+    except AttributeError:
+        return []
+    return [*notes] if isinstance(notes, list | tuple) else []
 
 
 def _set_notes(error: BaseException, notes: list[str]) -> None:
@@ -59,7 +68,7 @@ def annotate_item(error: BaseException, stage: Stage, which: str, role: str = ""
     note = ItemNote(f"in {role}{which}")
     note.stage, note.role, note.first, note.length = stage, role, len(entries), len(entries)
     notes = []
-    for other in getattr(error, "__notes__", ()):
+    for other in notes_of(error):
         if type(other) is not ItemNote or other.stage is not stage or other.role != role:
             notes.append(other)
             continue

@@ -89,8 +89,12 @@ def counted(source: Iterable[Any], items: Iterator[Any]) -> tuple[Iterator[Any],
     return compress(items, marks), lambda: sys.maxsize - length_hint(marks)
 
 
-def iterate(stage: Stage, source: Iterable[Any]) -> Generator[Any, None, None]:
-    """Give the outputs of *stage* over *source*.
+def iterate(
+    stage: Stage, source: Iterable[Any], ended: list[bool] | tuple[()] = (), depth: int = 1
+) -> Generator[Any, None, None]:
+    """Give the outputs of *stage* over *source*, until *ended* is not empty, which another thread may see to.
+
+    The stage is the last of *depth* in a row that call one another.
 
     The loops are all that happens for an item, as what is called there, or looked at, counts: `map` takes 50 ns.
     """
@@ -99,8 +103,16 @@ def iterate(stage: Stage, source: Iterable[Any]) -> Generator[Any, None, None]:
     here = Here(stage, count)
     failed, spread, plain = here.failed, stage.kernel.spread, stage.kernel.finish is None
     try:
-        if (item := next(items, MISSING)) is MISSING:
-            return
+        try:
+            if (item := next(items, MISSING)) is MISSING:
+                return
+        except RecursionError as error:
+            if depth > 64:  # else it is the source's own
+                error.args = (
+                    f"{depth} stages of kind 'sync' in a row: each calls the one before it, and the limit of recursion"
+                    f" is {sys.getrecursionlimit()}; raise it by sys.setrecursionlimit, or join their functions",
+                )
+            raise
         here.begin()
         step = here.call.step
         # The first item again, in what keeps it no longer than needed, and the others.
@@ -109,11 +121,15 @@ def iterate(stage: Stage, source: Iterable[Any]) -> Generator[Any, None, None]:
                 for item in part:
                     try:
                         yield step(item)
+                        if ended:
+                            return
                         continue
                     except BaseException as error:
                         slot = failed(error, item)
                     if slot is not DROP:
                         yield slot
+                    if ended:
+                        return
                 continue
             for item in part:
                 try:
@@ -124,6 +140,8 @@ def iterate(stage: Stage, source: Iterable[Any]) -> Generator[Any, None, None]:
                     yield from slot
                 elif slot is not DROP:
                     yield slot
+                if ended:
+                    return
     finally:
         try:
             here.end()

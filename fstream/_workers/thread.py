@@ -40,7 +40,7 @@ class Workers(Crew):
     def launch(self, worker: Worker) -> None:
         try:
             worker.thread.start()
-        except RuntimeError as error:  # too many threads, or the interpreter is about to exit
+        except Exception as error:  # too many threads, no memory, or the interpreter is about to exit
             with self.run.lock:
                 self.coming -= 1
                 self.members.discard(worker)

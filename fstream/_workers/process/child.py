@@ -156,9 +156,9 @@ class Child:
 
     def read(self) -> None:
         """Take messages in until the parent is gone, or no stage has come for `IDLE_SECONDS`."""
-        poll = select.poll()  # not `select`, which takes no file number from 1,024 on
-        poll.register(self.wire.sock, select.POLLIN)
         try:
+            poll = select.poll()  # not `select`, which takes no file number from 1,024 on
+            poll.register(self.wire.sock, select.POLLIN)
             while True:
                 if not self.opened and not poll.poll(IDLE_SECONDS * 1000):
                     break

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from operator import itemgetter
 from typing import Any
 
+from fstream._workers.notes import notes_of
 from fstream._workers.process.wire import MOST_ERRORS, _pickled
 from fstream.errors import RemoteError, WorkerTraceback
 
@@ -79,7 +80,7 @@ def decode_error(encoded: tuple[Any, ...]) -> BaseException:
         _set(error, "__context__", errors.get(context))
         _set(error, "__cause__", errors.get(cause))
         _set(error, "__suppress_context__", suppress)
-        if notes or hasattr(error, "__notes__"):
+        if notes or notes_of(error):
             _set(error, "__notes__", notes)
     causes = [0]
     while (cause := records[causes[-1]][1]) is not None and cause not in causes:
@@ -96,8 +97,7 @@ def _set(error: BaseException, name: str, value: object) -> None:
 
 
 def _notes(error: BaseException) -> list[str]:
-    notes = getattr(error, "__notes__", None)
-    return [str(note) for note in notes if isinstance(note, str)] if isinstance(notes, list | tuple) else []
+    return [str(note) for note in notes_of(error) if isinstance(note, str)]
 
 
 def _formatted(error: BaseException) -> str:

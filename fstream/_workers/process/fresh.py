@@ -16,6 +16,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from multiprocessing import popen_spawn_posix, process, reduction, resource_tracker, spawn, util
 from multiprocessing.connection import wait
 from multiprocessing.context import set_spawning_popen
@@ -80,19 +81,24 @@ class _Popen(popen_spawn_posix.Popen):
         raise_no_sigpipe(ours)
         try:
             # A worker inherits the mask, and unblocks them when it has handlers of its own.
-            mask = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_THE_PARENT)
-            try:
-                with theirs:
+            with theirs, ExitStack() as after:
+                after.callback(os.close, child_sentinel)
+                mask = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_THE_PARENT)
+                try:
                     command, fds = _command(theirs.fileno())
                     fds += [*self._fds, theirs.fileno(), child_sentinel]
                     self.pid = util.spawnv_passfds(os.fsencode(command[0]), command, fds)
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-                os.close(child_sentinel)
+                finally:
+                    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             self._name_for_good()
             ours.sendall(packed.getbuffer(), NO_SIGPIPE)
         except ConnectionError:  # it was killed already: its exit status will tell
             pass
+        except BaseException:
+            if hasattr(self, "pid"):
+                self.kill()
+                self.poll(0)
+            raise
         finally:
             self.finalizer = util.Finalize(self, _close, (self.sentinel, ours.detach()))
 

@@ -46,10 +46,10 @@ class Link:
                 with theirs:
                     theirs.setblocking(True)
                     connection = Connection(os.dup(theirs.fileno()))
-                self.process = FreshProcess(target=child.main, args=(connection,), name="fstream-worker")
-                self.process.start()
+                with connection:
+                    self.process = FreshProcess(target=child.main, args=(connection,), name="fstream-worker")
+                    self.process.start()
                 PROCESSES.add(self.process)
-                connection.close()
                 try:
                     raise_no_sigpipe(ours)
                     # Not `send_fds`, which leaves out the flag.
@@ -57,6 +57,10 @@ class Link:
                     ours.sendmsg([b"c"], rights, NO_SIGPIPE)
                 except ConnectionError:  # it has died already: its end of the stream will tell
                     pass
+                except BaseException:
+                    self.process.kill()
+                    self.process.join()
+                    raise
             except BaseException:
                 ours.close()
                 raise
@@ -117,7 +121,10 @@ def _cell_file() -> int:
     if (fd := shared_file(child.CELL_SIZE)) is not None:
         return fd
     with tempfile.TemporaryFile() as file:
-        file.truncate(child.CELL_SIZE)
+        file.write(
+            bytes(child.CELL_SIZE)
+        )  # not `truncate`: to use a page that the disk has no room for is SIGBUS
+        file.flush()
         return os.dup(file.fileno())
 
 

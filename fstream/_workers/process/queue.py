@@ -61,7 +61,8 @@ class PipeQueue:
         self.bell.close()
 
     def __del__(self) -> None:
-        self.close()  # the pump was never started
+        if hasattr(self, "_push"):  # else no socket pair was to be had
+            self.close()  # the pump was never started
 
 
 class Pump(Protocol):

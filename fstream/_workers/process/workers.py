@@ -180,10 +180,10 @@ class Workers(Crew):
     # ------------------------------------------------------------------------------------------- the pump's loop
 
     def main(self) -> None:
-        # Other threads than the main one have no use for Ctrl-C.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        self.selector.register(self.queue.bell, selectors.EVENT_READ, None)
         try:
+            # Other threads than the main one have no use for Ctrl-C.
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            self.selector.register(self.queue.bell, selectors.EVENT_READ, None)
             while not self.over():
                 self.retire()
                 self.dispatch()
@@ -324,8 +324,11 @@ class Workers(Crew):
         """Write as much as the socket takes; wait for room, in the selector, if more is left."""
         try:
             done = worker.link.wire.flush()
-        except OSError:  # the worker has died: the end of its stream will tell
-            return
+        except OSError as error:
+            # The worker has died: the end of its stream will tell. Without memory, say, the pump would wait for ever.
+            if isinstance(error, ConnectionError) or not worker.link.process.is_alive():
+                return
+            raise
         events = selectors.EVENT_READ if done else selectors.EVENT_READ | selectors.EVENT_WRITE
         if self.selector.get_key(worker.link.sock).events != events:
             self.selector.modify(worker.link.sock, events, worker)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterable
 from typing import TYPE_CHECKING, Any
 
@@ -50,11 +49,16 @@ class TaskFeeder(Cancellable):
         if not self.closing:
             self.cancel()
 
-    def vanished(self) -> None:
-        with self.run.lock:
-            self.run.feed.ended(0, asyncio.CancelledError())
-            self.run.settle()
-            self.run.leave(self)
+    def vanished(self, error: BaseException) -> None:
+        self.end(0, error)
+
+    def end(self, credits: int, error: BaseException | None) -> None:
+        run = self.run
+        with run.lock:
+            if self in run.members:
+                run.feed.ended(credits, error)
+                run.settle()
+                run.leave(self)
 
     async def main(self) -> None:
         run, feed = self.run, self.run.feed
@@ -83,10 +87,7 @@ class TaskFeeder(Cancellable):
             await aclose(items)
         except BaseException as raised:
             error = error or raised
-        with run.lock:
-            feed.ended(credits, error)
-            run.settle()
-            run.leave(self)
+        self.end(credits, error)
 
     async def grant(self) -> int:
         feed = self.run.feed

@@ -62,8 +62,8 @@ class LoopMember(Protocol):
 
     def join(self, timeout: float) -> None: ...
 
-    def vanished(self) -> None:
-        """Leave for a task that never ran."""
+    def vanished(self, error: BaseException) -> None:
+        """Leave for a task that never ran, or whose loop has broken down with *error*."""
         ...
 
 
@@ -113,11 +113,15 @@ class Host:
     def _main(self, started: queue.SimpleQueue[BaseException | None]) -> None:
         try:
             with asyncio.Runner(loop_factory=new_loop) as runner:
-                runner.run(self._until_over(started))
+                try:
+                    runner.run(self._until_over(started))
+                except BaseException as error:
+                    for member in [*self.members]:  # the loop has broken down, and what lives on it
+                        member.vanished(error)
+                    raise
         except BaseException as error:  # no file is left for a loop, or the policy refuses to make one here
-            if self.started:
-                raise
-            started.put(error)
+            if not self.started:
+                started.put(error)
         finally:
             with self.run.lock:
                 self.run.leave(self)
@@ -166,7 +170,7 @@ class Host:
     def _left(self, member: LoopMember, _task: asyncio.Task[Any]) -> None:
         self.members.discard(member)
         if member in self.run.members:  # cancelled before its first step
-            member.vanished()
+            member.vanished(asyncio.CancelledError())
         self._end()
 
     def _end(self) -> None:

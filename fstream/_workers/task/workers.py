@@ -237,12 +237,12 @@ class Worker(Cancellable):
     def join(self, timeout: float) -> None:
         """Do nothing: a task has ended on its loop before it leaves the run."""
 
-    def vanished(self) -> None:
+    def vanished(self, error: BaseException) -> None:
         """Leave for a task that was cancelled before its first step."""
         crew = self.crew
         crew.coming -= 1
         crew.members.discard(self)
-        self.broke_off(asyncio.CancelledError())
+        self.broke_off(error)
         with self.run.lock:
             self.run.leave(self)
 
