@@ -225,8 +225,6 @@ class _Outputs:
         self.depth = 1
         if stage is not None and stage.kind == "sync" and isinstance(source, Stream):
             self.depth += source._outputs.depth
-        #: Not empty once another thread has closed a stage of kind "sync": f is not called again.
-        self.ended: list[bool] = []
         self.current: Iterator[Any] = iter(())
         self.run: Run | None = None
         self.queue: ConsumerQueue | None = None
@@ -327,7 +325,7 @@ class _Outputs:
             source = sources[0]
             if not isinstance(source, Iterable):
                 source = Stream((source,), None)
-            self.current = iterate(self.stage, source, self.ended, self.depth)
+            self.current = iterate(self.stage, source, self.depth)
         else:
             with Uninterrupted():
                 self.run = OPEN.get()(sources, stages, self.loop)
@@ -394,7 +392,6 @@ class _Outputs:
             return
         self.over = self.started = True  # first: who is just starting the run looks at it last
         run, current = self.run, self.current
-        self.ended.append(True)
         give_up(current)
         if run is not None:
             run.close()
@@ -410,7 +407,6 @@ class _Outputs:
             return
         self.over = self.started = True  # first: who is just starting the run looks at it last
         run, current = self.run, self.current
-        self.ended.append(True)
         give_up(current)
         if run is not None:
             from fstream._workers.task import consumer

@@ -1,4 +1,4 @@
-"""Stages of kind "sync", and the lock of a stream: closed from elsewhere, in long rows, interrupted."""
+"""Stages of kind "sync", and the lock of a stream: in long rows, interrupted."""
 
 from __future__ import annotations
 
@@ -10,38 +10,8 @@ from typing import Any
 
 import pytest
 
-from fstream import Stream, peach, pfilter, pflat_map, pmap
+from fstream import Stream, pmap
 from tests.gates import PATIENCE
-
-
-@pytest.mark.parametrize("endless", [True, False], ids=["generator", "range"])
-@pytest.mark.parametrize("verb", [pmap, pfilter, pflat_map, peach])
-def test_a_sync_stage_that_another_thread_closes_stops_after_the_item_in_hand(verb: Any, endless: bool):
-    in_f, closed, seen, where = threading.Event(), threading.Event(), [], []
-
-    def f(x: int) -> Any:
-        seen.append(x)
-        if x == 1:
-            in_f.set()
-            assert closed.wait(PATIENCE)
-        return (x,) if verb is pflat_map else True
-
-    def numbers() -> Iterator[int]:
-        try:
-            yield from range(10)
-        finally:
-            where.append(threading.current_thread())
-
-    stream = verb(f, numbers() if endless else range(10), kind="sync")
-    consumer = threading.Thread(target=lambda: list(stream))
-    consumer.start()
-    assert in_f.wait(PATIENCE)
-    stream.close()
-    closed.set()
-    consumer.join(PATIENCE)
-    assert seen == [0, 1]
-    assert where == ([consumer] if endless else [])
-    assert list(stream) == []
 
 
 def test_a_row_of_sync_stages_too_long_for_python_is_an_error_that_names_their_number():

@@ -89,12 +89,8 @@ def counted(source: Iterable[Any], items: Iterator[Any]) -> tuple[Iterator[Any],
     return compress(items, marks), lambda: sys.maxsize - length_hint(marks)
 
 
-def iterate(
-    stage: Stage, source: Iterable[Any], ended: list[bool] | tuple[()] = (), depth: int = 1
-) -> Generator[Any, None, None]:
-    """Give the outputs of *stage* over *source*, until *ended* is not empty, which another thread may see to.
-
-    The stage is the last of *depth* in a row that call one another.
+def iterate(stage: Stage, source: Iterable[Any], depth: int = 1) -> Generator[Any, None, None]:
+    """Give the outputs of *stage*, the last of *depth* in a row that call one another, over *source*.
 
     The loops are all that happens for an item, as what is called there, or looked at, counts: `map` takes 50 ns.
     """
@@ -121,15 +117,11 @@ def iterate(
                 for item in part:
                     try:
                         yield step(item)
-                        if ended:
-                            return
                         continue
                     except BaseException as error:
                         slot = failed(error, item)
                     if slot is not DROP:
                         yield slot
-                    if ended:
-                        return
                 continue
             for item in part:
                 try:
@@ -140,8 +132,6 @@ def iterate(
                     yield from slot
                 elif slot is not DROP:
                     yield slot
-                if ended:
-                    return
     finally:
         try:
             here.end()
