@@ -20,6 +20,7 @@ _plan           describes: options, stages, what an operation means for one item
 errors          the exceptions of fstream's own
 """
 
+from fstream._flow.observer import Observer, RunInfo, StageInfo, observe
 from fstream._plan.kernels import SKIP
 from fstream._plan.stages import StageStatus, WorkerInfo
 from fstream.combinators import merge, ordered, peach, pfilter, pflat_map, pmap, run, star
@@ -29,8 +30,11 @@ from fstream.transformer import Transformer
 
 __all__ = [
     "NotPicklable",
+    "Observer",
     "RemoteError",
+    "RunInfo",
     "SKIP",
+    "StageInfo",
     "StageStatus",
     "Stream",
     "Transformer",
@@ -38,6 +42,7 @@ __all__ = [
     "WorkerInfo",
     "WorkerTraceback",
     "merge",
+    "observe",
     "ordered",
     "peach",
     "pfilter",

@@ -169,7 +169,7 @@ def one_worker(kind: str) -> Iterator[Any]:
 @pytest.mark.parametrize("kind", ["thread", "task"])
 def test_each_try_has_a_time_of_its_own(kind: str):
     with one_worker(kind) as worker:
-        assert worker.crew.again(worker, 2)
+        assert worker.crew.again(worker, 2, ValueError())
         assert worker.begun > 0
         assert worker.span.tried == 2
 
@@ -182,7 +182,7 @@ def test_nobody_tries_again_for_nobody(kind: str, end: str):
             worker.crew.window.stop()
         else:
             worker.abandoned = True
-        assert not worker.crew.again(worker, 1)
+        assert not worker.crew.again(worker, 1, ValueError())
 
 
 # Lone items, for tasks that wait side by side

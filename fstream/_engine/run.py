@@ -38,6 +38,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from fstream._engine.interrupts import Uninterrupted
 from fstream._engine.queues import ThreadQueue
+from fstream._engine.reports import Reports
 from fstream._flow.buffers import Outlet
 from fstream._flow.protocols import TakerQueue, Upstream
 from fstream._flow.sources import Feed
@@ -181,6 +182,8 @@ class Run:
         self.on_leave: list[Callable[[], object]] = []
         #: Errors of ``on_done``, raised to the consumer when all is over.
         self.complaints: list[BaseException] = []
+        #: Passes on what happens, if somebody observes this run. Its lock is the run's, then.
+        self.observer: Reports | None = None
         #: The row, from the source to the consumer: laid by `fstream._workers.opening`.
         self.feeders: list[Feeder] = []
         self.windows: list[Window] = []
@@ -274,6 +277,8 @@ class Run:
     def leave(self, member: Member) -> None:
         """A member has nothing left to do. Under the lock. No taker waits for this, so it needs no `settle`."""
         self.members.discard(member)
+        if self.observer is not None and self.stopped and not self.members:
+            self.observer.end()
         calls, self.on_leave = self.on_leave, []
         for call in calls:
             call()
@@ -315,12 +320,19 @@ class Run:
                 return taken  # type: ignore[no-any-return]
             if taken.error is None and not self.stopped:
                 self.wait(None)  # for on_done
-        except BaseException:
+        except BaseException as error:
             let_go(self.lock)
+            self.ends_with(error)
             self.close(complain=False)
             raise
+        self.ends_with(taken.error)
         self.close(complain=taken.error is None)
         raise taken.error or StopIteration
+
+    def ends_with(self, error: BaseException | None) -> None:
+        """The consumer gets *error*, or the end."""
+        if self.observer is not None:
+            self.observer.error = error or next(iter(self.complaints), None)
 
     def stop(self) -> None:
         """Make every member end; wait for none."""
@@ -350,18 +362,25 @@ class Run:
         Then another thread stops the run.
         """
         owned: bool = self.lock._is_owned()  # type: ignore[attr-defined]  # as `threading.Condition` asks
-        if not owned and self.lock.acquire(blocking=False):
+        # An observer may be at work in this very thread.
+        if self.observer is None and not owned and self.lock.acquire(blocking=False):
             try:
                 self.stop()
             finally:
                 self.lock.release()
-        elif not self.stopped:
+        elif self.observer is not None or not self.stopped:
             try:
-                start_new_thread(self.stop, ())
+                start_new_thread(self.stop if self.observer is None else self.stop_observed, ())
             except (
                 Exception
             ):  # too many threads, or no memory: the next run that starts sees to it, or the exit
                 _DROPPED.append(self)
+
+    def stop_observed(self) -> None:
+        """Stop it, and say that it is over if nobody is left to do so."""
+        self.stop()
+        if self.observer is not None and not self.members:
+            self.observer.close()
 
     def wait(self, timeout: float | None) -> None:
         """Wait until all members but abandoned ones have left: *timeout* seconds for those that are in user code."""
@@ -405,6 +424,8 @@ class Run:
 
     def closed(self, complain: bool) -> None:
         """Raise the first error of ``on_done``, once, if this is the place to *complain*."""
+        if self.observer is not None:
+            self.observer.close()
         complaints, self.complaints = self.complaints, []
         if complain and complaints:
             raise complaints[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fstream._flow.protocols import Drawn
@@ -35,6 +35,8 @@ class Feed:
         self.alone = False
         #: The run is over, or failed downstream of here.
         self.stopped = False
+        #: Is told how many items are drawn, if somebody observes.
+        self.pulled: Callable[[int], None] | None = None
 
     def credits(self) -> int:
         """Grant a feeder the room that is left, shared with the feeders beside it, ahead of what it pulls."""
@@ -67,6 +69,8 @@ class Feed:
         if most >= len(pending):
             most = len(pending)
         outputs = [pending.popleft()] if most == 1 else [pending.popleft() for _ in range(most)]
+        if self.pulled is not None and most:
+            self.pulled(most)
         return outputs, most if self.alone else 0
 
     def release(self, credits: int) -> None:
@@ -115,6 +119,8 @@ class Slices:
         self.is_range = type(source) is range
         self.position = 0
         self.over = self.stopped = False
+        #: Is told how many items are drawn, if somebody observes.
+        self.pulled: Callable[[int], None] | None = None
 
     def available(self) -> int:
         # Counted anew each time: a list may grow while it is iterated.
@@ -128,6 +134,8 @@ class Slices:
         else:
             outputs = self.source[position : position + most]
         self.position = position + len(outputs)
+        if self.pulled is not None:
+            self.pulled(len(outputs))
         return outputs, 0
 
     def release(self, credits: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from fstream._flow.sizing import STRIDE
@@ -18,6 +18,8 @@ class Failure:
     index: int
     item: Any
     error: BaseException | None
+    #: How often it was tried.
+    tries: int = field(default=0, compare=False)
 
 
 class Closed(NamedTuple):
@@ -43,7 +45,7 @@ class Span:
     """
 
     __slots__ = (
-        "begun", "closed", "filled", "given", "items", "sent", "slots", "start", "stride", "tried", "tries",
+        "begun", "closed", "filled", "given", "items", "sent", "slots", "start", "stride", "tried", "tries", "worker",
     )  # fmt: skip
 
     def __init__(self, start: int, items: Sequence[Any], tries: int = 0) -> None:
@@ -68,6 +70,8 @@ class Span:
         self.tries = tries
         #: How often the item at work has failed so far; 0 before its worker tries it again.
         self.tried = 0
+        #: The index of the worker that has it, if somebody observes.
+        self.worker: int | None = None
 
     def claim(self) -> Iterator[Any] | None:
         """Give the worker its next items, None at the end."""

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import Any
 
+from fstream._flow.observer import Observer, StageInfo
 from fstream._flow.protocols import Drawn, Upstream
 from fstream._flow.room import Room
 from fstream._flow.sizing import (
@@ -114,6 +115,9 @@ class Window:
         self.flush_requested = False
         self.failure: Failure | None = None
         self.stopped = False
+        #: Is told what happens, if somebody observes, with what it may know of the stage.
+        self.observer: Observer | None = None
+        self.info: StageInfo
         #: The part of the row upstream that had more when `end` looked last. While it goes on, nothing between it and
         #: this window has failed, because everything upstream of a failure is stopped.
         self.giver: Upstream = upstream
@@ -172,6 +176,8 @@ class Window:
         most = min(self._drawable(), most)
         if most > 0:
             items = self._draw(most)
+            if self.observer is not None:
+                self.observer.taken(self.info, self.next_index, len(items), None)
             self.lone_items.extend(enumerate(items, self.next_index))
             self.next_index += len(items)
             self.lone += len(items)
@@ -251,6 +257,8 @@ class Window:
         self.stealable.discard(span)
         self.open -= 1
         count = len(span.slots)
+        if self.observer is not None:
+            self.observer.done(self.info, span.start, count, elapsed, span.worker)
         if elapsed is not None and count:
             cost = elapsed / count
             self.cost = cost if self.cost is None else (self.cost + cost) / 2
@@ -318,12 +326,14 @@ class Window:
         failure = self.failure
         return not self.stopped and (failure is None or (self.ordered and span.start < failure.index))
 
-    def lose(self, span: Span, retries: int, at: int | None = None) -> tuple[Failure, Span] | None:
+    def lose(
+        self, span: Span, retries: int, at: int | None = None, again: Callable[[Failure], None] | None = None
+    ) -> tuple[Failure, Span] | None:
         """Close *span*, whose worker is gone, before the item at position *at*, where the worker was.
 
         The finished slots stay. Items that the worker did not start, or whose slots were lost with it, are requeued.
         The item itself is requeued, too. But if it has had its *retries*, this gives a `Failure` for it that has no
-        error yet, and the span that is to have its slot.
+        error yet, and the span that is to have its slot. *again* is told of an item that is tried once more.
         """
         self.steal_from(span)
         span.slots = list(span.slots)  # a thread that was abandoned may still append to the old list
@@ -340,13 +350,18 @@ class Window:
             self._requeue(Span(span.start + position, span.items[position:]))
             span.items = span.items[:position]
         self.done(span)
+        failure = Failure(victim.start, item, None, tries)
         if tries <= retries:
             self._requeue(victim)
+            if again is not None:
+                again(failure)
             return None
         victim.sent = True
         self.spans[victim.start] = victim
         self.open += 1
-        return Failure(victim.start, item, None), victim
+        if self.observer is not None:
+            self.observer.taken(self.info, victim.start, 1, None)
+        return failure, victim
 
     def fail(self, failure: Failure) -> None:
         """Put *failure* in its item's place. No item behind it is started any more.
@@ -492,6 +507,8 @@ class Window:
             parts.append(part)
             most -= len(part)
         outputs = parts[0] if len(parts) == 1 else list(chain.from_iterable(parts))
+        if self.observer is not None and outputs:
+            self.observer.given(self.info, len(outputs))
         self.ready_count -= len(outputs)
         return outputs, credits
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from inspect import BoundArguments, Parameter, signature
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from fstream._flow.span import Failure
 from fstream._plan.kernels import DROP, SKIP
@@ -24,6 +24,10 @@ class Place(Protocol):
     def slots(self) -> Sequence[Any]: ...
 
 
+#: Is asked before a further try of an item: how often it was tried, and what the last try ended with.
+Again: TypeAlias = Callable[[int, BaseException], bool]
+
+
 def fits(f: Callable[..., Any], *args: Any, **named: Any) -> bool:
     """Tell whether *f* can be called so, as far as its signature says."""
     try:
@@ -37,7 +41,7 @@ def fits(f: Callable[..., Any], *args: Any, **named: Any) -> bool:
     return True
 
 
-def _always(_tries: int) -> bool:
+def _always(_tries: int, _error: BaseException) -> bool:
     return True
 
 
@@ -141,27 +145,26 @@ class Call:
             return (), {name: value for name, value in resources.items() if name in names} | named
         return (resources if type(resources) is tuple else (resources,)), named
 
-    def rescue(
-        self, error: BaseException, item: Any, index: int, tries: int, again: Callable[[int], bool] = _always
-    ) -> Any:
+    def rescue(self, error: BaseException, item: Any, index: int, tries: int, again: Again = _always) -> Any:
         """Try a failed *item* again as often as the stage says; give its slot or its `Failure`.
 
-        *again* is told before each try how many there were, and says whether anybody still waits for it.
+        *again* is told before each try how many there were, and what the last one ended with, and says whether anybody
+        still waits for it.
         """
         while True:
             error = self.named(error)
             tries += 1
-            if not (self.may_retry(error, tries) and again(tries)):
-                return self.given_up(error, item, index)
+            if not (self.may_retry(error, tries) and again(tries, error)):
+                return self.given_up(error, item, index, tries)
             try:
                 return self.step(item)
             except BaseException as another:
                 error = another
 
-    def given_up(self, error: BaseException, item: Any, index: int) -> Failure:
+    def given_up(self, error: BaseException, item: Any, index: int, tries: int) -> Failure:
         self.explain(error, item)
         annotate_item(error, self.stage, describe(self.stage, index, item))
-        return Failure(index, item, error)
+        return Failure(index, item, error, tries)
 
     def explain(self, error: BaseException, item: Any) -> None:
         """Note on *error* what to write, where f cannot be called as it is, or the item is none.
@@ -252,7 +255,7 @@ class FusedCall:
         return item
 
     def rescue(
-        self, error: BaseException, item: Any, index: int, tries: int, again: Callable[[int], bool] = _always
+        self, error: BaseException, item: Any, index: int, tries: int, again: Again = _always
     ) -> Failure:
         """Say at which stage it failed: only here that is known."""
         stage, error = self.at.stage, self.named(error)
@@ -263,7 +266,7 @@ class FusedCall:
             which = describe(stage, index, self.item)
         self.at.explain(error, self.item)
         annotate_item(error, stage, which)
-        return Failure(index, item, error)
+        return Failure(index, item, error, tries + 1)
 
     def named(self, error: BaseException) -> BaseException:
         return self.at.named(error)
@@ -297,7 +300,7 @@ def handled(stage: Stage, failure: Failure) -> Any:
 def handler_failed(stage: Stage, failure: Failure, raised: BaseException) -> Failure:
     """The failure that stays where ``on_error`` itself has *raised*."""
     annotate_item(raised, stage, describe(stage, failure.index, failure.item), "on_error of ")
-    return Failure(failure.index, failure.item, raised)
+    return Failure(failure.index, failure.item, raised, failure.tries)
 
 
 def replaced(stage: Stage, item: Any, result: Any) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
+from fstream._flow.observer import HowEnded
 from fstream._flow.span import Closed, Failure, Span
 from fstream._flow.window import Window
 from fstream._plan.stages import Stage, StageStatus
@@ -13,6 +14,7 @@ from fstream._workers.call import Call, handled, is_failure
 from fstream._workers.notes import annotate, describe
 
 if TYPE_CHECKING:
+    from fstream._engine.reports import Reports
     from fstream._engine.run import Run
 
 __all__ = ["LONGEST_WAIT", "Crew"]
@@ -27,11 +29,14 @@ class Crew:
 
     queue: Any  # a TakerQueue, and its `get` as the kind's takers call it
     worker: Any  # the class of the members
+    #: Passes on what happens, if somebody observes.
+    observer: Reports | None = None
 
     def __init__(self, run: Run, stage: Stage, window: Window) -> None:
         self.run = run
         self.stage = stage
         self.window = window
+        self.observer = run.observer
         #: The workers that take part. Abandoned ones do not.
         self.members: set[Any] = set()
         #: How many members have been started, and have not come for their first span yet.
@@ -110,6 +115,33 @@ class Crew:
         """Wake the takers beside this stage, because one of its workers took or finished something. Under the lock."""
         self.run.settle(self.queue)
 
+    # ------------------------------------------------------------------------------------------ who is told of it
+
+    def started(self, worker: Any) -> None:
+        if self.observer is not None:
+            self.observer.started(worker, self.window.info, worker.index)
+
+    def ended(self, worker: Any, how: HowEnded = "ended") -> None:
+        if self.observer is not None:
+            self.observer.ended(worker, how)
+
+    def taken(self, span: Span, worker: Any) -> None:
+        """A worker has *span* in hand. Where somebody observes."""
+        assert self.observer is not None
+        span.worker = worker.index
+        self.observer.taken(self.window.info, span.start, len(span.items), worker.index)
+
+    def failed(self, failure: Failure) -> None:
+        """An item has failed for good."""
+        if self.observer is not None and failure.error is not None:
+            self.observer.failed(self.window.info, failure.index, failure.error, failure.tries)
+
+    def retried(self, index: int, error: BaseException, tries: int) -> None:
+        if self.observer is not None:
+            self.observer.retried(self.window.info, index, error, tries)
+
+    # ---------------------------------------------------------------------------------------------------- at work
+
     def claim(self, span: Span) -> Iterator[Any] | None:
         """Give the worker of *span* its next items; None at the end of the span."""
         if len(span.slots) >= len(span.items):
@@ -171,14 +203,18 @@ class Crew:
                 wait = min(left, LONGEST_WAIT if wait is None else wait)
         return late, wait
 
-    def again(self, worker: Any, tries: int) -> bool:
-        """Begin one more try of the item of *worker*, after *tries*, with a time of its own. False if nobody waits."""
+    def again(self, worker: Any, tries: int, error: BaseException) -> bool:
+        """Begin one more try of the item of *worker*, after *tries*, with a time of its own. False if nobody waits.
+
+        The last try ended with *error*.
+        """
         with self.run.lock:
             if worker.abandoned or self.window.stopped:
                 return False
             worker.span.tried = tries
             if worker.begun is not None:
                 worker.begun = monotonic()
+            self.retried(worker.span.start + len(worker.span.slots), error, tries)
             return True
 
     def too_late(self, failure: Failure) -> BaseException:
@@ -189,13 +225,18 @@ class Crew:
 
     def lost(self, span: Span, error_of: Callable[[Failure], BaseException], at: int | None = None) -> None:
         """Have the item tried again at which a worker was lost, position *at* of *span*; or let the item fail."""
+        again: list[Failure] = []
         with self.run.lock:
-            lost = self.window.lose(span, self.stage.retries, at)
+            lost = self.window.lose(span, self.stage.retries, at, again.append)
             self.run.settle()
+        if self.observer is not None:
+            for failure in again:
+                self.retried(failure.index, error_of(failure), failure.tries)
         if lost is None:
             return
         failure, victim = lost
         failure.error = error_of(failure)
+        self.failed(failure)
         self.make_good(failure, victim)
 
     def make_good(self, failure: Failure, victim: Span) -> None:

@@ -7,8 +7,10 @@ from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from fstream._engine.reports import reports_of
 from fstream._engine.run import Feeder, Run, StageWorkers
 from fstream._flow.buffers import Outlet
+from fstream._flow.observer import Observer
 from fstream._flow.protocols import Upstream
 from fstream._flow.room import Room
 from fstream._flow.sources import Feed, Slices, sliceable
@@ -60,19 +62,33 @@ class OpenFeeder(Protocol):
 
 
 def lay(
-    run: Run, sources: list[Any], stages: list[Stage], open_workers: OpenWorkers, open_feeder: OpenFeeder
+    run: Run,
+    sources: list[Any],
+    stages: list[Stage],
+    open_workers: OpenWorkers,
+    open_feeder: OpenFeeder,
+    *observers: Observer,
 ) -> None:
-    """Link sources, stages and consumer: each draws from the one before it."""
+    """Link sources, stages and consumer: each draws from the one before it.
+
+    *observers* are told of the run, beside those who observe this context.
+    """
     stages = fuse(stages)
     workers = [stage.workers or backend_of(stage).default_workers() for stage in stages]
+    names = [(stage.name, stage.kind, count) for stage, count in zip(stages, workers, strict=True)]
+    if (reports := reports_of(names, *observers)) is not None:
+        run.observer, run.lock = reports, reports.lock
     room = Room(stages[0].maxsize, 2 * workers[0]) if stages else Room(None, 2 * len(sources))
     if len(sources) == 1 and stages and sliceable(sources[0]):
-        run.origin = Slices(sources[0])
+        origin: Slices | Feed = Slices(sources[0])
     else:
-        run.origin = run.feed = Feed(room, len(sources))
+        origin = run.feed = Feed(room, len(sources))
         run.feed.alone = not stages
         run.feeders = [open_feeder(run, source) for source in sources]
-    upstream: Upstream = run.origin
+    if reports is not None:
+        origin.pulled = partial(reports.pulled, reports.run)
+    upstream: Upstream = origin
+    run.origin = origin
     for stage, count in zip(stages, workers, strict=True):
         if run.windows:
             room = Room(stage.maxsize, 2 * count)
@@ -87,6 +103,8 @@ def lay(
             numbers=backend.numbers,
             loses=backend.loses(stage),
         )
+        if reports is not None:
+            window.observer, window.info = reports, reports.run.stages[len(run.windows)]
         run.windows.append(window)
         run.crews.append(open_workers(run, stage, window))
         upstream = window

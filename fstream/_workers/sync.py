@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
-from itertools import compress, repeat
+from itertools import chain, compress, islice, repeat
 from operator import length_hint
 from time import perf_counter
 from typing import Any, Final, Protocol
 
+from fstream._engine.reports import reports_of
 from fstream._flow.sizing import SPAN_SECONDS
 from fstream._flow.sources import sliceable
 from fstream._plan.kernels import DROP
@@ -18,6 +19,9 @@ from fstream._workers.call import Call, handled, is_failure
 from fstream._workers.notes import annotate
 
 __all__ = ["aclose", "iterate", "iterate_async"]
+
+#: An observer is told of so many items at once, at most: they may be cheap, and those behind them slow.
+MOST_TOLD: Final = 4096
 
 
 class Here:
@@ -32,6 +36,11 @@ class Here:
         self.count = count
         self.call = Call(stage, 0)
         self.call.place = self
+        #: Passes on what happens, if somebody observes, and how many items it was told of.
+        self.observer = reports_of([(stage.name, stage.kind, 1)])
+        self.told = 0
+        #: How many items ended the run: their errors are its.
+        self.fatal = 0
 
     @property
     def start(self) -> int:
@@ -39,8 +48,47 @@ class Here:
         return self.count() - 1
 
     def begin(self) -> None:
+        if self.observer is not None:
+            self.observer.started(self, self.observer.run.stages[0], 0)
         with self.naming("on_start"):
             self.call.begin()
+
+    def parts(self, items: Iterator[Any]) -> Iterator[Iterator[Any]]:
+        """Give *items* in parts, and tell the observer of each: cheap ones by the thousand, slow ones alone."""
+        most, came = 1, self.count()
+        while True:
+            begun = perf_counter()
+            yield islice(items, most)
+            before, came = came, self.count()
+            self.tell(came)
+            if came - before < most:
+                return
+            most = min(2 * most, MOST_TOLD) if perf_counter() - begun < SPAN_SECONDS else 1
+
+    def tell(self, came: int) -> None:
+        """So many items have come in all, and are through."""
+        start, count, self.told = self.told, came - self.told, came
+        if self.observer is not None and count:
+            stage = self.observer.run.stages[0]
+            self.observer.pulled(self.observer.run, count)
+            self.observer.taken(stage, start, count, 0)
+            self.observer.done(stage, start, count - self.fatal, None, 0)
+
+    def again(self, tries: int, error: BaseException) -> bool:
+        if self.observer is not None:
+            self.observer.retried(self.observer.run.stages[0], self.start, error, tries)
+        return True
+
+    def ends_with(self, error: BaseException) -> None:
+        if self.observer is not None and not isinstance(error, GeneratorExit):
+            self.observer.error = error
+
+    def over(self) -> None:
+        """Tell the observer of what it was not told, and of the end."""
+        if self.observer is not None:
+            self.tell(self.count())
+            self.observer.ended(self, "ended")
+            self.observer.close()
 
     def outputs(self, item: Any) -> tuple[Any, ...] | list[Any]:
         """Run f on *item*; give its outputs."""
@@ -58,10 +106,13 @@ class Here:
         """Give the slot that stands for a failed *item*, or raise."""
         if isinstance(error, GeneratorExit) and error.__traceback__ and error.__traceback__.tb_next is None:
             raise error  # not out of f: the generator that called f is closed
-        slot = self.call.rescue(error, item, self.start, 0)
+        slot = self.call.rescue(error, item, self.start, 0, self.again)
         if is_failure(slot):
+            if self.observer is not None:
+                self.observer.failed(self.observer.run.stages[0], slot.index, slot.error, slot.tries)
             slot = handled(self.stage, slot)
         if is_failure(slot):
+            self.fatal = 1
             raise slot.error
         return slot
 
@@ -75,6 +126,7 @@ class Here:
             yield
         except BaseException as error:
             annotate(error, f"in {role} of stage {self.stage.name!r} ({self.stage.kind})")
+            self.ends_with(error)
             raise
 
 
@@ -112,7 +164,8 @@ def iterate(stage: Stage, source: Iterable[Any], depth: int = 1) -> Generator[An
         here.begin()
         step = here.call.step
         # The first item again, in what keeps it no longer than needed, and the others.
-        for part in iter([item]), items:
+        rest = (items,) if here.observer is None else here.parts(items)
+        for part in chain((iter([item]),), rest):
             if plain:
                 for item in part:
                     try:
@@ -132,12 +185,16 @@ def iterate(stage: Stage, source: Iterable[Any], depth: int = 1) -> Generator[An
                     yield from slot
                 elif slot is not DROP:
                     yield slot
+    except BaseException as error:
+        here.ends_with(error)
+        raise
     finally:
         try:
             here.end()
         finally:
             if isinstance(given, Generator):
                 given.close()
+            here.over()
 
 
 class Owner(Protocol):
@@ -176,6 +233,7 @@ async def iterate_async(
                 number += 1
                 yield here.outputs(item)
                 if perf_counter() - paused > SPAN_SECONDS:  # a source that never waits leaves others a turn
+                    here.tell(number)
                     await sleep(0)
                     paused = perf_counter()
         else:
@@ -186,6 +244,9 @@ async def iterate_async(
         if not owner.closing and isinstance(items, AsyncIterable):
             items = None  # collected, or at the end of the loop: whoever closes this closes that, too
         raise
+    except BaseException as error:
+        here.ends_with(error)
+        raise
     finally:
         owner.end()
         try:
@@ -195,3 +256,5 @@ async def iterate_async(
                 await aclose(items)
             elif isinstance(items, Generator):
                 items.close()
+            if isinstance(source, AsyncIterable):  # else `iterate` has told
+                here.over()

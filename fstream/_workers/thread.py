@@ -86,6 +86,7 @@ class Worker:
     def main(self) -> None:
         crew = self.crew
         try:
+            crew.started(self)
             span: Any = crew.arrived()
             while type(span := span or crew.queue.get()) is not Closed:
                 crew.recruit()
@@ -105,6 +106,7 @@ class Worker:
                 crew.members.discard(self)
                 if crew.watch is not None:
                     crew.watch.wake.notify()
+                crew.ended(self)
                 self.run.leave(self)
 
     def work(self, span: Span) -> float:
@@ -112,6 +114,8 @@ class Worker:
         self.busy = True
         begun = perf_counter()
         self.span = span
+        if self.crew.observer is not None:
+            self.crew.taken(span, self)
         self.call.set_place(span)
         try:
             if not self.call.started:
@@ -168,6 +172,7 @@ class Worker:
         if is_failure(slot):
             if self.left_alone():
                 return slot
+            self.crew.failed(slot)
             slot = handled(self.stage, slot)
             if is_failure(slot):
                 self.crew.fail(slot)
@@ -246,6 +251,7 @@ class Watch:
                     worker.abandoned = True
                     self.crew.members.discard(worker)
             for worker in late:
+                self.crew.ended(worker, "timed out")
                 self.crew.lost(worker.span, self.crew.too_late)
                 with run.lock:
                     if not self.crew.window.exhausted:

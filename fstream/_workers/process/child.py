@@ -50,6 +50,7 @@ __all__ = [
     "OPENED",
     "OPENING",
     "READY",
+    "RETRIED",
     "SENDING",
     "SINCE",
     "SLOTS",
@@ -66,7 +67,7 @@ __all__ = [
 
 
 # To the child ...
-OPEN: Final = "open"  # here is a stage: (surroundings, index), call
+OPEN: Final = "open"  # here is a stage: (surroundings, index, observed), call
 SPAN: Final = "span"  # run these items: (start, tries), items
 STEAL: Final = "steal"  # give back what is not started, send what is finished
 FINISH: Final = "finish"  # run on_done: (active workers)
@@ -79,6 +80,7 @@ SLOTS: Final = (
     "slots"  # (start, count so far, failures: {position: tries, None if no more}, closed, seconds), slots
 )
 STOLEN: Final = "stolen"  # (start, count): the last items of a span, not started; None for all of them
+RETRIED: Final = "retried"  # (index, error, tries): an item is tried again; only where somebody observes
 UNLOADABLE: Final = "unloadable"  # (start, error): the items cannot be unpickled
 BROKEN: Final = "broken"  # (where, error): loading the stage or on_start raised
 FINISHED: Final = "finished"  # (error of on_done or None)
@@ -141,6 +143,8 @@ class Child:
         self.failed: dict[int, int | None] = {}
         #: When the span in hand was begun, in seconds of `perf_counter`.
         self.begun = 0.0
+        #: The parent wants to know of further tries.
+        self.observed = False
         #: The parent waits for slots: send those that there are after the item at work.
         self.flush_requested = False
 
@@ -241,6 +245,7 @@ class Child:
         header, body = message
         what = header[0]
         if what == OPEN:
+            self.observed = header[3]
             self.open(header[1], header[2], body)
         elif what == SPAN:
             self.work(header[1], header[2], body)
@@ -356,10 +361,12 @@ class Child:
         with self.sending:
             return span.claim()
 
-    def again(self, tries: int) -> bool:
-        """Begin one more try of the item at work, after *tries*, with a time of its own."""
+    def again(self, tries: int, error: BaseException) -> bool:
+        """Begin one more try of the item at work, after *tries* that ended with *error*, with a time of its own."""
         self.cell[SINCE] = monotonic_ns()
         self.cell[TRIES], self.cell[TRIED_INDEX] = tries, self.cell[DOING]
+        if self.observed:
+            self.say(RETRIED, self.cell[DOING], encode_error(error), tries)
         return True
 
     def failure(self, slot: Any, index: int) -> None:

@@ -233,6 +233,8 @@ class Workers(Crew):
                 self.run.settle()
             if span is None:
                 break
+            if self.observer is not None:
+                self.taken(span, worker)
             self.send(worker, span)
 
     def next_worker(self) -> Worker | None:
@@ -258,6 +260,7 @@ class Workers(Crew):
             return
         worker = Worker(link, self.free_indexes.pop(0))
         self.workers.append(worker)
+        self.started(worker)
         self.selector.register(link.sock, selectors.EVENT_READ, worker)
         if link.ready:
             self.open(worker)
@@ -266,7 +269,9 @@ class Workers(Crew):
         """Give a worker the stage."""
         worker.opened = True
         worker.link.forget_span()
-        worker.link.wire.push((child.OPEN, surroundings(), worker.index), self.packed)
+        worker.link.wire.push(
+            (child.OPEN, surroundings(), worker.index, self.observer is not None), self.packed
+        )
         self.flush(worker)
 
     def send(self, worker: Worker, span: Span) -> None:
@@ -313,6 +318,7 @@ class Workers(Crew):
     def put(self, span: Span, slot: Any) -> bool:
         """Append *slot*, or what ``on_error`` makes of a failure; False if the failure stays and ends the span."""
         if is_failure(slot):
+            self.failed(slot)
             slot = handled(self.stage, slot)
             if is_failure(slot):
                 self.fail(slot)
@@ -458,6 +464,8 @@ class Workers(Crew):
         elif what == child.SLOTS:
             self.stillborn = 0
             self.receive(worker, header[1:], body)
+        elif what == child.RETRIED:
+            self.retried(header[1], decode_error(header[2]), header[3])
         elif what == child.STOLEN:
             self.requeue_tail(worker, header[1], header[2])
         elif what == child.READY:
@@ -576,6 +584,7 @@ class Workers(Crew):
     def leave_out(self, worker: Worker) -> None:
         """Have *worker* take part no more; its index is free."""
         self.workers.remove(worker)
+        self.ended(worker)
         self.free_indexes.append(worker.index)
         self.selector.unregister(worker.link.sock)
         if worker.begun:
@@ -585,6 +594,7 @@ class Workers(Crew):
 
     def bury(self, worker: Worker, doing: int, status: int | None, error_of: ErrorOf | None = None) -> None:
         """See to the spans of a dead *worker*. *doing* is what its cell said, *status* how its process ended."""
+        self.ended(worker, "died" if error_of is None else "timed out")
         self.leave_out(worker)
         flushing = bool(worker.link.state(child.FLUSHING))
         if worker.finishing:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from fstream._engine.run import Run
 from fstream._flow.buffers import Credits, Work
+from fstream._flow.observer import Observer, StageInfo
 from fstream._flow.protocols import Buffer
 from fstream._flow.span import Closed, Failure, Span
 from fstream._flow.window import Window
@@ -79,9 +80,21 @@ def open_run(
 ) -> SimulatedRun:
     """Make a run whose members are actors of *simulation*."""
     run = SimulatedRun(simulation, loop)
-    lay(run, sources, stages, Workers, Feeder)
+    lay(run, sources, stages, Workers, Feeder, Story(simulation))
     simulation.runs.append(run)
     return run
+
+
+class Story(Observer):
+    """Tells the simulation's story, as far as it goes by spans."""
+
+    def __init__(self, simulation: Simulation) -> None:
+        self.log = simulation.log
+
+    def taken(self, stage: StageInfo, start: int, count: int, worker: int | None) -> None:
+        if worker is not None:
+            last = f" to {start + count - 1}" if count > 1 else ""
+            self.log(f"{stage.name}[{worker}] takes item {start}{last}")
 
 
 class SimulatedRun(Run):
@@ -402,6 +415,7 @@ class Worker(Member):
         try:
             if self.stage.kind == "process":
                 self.load()
+            crew.started(self)
             span: Any = crew.arrived()
             while not self.used_up() and type(span := span or (yield from crew.queue.taking())) is not Closed:
                 crew.recruit()
@@ -416,6 +430,7 @@ class Worker(Member):
         if self.used_up() and not replaced:
             crew.replace(self)
         with self.run.lock:
+            crew.ended(self)
             self.run.leave(self)
 
     def load(self) -> None:
@@ -447,8 +462,8 @@ class Worker(Member):
 
     def work(self, span: Span) -> Steps:
         crew = self.crew
-        begun, last = self.simulation.now, span.start + len(span.items) - 1
-        self.log(f"takes item {span.start}" + (f" to {last}" if last > span.start else ""))
+        begun = self.simulation.now
+        crew.taken(span, self)
         self.span, self.slots = span, span.slots if self.stage.kind != "process" else []
         span.filled = self.slots
         self.call.set_place(Place(span.start, self.slots))
@@ -509,9 +524,10 @@ class Worker(Member):
                         window.flush_requested = False
                     self.run.settle()
 
-    def again(self, tries: int) -> bool:
+    def again(self, tries: int, error: BaseException) -> bool:
         assert self.span is not None
         self.span.tried = tries
+        self.crew.retried(self.span.start + len(self.slots), error, tries)
         return True
 
     def meet_fault(self, item: Any) -> None:
@@ -545,6 +561,7 @@ class Worker(Member):
             except BaseException as error:
                 slot = call.rescue(error, item, index, tries, self.again)
         if is_failure(slot) and type(slot.error) is not Lost:
+            self.crew.failed(slot)
             slot = handled(self.stage, slot)
         return slot
 
@@ -560,10 +577,9 @@ class Worker(Member):
         except BaseException as error:
             slot = call.rescue(error, own, index, tries, self.again)
         if is_failure(slot):
+            lost = type(slot.error) is Lost
             return Failure(
-                index,
-                item,
-                slot.error if type(slot.error) is Lost else decode_error(encode_error(slot.error)),
+                index, item, slot.error if lost else decode_error(encode_error(slot.error)), slot.tries
             )
         try:
             return loads(dumps(slot))
@@ -578,7 +594,10 @@ class Worker(Member):
             if self.is_gone():
                 raise
             slot = await call.arescue(error, item, index, tries, self.again)
-            return await call.ahandled(slot) if is_failure(slot) and type(slot.error) is not Lost else slot
+            if not is_failure(slot) or type(slot.error) is Lost:
+                return slot
+            self.crew.failed(slot)
+            return await call.ahandled(slot)
 
     def fail(self, span: Span, failure: Failure) -> Steps:
         """The span ends with *failure*, or with the worker's end."""
@@ -640,6 +659,7 @@ class Worker(Member):
         if self.stage.kind == "process":
             self.dead = True
             self.crew.not_begun()
+        self.crew.ended(self, "died" if self.dead and error_of == self.died else "timed out")
         self.crew.lost(span, error_of, len(self.slots))
         self.crew.replace(self)
 

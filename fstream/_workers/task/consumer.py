@@ -51,6 +51,7 @@ async def take(run: Run, queue: TaskQueue) -> Sequence[Any] | None:
         return taken  # type: ignore[no-any-return]
     if taken.error is None and not run.stopped:
         await _wait(run, lambda: all(member.abandoned for member in run.members), None)
+    run.ends_with(taken.error)
     await close(run, complain=taken.error is None)
     if taken.error is not None:
         raise taken.error

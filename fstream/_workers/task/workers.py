@@ -14,7 +14,7 @@ from fstream._flow.sizing import SPAN_SECONDS
 from fstream._flow.span import CLOSED, Closed, Failure, Span
 from fstream._flow.window import Window
 from fstream._plan.stages import Stage, StageStatus
-from fstream._workers.call import Call, handled, handler_failed, is_failure, replaced
+from fstream._workers.call import Again, Call, handled, handler_failed, is_failure, replaced
 from fstream._workers.crew import Crew
 from fstream._workers.task.host import Cancellable, host_of
 from fstream._workers.task.queues import TaskQueue
@@ -42,6 +42,8 @@ class Workers(Crew):
         self.latest: Worker | None = None
         #: `end_of_turn` will be called at the end of the loop's turn.
         self.settling = False
+        #: The lone items that were done in this turn of the loop, if somebody observes.
+        self.told: list[int] = []
         #: There will never be another span. Some workers may still have something in hand.
         self.over = False
         #: It calls `watch` when the next item could be over its time.
@@ -125,6 +127,17 @@ class Workers(Crew):
             self.settling = True
             self.host.loop.call_soon(self.end_of_turn)
 
+    def done_lone(self, index: int) -> None:
+        """A worker is through with the lone item at *index*: the observer is told once a turn of the loop."""
+        if not self.told:
+            self.host.loop.call_soon(self.tell_lone)
+        self.told.append(index)
+
+    def tell_lone(self) -> None:
+        if self.told and self.observer is not None:
+            told, self.told = self.told, []
+            self.observer.done(self.window.info, min(told), len(told), None, None)
+
     def end_of_turn(self) -> None:
         self.settling = False
         with self.run.lock:
@@ -156,6 +169,7 @@ class Workers(Crew):
             worker.abandoned = True
             self.members.discard(worker)
             worker.cancel()
+            self.ended(worker, "timed out")
             self.lost(worker.span, self.too_late)
             with self.run.lock:
                 if not self.window.exhausted:
@@ -189,15 +203,13 @@ class AsyncCall(Call):
             error = error.__cause__  # Python makes a RuntimeError of it that does not name f
         return super().named(error)
 
-    async def arescue(
-        self, error: BaseException, item: Any, index: int, tries: int, again: Callable[[int], bool]
-    ) -> Any:
+    async def arescue(self, error: BaseException, item: Any, index: int, tries: int, again: Again) -> Any:
         """`rescue`, awaited."""
         while True:
             error = self.named(error)
             tries += 1
-            if not (self.may_retry(error, tries) and again(tries)):
-                return self.given_up(error, item, index)
+            if not (self.may_retry(error, tries) and again(tries, error)):
+                return self.given_up(error, item, index, tries)
             try:
                 return await self.step(item)
             except BaseException as another:
@@ -244,12 +256,14 @@ class Worker(Cancellable):
         crew.members.discard(self)
         self.broke_off(error)
         with self.run.lock:
+            crew.ended(self)
             self.run.leave(self)
 
     async def main(self) -> None:
         """Work off spans and lone items, up to the end."""
         crew = self.crew
         try:
+            crew.started(self)
             taken = crew.arrived()
             while not isinstance(taken, Closed):
                 if taken is not None:
@@ -279,6 +293,8 @@ class Worker(Cancellable):
             span = taken
             crew.recruit()
             self.span = call.place = span
+            if crew.observer is not None:
+                crew.taken(span, self)
             self.came_back()
             crew.latest = self
             begun = perf_counter()
@@ -307,6 +323,7 @@ class Worker(Cancellable):
         crew, call, window = self.crew, self.call, self.crew.window
         items, slots = window.lone_items, window.lone_slots
         step = call.step if call.started else None
+        observed = crew.observer is not None
         # If ordered, the only item a taker can be waiting for is `window.head`.
         heads_only = window.ordered and window.one_each
         waited = True
@@ -331,6 +348,8 @@ class Worker(Cancellable):
                 if is_failure(slot):
                     break
                 slots[index], slot = slot, None  # the slot must not be kept alive while the next item waits
+            if observed:
+                crew.done_lone(index)
             # If none are left, `next_lone` is about to settle, unless the stage is over.
             if (items or crew.over) and (index == window.head or not heads_only):
                 crew.tell(index)
@@ -355,6 +374,8 @@ class Worker(Cancellable):
             if not crew.members:
                 crew.unwatch()
             with self.run.lock:
+                crew.tell_lone()
+                crew.ended(self)
                 self.run.leave(self)
 
     async def begin(self, span: Span) -> bool:
@@ -412,6 +433,7 @@ class Worker(Cancellable):
         if is_failure(slot) and not self.abandoned:
             if self.is_stopped(slot.error):
                 raise slot.error
+            self.crew.failed(slot)
             slot = await self.call.ahandled(slot)
             if is_failure(slot):
                 if self.is_stopped(slot.error):
