@@ -368,7 +368,7 @@ class Run:
                 self.stop()
             finally:
                 self.lock.release()
-        elif self.observer is not None or not self.stopped:
+        elif not (self.stopped if self.observer is None else self.observer.over):
             try:
                 start_new_thread(self.stop if self.observer is None else self.stop_observed, ())
             except (

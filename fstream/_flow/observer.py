@@ -94,7 +94,10 @@ class Observer:
         """
 
     def given(self, stage: StageInfo, count: int) -> None:
-        """So many outputs were taken by the next stage, or by the consumer. It may come before `done`."""
+        """So many outputs were taken by the next stage, or by the consumer. It may come before `done`.
+
+        Nobody counts them on kind ``"sync"``.
+        """
 
     def failed(self, stage: StageInfo, index: int, error: BaseException, tries: int) -> None:
         """An item has failed for good, after so many *tries*, whatever ``on_error`` makes of it."""

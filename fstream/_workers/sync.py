@@ -70,9 +70,10 @@ class Here:
         start, count, self.told = self.told, came - self.told, came
         if self.observer is not None and count:
             stage = self.observer.run.stages[0]
-            self.observer.pulled(self.observer.run, count)
-            self.observer.taken(stage, start, count, 0)
-            self.observer.done(stage, start, count - self.fatal, None, 0)
+            with self.observer.lock:  # passed on together
+                self.observer.pulled(self.observer.run, count)
+                self.observer.taken(stage, start, count, 0)
+                self.observer.done(stage, start, count - self.fatal, None, 0)
 
     def again(self, tries: int, error: BaseException) -> bool:
         if self.observer is not None:
