@@ -371,9 +371,7 @@ class Run:
         elif not (self.stopped if self.observer is None else self.observer.over):
             try:
                 start_new_thread(self.stop if self.observer is None else self.stop_observed, ())
-            except (
-                Exception
-            ):  # too many threads, or no memory: the next run that starts sees to it, or the exit
+            except Exception:  # too many threads, or no memory: the next run that starts sees to it, or the exit
                 _DROPPED.append(self)
 
     def stop_observed(self) -> None:
