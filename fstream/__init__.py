@@ -23,7 +23,7 @@ errors          the exceptions of fstream's own
 from fstream._flow.observer import Observer, RunInfo, StageInfo, observe
 from fstream._plan.kernels import SKIP
 from fstream._plan.stages import StageStatus, WorkerInfo
-from fstream.combinators import merge, ordered, peach, pfilter, pflat_map, pmap, run, star
+from fstream.combinators import batch, merge, ordered, peach, pfilter, pflat_map, pmap, run, star
 from fstream.errors import NotPicklable, RemoteError, WorkerDied, WorkerTraceback
 from fstream.stream import Stream
 from fstream.transformer import Transformer
@@ -41,6 +41,7 @@ __all__ = [
     "WorkerDied",
     "WorkerInfo",
     "WorkerTraceback",
+    "batch",
     "merge",
     "observe",
     "ordered",

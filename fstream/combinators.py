@@ -19,8 +19,8 @@ from typing import (
     overload,
 )
 
-from fstream._plan.kernels import EACH, FILTER, FLAT_MAP, MAP, Sentinel
-from fstream._plan.options import OnError, Options
+from fstream._plan.kernels import BATCH, EACH, FILTER, FLAT_MAP, MAP, Sentinel
+from fstream._plan.options import OnError, Options, checked
 from fstream._plan.stages import MISSING, declared, is_async, name_of
 from fstream.stream import Stream
 from fstream.transformer import Signed, Transformer, check_source, curry, hashable, signature_with
@@ -35,7 +35,7 @@ else:
     D = TypeVar("D")
     D_co = TypeVar("D_co", covariant=True)
 
-__all__ = ["merge", "ordered", "peach", "pfilter", "pflat_map", "pmap", "run", "star"]
+__all__ = ["batch", "merge", "ordered", "peach", "pfilter", "pflat_map", "pmap", "run", "star"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -69,6 +69,13 @@ class _FlatMap(Protocol[D_co]):
 
 class _Each(Protocol):
     def __call__(self, f: Verb[T, object], /) -> Transformer[T, Never]: ...
+
+
+class _Batch(Protocol):
+    @overload
+    def __call__(self, n: float, /) -> Transformer[Any, list[Any]]: ...
+    @overload
+    def __call__(self, n: float, source: Source[T], /) -> Stream[list[T]]: ...
 
 
 class _Starred(Protocol[R_co]):
@@ -280,6 +287,51 @@ def _show_options(*verbs: Any) -> None:
 
 
 _show_options(pmap, pfilter, pflat_map, peach)
+
+
+@overload
+def batch(
+    n: float, source: Source[T], *, within: float | None = None, weight: Callable[[T], float] | None = None
+) -> Stream[list[T]]: ...
+@overload
+def batch(
+    n: float, *, within: float | None = None, weight: Callable[[T], float]
+) -> Transformer[T, list[T]]: ...
+@overload
+def batch(n: float, *, within: float | None = None, weight: None = None) -> Transformer[Any, list[Any]]: ...
+@overload
+def batch(*, within: float | None = None, weight: Callable[[Any], float] | None = None) -> _Batch: ...
+def batch(
+    n: Any = MISSING,
+    source: Any = MISSING,
+    *more: Any,
+    within: float | None = None,
+    weight: Callable[[Any], float] | None = None,
+) -> Any:
+    """Give the items in lists of *n*, the last one shorter.
+
+        >>> batch(2, "abcde") | list
+        [['a', 'b'], ['c', 'd'], ['e']]
+        >>> pmap(abs, [-1, 2, -3], kind="thread") | batch(2) | pmap(sum, kind="process") | list
+        [3, 3]
+
+    It takes the data last, as `pmap` does: ``batch(n, source)``, ``batch(n)(source)`` and ``source | batch(n)`` are the
+    same. It is lazy, keeps the order that it finds, and needs no worker. A full batch goes out at once.
+
+    *within*: seconds, None (the default) or a number greater than 0. No batch is open for longer, counted from when
+    its first item came. So a slow source does not keep the items that are there.
+
+    *weight*: ``weight(item)`` is a number of at least 0, and a batch holds items of a total weight of at most *n*. An
+    item that is heavier goes alone. It is called in the thread that iterates the source of the batches.
+
+        >>> batch(5, ["to", "be", "or", "not", "another"], weight=len) | list
+        [['to', 'be'], ['or', 'not'], ['another']]
+
+    What is open goes out at the end, and before an error of what is upstream. It holds less than *n* items itself; or,
+    with *weight*, a batch and what has come for the next one. The bounds of the stages beside it stay as they are: one
+    of them may hold fewer items than a batch does. To the stage after it, a batch is one item.
+    """
+    return curry(BATCH, n, source, more, checked("batch", {"within": within, "weight": weight}))
 
 
 def ordered(stream: Source[T], /) -> Stream[T]:

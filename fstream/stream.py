@@ -14,7 +14,7 @@ from weakref import ReferenceType, ref
 from fstream._engine.interrupts import Uninterrupted
 from fstream._engine.run import RLock, Run, let_go
 from fstream._plan.kernels import MAP
-from fstream._plan.stages import Stage
+from fstream._plan.stages import Batch, Stage
 from fstream._workers.opening import OPEN
 from fstream._workers.sync import aclose, iterate, iterate_async
 
@@ -69,7 +69,7 @@ class Stream(_Chain[T_co], AsyncGenerator[T_co, None]):
     #: The outputs for an ``async for``, many at a time: an async generator, as an event loop that ends closes those.
     _parts: AsyncGenerator[Iterable[T_co], None] | None
 
-    def __new__(cls, source: Any, stage: Stage | None) -> Self:
+    def __new__(cls, source: Any, stage: Stage | Batch | None) -> Self:
         """Make the stream of *stage* over *source*; with no stage, of the merged outputs of a tuple of sources."""
         outputs = _Outputs(source, stage)
         self: Self = super().from_iterable(outputs)  # type: ignore[misc]
@@ -81,7 +81,7 @@ class Stream(_Chain[T_co], AsyncGenerator[T_co, None]):
         self.send = outputs.send  # type: ignore[method-assign]
         return self
 
-    def __init__(self, source: Any, stage: Stage | None) -> None:
+    def __init__(self, source: Any, stage: Stage | Batch | None) -> None:
         pass
 
     @classmethod
@@ -215,7 +215,7 @@ class _Outputs:
     another one over it.
     """
 
-    def __init__(self, source: Any, stage: Stage | None) -> None:
+    def __init__(self, source: Any, stage: Stage | Batch | None) -> None:
         #: What the stage iterates; a tuple of sources if there is no stage.
         self.source = source
         self.stage = stage
@@ -321,17 +321,18 @@ class _Outputs:
             for source in sources:
                 if isinstance(source, Stream):
                     source._outputs.loop = self.loop
-        if self.stage is not None and self.stage.kind == "sync":
+        if isinstance(self.stage, Stage) and self.stage.kind == "sync":
             source = sources[0]
             if not isinstance(source, Iterable):
                 source = Stream((source,), None)
+                source._outputs.loop = self.loop
             self.current = iterate(self.stage, source, self.depth)
         else:
             with Uninterrupted():
                 self.run = OPEN.get()(sources, stages, self.loop)
                 self.run.start()
 
-    def as_in_order(self, source: Any) -> tuple[Any, Stage] | None:
+    def as_in_order(self, source: Any) -> tuple[Any, Stage | Batch] | None:
         """What a stream of the same outputs in order is made of, if *source* is in order; None if this one is."""
         if self.started:
             if self.stage is not None and not self.stage.ordered:
@@ -355,7 +356,7 @@ class _Outputs:
         if self.started:
             return self._give_async()
         self.loop = running()
-        if self.stage is None or self.stage.kind != "sync":
+        if not isinstance(self.stage, Stage) or self.stage.kind != "sync":
             self.start()
             return self._give_async()
         self.started, source, self.source = True, self.source, None

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping
 from dataclasses import fields
+from functools import partial
 from inspect import Parameter, Signature
+from numbers import Real
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -16,9 +18,9 @@ from typing import (
     overload,
 )
 
-from fstream._plan.kernels import Kernel
-from fstream._plan.options import _NONE_IS_DEFAULT, CHECKS, KINDS, Options, U, checked
-from fstream._plan.stages import MISSING, NO_LIMIT, Stage, is_async, name_of
+from fstream._plan.kernels import BATCH, MAP, Kernel
+from fstream._plan.options import _NONE_IS_DEFAULT, BATCH_CHECKS, CHECKS, KINDS, Options, U, check_n, checked
+from fstream._plan.stages import MISSING, NO_LIMIT, Batch, Stage, is_async, name_of
 
 if TYPE_CHECKING:
     from fstream.stream import Stream
@@ -31,11 +33,15 @@ R_co = TypeVar("R_co", covariant=True)
 _DEFAULTS: Final = {each.name: each.default for each in fields(Stage)} | dict.fromkeys(_NONE_IS_DEFAULT)
 
 
-def signature_with(given: Mapping[str, Any]) -> Signature:
+def signature_with(given: Mapping[str, Any], kernel: Kernel = MAP) -> Signature:
     """What a combinator takes that has the options *given*: they are its defaults."""
-    hints = get_type_hints(Options) | {"on_error": Literal["raise", "skip"] | Callable[[Exception, Any], Any]}
+    checks = BATCH_CHECKS if kernel == BATCH else CHECKS
+    hints = {"within": float | None, "weight": Callable[[Any], float] | None}
+    hints |= get_type_hints(Options) | {
+        "on_error": Literal["raise", "skip"] | Callable[[Exception, Any], Any]
+    }
     return Signature(
-        [Parameter(name, Parameter.POSITIONAL_ONLY, default=MISSING) for name in ("f", "source")]
+        [Parameter(name, Parameter.POSITIONAL_ONLY, default=MISSING) for name in (kernel.first, "source")]
         + [
             Parameter(
                 name,
@@ -43,7 +49,7 @@ def signature_with(given: Mapping[str, Any]) -> Signature:
                 default=given.get(name, _DEFAULTS[name]),
                 annotation=hints[name],
             )
-            for name in CHECKS
+            for name in checks
         ]
     )
 
@@ -78,11 +84,31 @@ def resolve(kernel: Kernel, f: Any, options: dict[str, Any]) -> Stage:
     return Stage(kernel, f, **{**options, "kind": kind, "name": name, "timeout": timeout})
 
 
+def resolve_batch(n: Any, options: dict[str, Any]) -> Batch:
+    """The same for `batch`."""
+    within, weight = options.get("within"), options.get("weight")
+    check_n(n, weighed=weight is not None)
+    if is_async(weight):
+        raise TypeError(f"weight {name_of(weight)!r} is a coroutine function, which batch() cannot run")
+    weigh = None if weight is None else Stage(MAP, partial(_weighed, weight), "sync", name=name_of(weight))
+    return Batch(n, None if within is None or within >= NO_LIMIT else within, weigh)
+
+
+def _weighed(weight: Callable[[Any], Any], item: Any) -> tuple[Any, Any]:
+    heavy = weight(item)
+    if isinstance(heavy, bool) or not isinstance(heavy, Real):
+        raise TypeError(f"weight must give a number, got {heavy!r}")
+    if not heavy >= 0:  # type: ignore[operator]  # nor is what is not a number
+        raise ValueError(f"weight must give a number of at least 0, got {heavy}")
+    return item, heavy
+
+
 def check_source(source: object) -> None:
     """Raise TypeError at once if *source* cannot be iterated."""
     cls = type(source)
     if isinstance(source, Curried):
-        raise TypeError(f"{source!r} has no f yet: write {source.kernel.verb}(f, source)")
+        verb, first = source.kernel.verb, source.kernel.first
+        raise TypeError(f"{source!r} has no {first} yet: write {verb}({first}, source)")
     if isinstance(source, Transformer):
         raise TypeError(f"source must not be a transformer: write ({source!r})(source), or join the two by |")
     if any(getattr(cls, name, None) is not None for name in ("__iter__", "__aiter__", "__getitem__")):
@@ -94,7 +120,7 @@ def check_source(source: object) -> None:
 
 
 def _show(verb: str, f: Any, options: dict[str, Any]) -> str:
-    words = [] if f is MISSING else [name_of(f)]
+    words = [] if f is MISSING else [name_of(f) if callable(f) else repr(f)]
     words += [
         f"{name}={name_of(value) if callable(value) else repr(value)}" for name, value in options.items()
     ]
@@ -148,7 +174,7 @@ class Curried(_Value):
     """A combinator that has its options and still waits for *f*: ``pmap(kind="thread")``."""
 
     __slots__ = ("kernel", "options")
-    __signature__ = Signed(lambda curried: signature_with(curried.options))
+    __signature__ = Signed(lambda curried: signature_with(curried.options, curried.kernel))
     kernel: Kernel
     options: dict[str, Any]
 
@@ -179,14 +205,15 @@ class Step(_Value):
     kernel: Kernel
     f: Callable[..., Any]
     options: dict[str, Any]
-    stage: Stage
+    stage: Stage | Batch
 
     def __init__(self, kernel: Kernel, f: Callable[..., Any], options: dict[str, Any]) -> None:
         given = checked(kernel.verb, options)
         object.__setattr__(self, "kernel", kernel)
         object.__setattr__(self, "f", f)
         object.__setattr__(self, "options", given)
-        object.__setattr__(self, "stage", resolve(kernel, f, given))
+        stage = resolve_batch(f, given) if kernel == BATCH else resolve(kernel, f, given)
+        object.__setattr__(self, "stage", stage)
 
     def __repr__(self) -> str:
         return _show(self.kernel.verb, self.f, self.options)
@@ -227,7 +254,12 @@ class Transformer(_Value, Generic[T_contra, R_co]):
         check_source(source)
         result: Any = source
         for step in self.steps:
-            result = Stream(result, step.stage) if isinstance(step, Step) else step(result)
+            if not isinstance(step, Step):
+                result = step(result)
+                continue
+            if isinstance(step.stage, Batch) and step.stage.weigh is not None:
+                result = Stream(result, step.stage.weigh)
+            result = Stream(result, step.stage)
         return result  # type: ignore[no-any-return]
 
     @overload
@@ -249,14 +281,12 @@ class Transformer(_Value, Generic[T_contra, R_co]):
 
             An ``__iter__`` would make this an `Iterable`, and `collections.abc.Set` would take it for a set, too.
             """
+            kernel = next((step.kernel for step in self.steps if isinstance(step, Step)), MAP)
+            verb, first = kernel.verb, kernel.first
             raise TypeError(
-                f"a transformer has no items of its own: write {self._verb}(f, source); so, too, in place of "
-                f"source | {self._verb}(f), where source is a dict view or another object with a | of its own"
+                f"a transformer has no items of its own: write {verb}({first}, source); so, too, in place of "
+                f"source | {verb}({first}), where source is a dict view or another object with a | of its own"
             )
-
-    @property
-    def _verb(self) -> str:
-        return next((step.kernel.verb for step in self.steps if isinstance(step, Step)), "pmap")
 
     def __repr__(self) -> str:
         return " | ".join(repr(step) if isinstance(step, Step) else name_of(step) for step in self.steps)
@@ -272,6 +302,10 @@ def curry(kernel: Kernel, f: Any, source: Any, more: tuple[Any, ...], options: d
     """Give what the arguments so far come to: a `Curried`, a `Transformer` or a `Stream`."""
     if more:
         verb, third = kernel.verb, more[0]
+        if kernel == BATCH:
+            raise TypeError(
+                f"batch() takes its options by keyword, got {third!r}: write batch(n, source, within=0.5)"
+            )
         if isinstance(third, str) or not hasattr(third, "__iter__"):
             word = f"kind={third!r}" if third in KINDS else "workers=2"
             raise TypeError(

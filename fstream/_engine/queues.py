@@ -37,8 +37,9 @@ class ThreadQueue(queue.Queue[Any]):
         self.settle = settle
         self.takers = 0
         self.signalled = self.watched = False
-        #: Some taker waits with a time limit, until the deadline, and then requests the flush.
-        self.minded = False
+        self.until = 0.0
+        #: What the taker waits for that waits with a time limit, until the deadline, and then requests the flush.
+        self.minder: threading.Lock | None = None
         self.mutex = lock  # type: ignore[assignment]
         #: A locked lock for each taker that waits. Whoever wakes the taker releases it, under the run's lock.
         self.waiters: list[threading.Lock] = []
@@ -76,8 +77,8 @@ class ThreadQueue(queue.Queue[Any]):
                     if self.signalled:
                         continue
                     seconds = -1.0
-                    if self.watched and not self.minded:
-                        self.minded = minding = True
+                    if self.watched and self.minder is None:
+                        self.minder, minding = waiter, True
                         seconds = self.buffer.flush_delay
                     self.waiters.append(waiter)
                 woken = self.wait(waiter, seconds)
@@ -85,7 +86,7 @@ class ThreadQueue(queue.Queue[Any]):
                     self.waiters.remove(waiter)
                     woken = waiter.acquire(False) or woken  # somebody may have woken it since
                     if minding:
-                        self.watched = self.minded = minding = False
+                        self.watched, self.minder, minding = False, None, False
                         if not woken:
                             self.buffer.request_flush()
         finally:
@@ -94,7 +95,7 @@ class ThreadQueue(queue.Queue[Any]):
                     self.signalled = False
                     self.takers -= 1
                     if minding:
-                        self.watched = self.minded = False
+                        self.watched, self.minder = False, None
                     if waiter in self.waiters:
                         self.waiters.remove(waiter)
 
@@ -115,4 +116,7 @@ class ThreadQueue(queue.Queue[Any]):
 
     def watch(self) -> None:
         self.watched = True
-        self.notify()
+        if self.minder is None:
+            self.notify()
+        elif self.minder.locked():
+            self.minder.release()

@@ -39,9 +39,10 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from fstream._engine.interrupts import Uninterrupted
 from fstream._engine.queues import ThreadQueue
 from fstream._engine.reports import Reports
+from fstream._flow.batching import Batches
 from fstream._flow.buffers import Outlet
-from fstream._flow.protocols import TakerQueue, Upstream
-from fstream._flow.sources import Feed
+from fstream._flow.protocols import TakerQueue
+from fstream._flow.sources import Feed, Slices
 from fstream._flow.span import Closed
 from fstream._flow.window import Window
 
@@ -158,6 +159,10 @@ SHORT_ROW: Final = 8
 FULL_LOOK_SECONDS: Final = 0.0002
 
 
+#: A deadline that is sooner than the one that runs by less than this, in seconds, is no other one.
+SOONER: Final = 1e-6
+
+
 class Run:
     """A row of stages at work on some sources."""
 
@@ -188,9 +193,11 @@ class Run:
         self.feeders: list[Feeder] = []
         self.windows: list[Window] = []
         self.crews: list[StageWorkers] = []
+        #: The nodes between them.
+        self.nodes: list[Batches] = []
         self.feed: Feed
         #: What the first stage draws from.
-        self.origin: Upstream
+        self.origin: Feed | Slices
         self.outlet: Outlet
         #: The queues of all takers, from the consumer to the feeders. `settle` looks at them in this order, because a
         #: taker that starves lets those further up grow.
@@ -243,6 +250,9 @@ class Run:
                 queues = self.beside(taker)
             else:
                 self.due = now + FULL_LOOK_SECONDS * len(queues)
+        # The time of an open batch begins when its first item is there, also while its taker is busy.
+        for node in self.nodes:
+            node.look()
         # True once a taker nearer the consumer starves. Only then may windows further up grow.
         starved = False
         for queue in queues:
@@ -251,8 +261,18 @@ class Run:
                     queue.signal()
                     continue
                 starved = queue.buffer.report_starvation(starved)
-                if not queue.watched and queue.buffer.can_flush():
+                if self.nodes:
+                    self.keep_time(queue)
+                elif not queue.watched and queue.buffer.can_flush():
                     queue.watch()
+
+    def keep_time(self, queue: TakerQueue) -> None:
+        """Have the takers of *queue* request the flush in time: a node may be due before the deadline that runs."""
+        if queue.buffer.can_flush():
+            until = self.clock() + queue.buffer.flush_delay
+            if not queue.watched or until < queue.until - SOONER:
+                queue.until = until
+                queue.watch()
 
     def beside(self, taker: TakerQueue) -> list[TakerQueue]:
         """Give the queue *taker*, the queue downstream of it, and those upstream: one stage's, or all the feeders'."""
@@ -371,7 +391,9 @@ class Run:
         elif not (self.stopped if self.observer is None else self.observer.over):
             try:
                 start_new_thread(self.stop if self.observer is None else self.stop_observed, ())
-            except Exception:  # too many threads, or no memory: the next run that starts sees to it, or the exit
+            except (
+                Exception
+            ):  # too many threads, or no memory: the next run that starts sees to it, or the exit
                 _DROPPED.append(self)
 
     def stop_observed(self) -> None:

@@ -60,7 +60,10 @@ class Work:
 
     @property
     def flush_delay(self) -> float:
-        return self.window.flush_delay if self.window.stealable else self.window.upstream.flush_delay
+        window, upstream = self.window, self.window.upstream
+        if not window.stealable:
+            return upstream.flush_delay
+        return min(window.flush_delay, upstream.flush_delay) if upstream.has_partial else window.flush_delay
 
     def request_flush(self) -> None:
         self.window.upstream.request_flush()

@@ -39,8 +39,10 @@ class Upstream(Protocol):
         """Let more items be held, up to *most*, if that would bring more; tell whether it did."""
         ...
 
-    #: Nothing more is to be drawn.
-    stopped: bool
+    @property
+    def stopped(self) -> bool:
+        """Nothing more is to be drawn."""
+        ...
 
     @property
     def has_more(self) -> bool:
@@ -62,7 +64,7 @@ class Upstream(Protocol):
 
     @property
     def has_partial(self) -> bool:
-        """Some span that the taker waits for is unfinished, and may hold back slots; no flush was requested yet."""
+        """A flush may bring more: slots of an unfinished span that the taker waits for, or a batch that is due then."""
         ...
 
     @property
@@ -117,11 +119,13 @@ class TakerQueue(Protocol):
     signalled: bool
     #: A deadline runs. When it is over, a flush is requested.
     watched: bool
+    #: When that is, in a row that has nodes.
+    until: float
 
     def signal(self) -> None:
         """Wake one taker."""
         ...
 
     def watch(self) -> None:
-        """Start the deadline."""
+        """Start the deadline, anew if one runs."""
         ...

@@ -10,12 +10,12 @@ from dataclasses import replace
 from functools import reduce
 
 from fstream._plan.kernels import FILTER, MAP, Kernel
-from fstream._plan.stages import Stage
+from fstream._plan.stages import Batch, Stage
 
 __all__ = ["fuse"]
 
 
-def fuse(stages: list[Stage]) -> list[Stage]:
+def fuse(stages: list[Stage | Batch]) -> list[Stage | Batch]:
     """Join each run of stages that can be one.
 
     >>> from fstream import pfilter, pmap
@@ -26,9 +26,10 @@ def fuse(stages: list[Stage]) -> list[Stage]:
     return reduce(_append, stages, [])
 
 
-def _append(stages: list[Stage], stage: Stage) -> list[Stage]:
-    if stages and _fits(stages[-1], stage):
-        return [*stages[:-1], _join(stages[-1], stage)]
+def _append(stages: list[Stage | Batch], stage: Stage | Batch) -> list[Stage | Batch]:
+    before = stages[-1] if stages else None
+    if isinstance(before, Stage) and isinstance(stage, Stage) and _fits(before, stage):
+        return [*stages[:-1], _join(before, stage)]
     return [*stages, stage]
 
 

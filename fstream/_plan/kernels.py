@@ -23,7 +23,7 @@ from inspect import isawaitable
 from itertools import chain
 from typing import Any, Final
 
-__all__ = ["DROP", "EACH", "FILTER", "FLAT_MAP", "MAP", "SKIP", "Kernel", "Sentinel"]
+__all__ = ["BATCH", "DROP", "EACH", "FILTER", "FLAT_MAP", "MAP", "SKIP", "Kernel", "Sentinel"]
 
 
 class Sentinel:
@@ -73,6 +73,11 @@ class Kernel:
         return not (self.spread or self.drops)
 
     @property
+    def first(self) -> str:
+        """What a call of it begins with."""
+        return "n" if self.verb == "batch" else "f"
+
+    @property
     def nothing(self) -> Any:
         """The slot of an item that is left out."""
         return () if self.spread else DROP
@@ -116,4 +121,6 @@ class Kernel:
 MAP: Final = Kernel("pmap", None)
 FILTER: Final = Kernel("pfilter", _keep, drops=True)
 EACH: Final = Kernel("peach", _drop, drops=True)
+#: Stands for `batch`, whose steps are described as those of the others are, with n in the place of f.
+BATCH: Final = Kernel("batch", None)
 FLAT_MAP: Final = Kernel("pflat_map", _unroll, spread=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
+from functools import partial
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -19,7 +20,18 @@ from fstream._plan.kernels import Sentinel
 if TYPE_CHECKING:
     pass
 
-__all__ = ["CHECKS", "KINDS", "_NONE_IS_DEFAULT", "Kind", "OnError", "Options", "U", "checked"]
+__all__ = [
+    "BATCH_CHECKS",
+    "CHECKS",
+    "KINDS",
+    "_NONE_IS_DEFAULT",
+    "Kind",
+    "OnError",
+    "Options",
+    "U",
+    "check_n",
+    "checked",
+]
 
 
 Kind: TypeAlias = Literal["sync", "thread", "process", "task"]
@@ -76,13 +88,23 @@ def _check_ordered(value: object) -> None:
         raise TypeError(f"ordered must be True or False, got {value!r}")
 
 
-def _check_timeout(value: object) -> None:
+def _check_seconds(name: str, value: object) -> None:
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"timeout must be a number of seconds or None, got {value!r}")
+        raise TypeError(f"{name} must be a number of seconds or None, got {value!r}")
     if not value > 0:  # nor is what is not a number
-        raise ValueError(f"timeout must be greater than 0 seconds, got {value}")
+        raise ValueError(f"{name} must be greater than 0 seconds, got {value}")
+
+
+def check_n(value: object, weighed: bool) -> None:
+    """Check the n of `batch`: a number of items, or a weight."""
+    number = isinstance(value, int | float) if weighed else isinstance(value, int)
+    if isinstance(value, bool) or not number:
+        slip = "; write batch(n, source), not batch(source, n)" if hasattr(value, "__iter__") else ""
+        raise TypeError(f"n must be {'a number' if weighed else 'an int'}, got {value!r}{slip}")
+    if not value >= 1:  # type: ignore[operator]  # nor is what is not a number
+        raise ValueError(f"n must be at least 1, got {value}")
 
 
 def _check_on_error(value: object) -> None:
@@ -116,7 +138,7 @@ CHECKS: Final[dict[str, Callable[[Any], None]]] = {
     "workers": lambda value: _whole("workers", value, 1),
     "maxsize": _check_maxsize,
     "ordered": _check_ordered,
-    "timeout": _check_timeout,
+    "timeout": partial(_check_seconds, "timeout"),
     "retries": lambda value: _whole("retries", value, 0),
     "on_error": _check_on_error,
     "on_start": _optional_call("on_start"),
@@ -125,22 +147,28 @@ CHECKS: Final[dict[str, Callable[[Any], None]]] = {
     "max_items_per_worker": _check_max_items,
 }
 
+BATCH_CHECKS: Final[dict[str, Callable[[Any], None]]] = {
+    "within": partial(_check_seconds, "within"),
+    "weight": _optional_call("weight"),
+}
+
 #: Options whose None means "not given": what a wrapper passes on unset.
-_NONE_IS_DEFAULT: Final = frozenset({"kind", "workers", "name"})
+_NONE_IS_DEFAULT: Final = frozenset({"kind", "workers", "name", "within", "weight"})
 
 
 def checked(verb: str, options: dict[str, Any]) -> dict[str, Any]:
     """Check the options that were given; raise for the first that is wrong."""
     given = {}
+    checks = BATCH_CHECKS if verb == "batch" else CHECKS
     for name, value in options.items():
-        if name not in CHECKS:
-            close = difflib.get_close_matches(name, CHECKS, 1)
-            hint = f"; did you mean {close[0]!r}?" if close else f"; the options are {', '.join(CHECKS)}"
+        if name not in checks:
+            close = difflib.get_close_matches(name, checks, 1)
+            hint = f"; did you mean {close[0]!r}?" if close else f"; the options are {', '.join(checks)}"
             if name in ("chunksize", "chunk_size", "batch_size"):
                 hint = "; there is none to tune: spans of items size themselves"
             raise TypeError(f"{verb}() has no option {name!r}{hint}")
         if value is None and name in _NONE_IS_DEFAULT:
             continue
-        CHECKS[name](value)
+        checks[name](value)
         given[name] = value
     return given

@@ -18,7 +18,17 @@ from fstream._plan.options import Kind
 if TYPE_CHECKING:
     pass
 
-__all__ = ["MISSING", "NO_LIMIT", "Stage", "StageStatus", "WorkerInfo", "declared", "is_async", "name_of"]
+__all__ = [
+    "MISSING",
+    "NO_LIMIT",
+    "Batch",
+    "Stage",
+    "StageStatus",
+    "WorkerInfo",
+    "declared",
+    "is_async",
+    "name_of",
+]
 
 
 #: A time-out of so many seconds, 31 years, is none: `math.inf` above all.
@@ -79,6 +89,22 @@ class Stage:
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", declared(self.f))
         object.__setattr__(self, "asynchronous", iscoroutinefunction(self.f))
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A step between stages that makes lists of items, and needs no worker."""
+
+    #: How many items a batch has, or, if they are weighed, how heavy it is at most.
+    n: float
+    #: How long a batch is open at most, in seconds.
+    within: float | None = None
+    #: The stage before this one, which makes pairs of an item and its weight.
+    weigh: Stage | None = None
+    #: It keeps the order that it finds.
+    ordered: bool = True
+    kind: Final = "batch"
+    name: Final = "batch"
 
 
 # --------------------------------------------------------------------------------------------------- options

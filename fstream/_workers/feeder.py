@@ -59,7 +59,8 @@ class ThreadFeeder:
             source, self.source = self.source, None
             items = iter(source)  # type: ignore[arg-type]
             del source
-            taker = run.queues[run.queues.index(self.queue) - 1] if run.crews else None
+            # What a node draws is looked at as it comes, and by whoever waits behind that.
+            taker = None if feed.alone else run.crews[0].queue
             pending, append = feed.pending, feed.pending.append
             if (credits := self.grant()) > 0:
                 for item in items:

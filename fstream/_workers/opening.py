@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from fstream._engine.reports import reports_of
 from fstream._engine.run import Feeder, Run, StageWorkers
+from fstream._flow.batching import Batches
 from fstream._flow.buffers import Outlet
 from fstream._flow.observer import Observer
 from fstream._flow.protocols import Upstream
@@ -16,7 +17,7 @@ from fstream._flow.room import Room
 from fstream._flow.sources import Feed, Slices, sliceable
 from fstream._flow.window import Window
 from fstream._plan.fusion import fuse
-from fstream._plan.stages import Stage
+from fstream._plan.stages import Batch, Stage
 from fstream._workers.feeder import ThreadFeeder
 from fstream._workers.kinds import backend_of
 
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
 __all__ = ["OPEN", "lay", "open_run"]
 
 
-def open_run(sources: list[Any], stages: list[Stage], loop: asyncio.AbstractEventLoop | None = None) -> Run:
+def open_run(
+    sources: list[Any], stages: list[Stage | Batch], loop: asyncio.AbstractEventLoop | None = None
+) -> Run:
     """Make the run of *stages* over *sources*: with real workers, that nobody has started yet."""
     run = Run(loop)
     lay(run, sources, stages, open_workers, open_feeder)
@@ -61,10 +64,18 @@ class OpenFeeder(Protocol):
     def __call__(self, run: Any, source: Any) -> Feeder: ...
 
 
+def workers_of(stage: Stage) -> int:
+    return stage.workers or backend_of(stage).default_workers()
+
+
+def room_of(stage: Stage) -> Room:
+    return Room(stage.maxsize, 2 * workers_of(stage))
+
+
 def lay(
     run: Run,
     sources: list[Any],
-    stages: list[Stage],
+    stages: list[Stage | Batch],
     open_workers: OpenWorkers,
     open_feeder: OpenFeeder,
     *observers: Observer,
@@ -74,29 +85,36 @@ def lay(
     *observers* are told of the run, beside those who observe this context.
     """
     stages = fuse(stages)
-    workers = [stage.workers or backend_of(stage).default_workers() for stage in stages]
-    names = [(stage.name, stage.kind, count) for stage, count in zip(stages, workers, strict=True)]
+    names = [(stage.name, stage.kind, workers_of(stage)) for stage in stages if isinstance(stage, Stage)]
     if (reports := reports_of(names, *observers)) is not None:
         run.observer, run.lock = reports, reports.lock
-    room = Room(stages[0].maxsize, 2 * workers[0]) if stages else Room(None, 2 * len(sources))
+    first = stages[0] if stages else None
+    room = room_of(first) if isinstance(first, Stage) else Room(None, 2 * len(sources))
     if len(sources) == 1 and stages and sliceable(sources[0]):
         origin: Slices | Feed = Slices(sources[0])
     else:
         origin = run.feed = Feed(room, len(sources))
-        run.feed.alone = not stages
+        run.feed.alone = not isinstance(first, Stage)
         run.feeders = [open_feeder(run, source) for source in sources]
     if reports is not None:
         origin.pulled = partial(reports.pulled, reports.run)
     upstream: Upstream = origin
     run.origin = origin
-    for stage, count in zip(stages, workers, strict=True):
-        if run.windows:
-            room = Room(stage.maxsize, 2 * count)
+    for stage in stages:
+        if isinstance(stage, Batch):
+            upstream = Batches(
+                upstream, stage.n, within=stage.within, weighed=stage.weigh is not None, clock=run.clock
+            )
+            if stage.within is not None:
+                run.nodes.append(upstream)
+            continue
+        if stage is not first:
+            room = room_of(stage)
         backend = backend_of(stage)
         window = Window(
             upstream,
             room,
-            workers=count,
+            workers=workers_of(stage),
             ordered=stage.ordered,
             outputs=partial(stage.kernel.outputs, skips=stage.on_error != "raise"),
             one_each=stage.kernel.plain and stage.on_error == "raise",

@@ -24,6 +24,7 @@ class PipeQueue:
         self.buffer = buffer
         self.takers = 0
         self.signalled = False
+        self.until = 0.0
         #: The time, in seconds, at which the pump asks upstream to flush; None if nobody waits for that.
         self.deadline: float | None = None
         self.bell, self._push = socket.socketpair()

@@ -29,7 +29,7 @@ from fstream._flow.observer import Observer, StageInfo
 from fstream._flow.protocols import Buffer
 from fstream._flow.span import Closed, Failure, Span
 from fstream._flow.window import Window
-from fstream._plan.stages import Stage
+from fstream._plan.stages import Batch, Stage
 from fstream._workers.call import Call, FusedCall, handled, is_failure
 from fstream._workers.crew import Crew
 from fstream._workers.notes import describe
@@ -75,7 +75,7 @@ def outside_of_loops() -> Iterator[None]:
 def open_run(
     simulation: Simulation,
     sources: list[Any],
-    stages: list[Stage],
+    stages: list[Stage | Batch],
     loop: asyncio.AbstractEventLoop | None = None,
 ) -> SimulatedRun:
     """Make a run whose members are actors of *simulation*."""
@@ -144,6 +144,7 @@ class Queue:
         self.buffer = buffer
         self.takers = 0
         self.signalled = self.watched = False
+        self.until = 0.0
 
     def signal(self) -> None:
         self.signalled = True

@@ -26,6 +26,7 @@ class TaskQueue(asyncio.Queue[Any]):
         self.settle = settle
         self.takers = 0
         self.signalled = self.watched = False
+        self.until = 0.0
         self.loop: asyncio.AbstractEventLoop | None = None
         #: The taker has waited here since it last noted a pause, so others on the loop have had a turn.
         self.waited = False
@@ -94,6 +95,8 @@ class TaskQueue(asyncio.Queue[Any]):
 
     def _start_timer(self) -> None:
         assert self.loop is not None
+        if self.timer is not None:
+            self.timer.cancel()
         self.timer = self.loop.call_later(self.buffer.flush_delay, self._request_flush)
 
     def _request_flush(self) -> None:
