@@ -100,7 +100,7 @@ def lay(
         origin.pulled = partial(reports.pulled, reports.run)
     upstream: Upstream = origin
     run.origin = origin
-    for stage in stages:
+    for number, stage in enumerate(stages):
         if isinstance(stage, Batch):
             upstream = Batches(
                 upstream, stage.n, within=stage.within, weighed=stage.weigh is not None, clock=run.clock
@@ -108,7 +108,7 @@ def lay(
             if stage.within is not None:
                 run.nodes.append(upstream)
             continue
-        if stage is not first:
+        if number:
             room = room_of(stage)
         backend = backend_of(stage)
         window = Window(
