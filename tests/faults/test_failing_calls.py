@@ -591,6 +591,7 @@ SOUND: Final = {
         "_engine.run",
         "_thread.start_new_thread",
     ): "test_a_run_whose_stream_is_dropped_where_no_thread_can_be_started",
+    ("_engine.reports", "threading.Lock"): "where a run is laid: nothing is open yet",
     ("_workers.cpus", "os.sched_getaffinity"): "of this process itself: cannot fail",
     ("_workers.process.child", "os.killpg"): "the process ends in the next line, by its own hand",
     ("_workers.process.child", "signal.pthread_kill"): "the main thread lives as long as the process",
