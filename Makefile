@@ -87,8 +87,8 @@ $(VENV)/.with-%: pyproject.toml
 	$(PY) -m pip install --quiet --prefer-binary --editable '.[$*]'
 	@# A Python that was unpacked without bytecode, and may not write any (PYTHONDONTWRITEBYTECODE), would compile its
 	@# library whenever a worker process starts: 0.9 s in place of 0.13.
-	@$(PY) -c 'import compileall, os, re; compileall.compile_dir(os.path.dirname(os.__file__), quiet=2, workers=0, \
-	    rx=re.compile("/(test|idlelib|site-packages|dist-packages)/"))' || true
+	@$(PY) -W ignore -c 'import compileall, os, re; compileall.compile_dir(os.path.dirname(os.__file__), quiet=2, workers=0, \
+	    rx=re.compile("/(tests?|idlelib|site-packages|dist-packages)/"))' || true
 	@# Not in pyproject.toml: there is none for free-threaded builds, and no marker that says so.
 	@$(PY) -m pip install --quiet --only-binary :all: 'uvloop>=0.19' 2> /dev/null || \
 	    echo "There is no uvloop for this Python: its tests are skipped."
