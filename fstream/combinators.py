@@ -136,7 +136,9 @@ def pmap(f: Any = MISSING, source: Any = MISSING, /, *more: Any, **options: Any)
     spans, as many at a time as are worked off in a few milliseconds; a finished output never waits for that.
 
     *kind* says what runs f: ``"thread"`` (the default), ``"process"``, ``"task"`` (the default if f is a coroutine
-    function), or ``"sync"`` for no worker at all, f running where the outputs are taken.
+    function), or ``"sync"`` for no worker at all, f running where the outputs are taken. It may also be a
+    `concurrent.futures.Executor`, or a function of no arguments that makes one, such as a class: that one is opened at
+    the first ``next``, and closed with the stream.
 
     *workers* is how many items are worked on at once: by default ``min(32, cpus + 4)`` threads, as many processes as
     this process may use CPUs, 100 tasks. Neighbouring process stages that leave it, *maxsize*, *timeout*, *retries* and

@@ -15,6 +15,7 @@ from fstream._engine.interrupts import Uninterrupted
 from fstream._engine.run import RLock, Run, let_go
 from fstream._plan.kernels import MAP
 from fstream._plan.stages import Batch, Stage
+from fstream._workers.kinds import IN_PLACE, runs_in_place
 from fstream._workers.opening import OPEN
 from fstream._workers.sync import aclose, iterate, iterate_async
 
@@ -87,7 +88,7 @@ class Stream(_Chain[T_co], AsyncGenerator[T_co, None]):
     @classmethod
     def of(cls, source: Any) -> Self:
         """Make a stream of what *source* gives, in the caller's own thread."""
-        return cls(source, Stage(MAP, _itself, "sync", name="stream"))
+        return cls(source, Stage(MAP, _itself, IN_PLACE.name, name="stream"))
 
     def in_order(self) -> Stream[T_co]:
         """Give this stream with all of its stages ordered."""
@@ -221,14 +222,14 @@ class _Outputs:
         self.stage = stage
         self.lock = RLock()
         self.started = self.over = False
-        #: How many stages of kind "sync" there are in a row, up to this one: each calls the one before it.
+        #: How many stages without workers there are in a row, up to this one: each calls the one before it.
         self.depth = 1
-        if stage is not None and stage.kind == "sync" and isinstance(source, Stream):
+        if runs_in_place(stage) and isinstance(source, Stream):
             self.depth += source._outputs.depth
         self.current: Iterator[Any] = iter(())
         self.run: Run | None = None
         self.queue: ConsumerQueue | None = None
-        #: The outputs of kind "sync", where an ``async for`` takes them.
+        #: The outputs of a stage without workers, where an ``async for`` takes them.
         self.here: AsyncGenerator[Iterable[Any], None] | None = None
         #: The loop that an ``async for`` downstream runs on: the one for tasks upstream of it.
         self.loop: EventLoop | None = None
@@ -259,7 +260,7 @@ class _Outputs:
                     if self._taker is not None:
                         self.taken()
                         raise StopIteration
-                    if self.run is None:  # on kind "sync" the one iterator is a generator
+                    if self.run is None:  # without workers the one iterator is a generator
                         if self.current.gi_frame is None:  # type: ignore[attr-defined]
                             raise StopIteration
                         return self.current
@@ -291,13 +292,9 @@ class _Outputs:
     def _row(self) -> list[_Outputs]:
         """The stages that run as one row: this one, and those upstream that have workers and have not started."""
         row = [self]
-        while row[0].stage is not None and row[0].stage.kind != "sync":
+        while row[0].stage is not None and not runs_in_place(row[0].stage):
             upstream = row[0].source._outputs if isinstance(row[0].source, Stream) else None
-            if (
-                upstream is None
-                or upstream.started
-                or (upstream.stage is not None and upstream.stage.kind == "sync")
-            ):
+            if upstream is None or upstream.started or runs_in_place(upstream.stage):
                 break
             row.insert(0, upstream)
         return row
@@ -321,7 +318,7 @@ class _Outputs:
             for source in sources:
                 if isinstance(source, Stream):
                     source._outputs.loop = self.loop
-        if isinstance(self.stage, Stage) and self.stage.kind == "sync":
+        if runs_in_place(self.stage):
             source = sources[0]
             if not isinstance(source, Iterable):
                 source = Stream((source,), None)
@@ -356,7 +353,7 @@ class _Outputs:
         if self.started:
             return self._give_async()
         self.loop = running()
-        if not isinstance(self.stage, Stage) or self.stage.kind != "sync":
+        if not runs_in_place(self.stage):
             self.start()
             return self._give_async()
         self.started, source, self.source = True, self.source, None
@@ -426,7 +423,7 @@ def give_up(outputs: Iterator[Any]) -> None:
         if isinstance(outputs, Generator):
             outputs.close()
         deque(outputs, 0)
-    except ValueError as error:  # on kind "sync" another thread may be in f just now: nothing can stop it
+    except ValueError as error:  # without workers another thread may be in f just now: nothing can stop it
         if str(error) != "generator already executing":
             raise
 

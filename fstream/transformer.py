@@ -19,8 +19,9 @@ from typing import (
 )
 
 from fstream._plan.kernels import BATCH, MAP, Kernel
-from fstream._plan.options import _NONE_IS_DEFAULT, BATCH_CHECKS, CHECKS, KINDS, Options, U, check_n, checked
+from fstream._plan.options import _NONE_IS_DEFAULT, BATCH_CHECKS, CHECKS, Options, U, check_n, checked
 from fstream._plan.stages import MISSING, NO_LIMIT, Batch, Stage, is_async, name_of
+from fstream._workers.kinds import IN_PLACE, backend_for, by_default, is_kind, that_await
 
 if TYPE_CHECKING:
     from fstream.stream import Stream
@@ -63,25 +64,29 @@ def resolve(kernel: Kernel, f: Any, options: dict[str, Any]) -> Stage:
             else ""
         )
         raise TypeError(f"f must be callable, got {type(f).__name__}{slip}")
-    asynchronous = is_async(f)
-    kind = options.get("kind", "task" if asynchronous else "thread")
+    given = options["kind"] if "kind" in options else by_default(is_async(f))
+    backend = backend_for(given)
+    kind = backend.name
     name = options.get("name") or name_of(f)
-    for role, call in (("f", f), ("on_start", options.get("on_start")), ("on_done", options.get("on_done"))):
-        if kind != "task" and call is not None and is_async(call):
-            raise TypeError(
-                f"{role} {name_of(call)!r} is a coroutine function, which kind={kind!r} cannot run: use kind='task'"
-            )
-    handler = options.get("on_error")
-    if kind != "task" and callable(handler) and is_async(handler):
-        raise TypeError(
-            f"on_error {name_of(handler)!r} is a coroutine function, which kind={kind!r} cannot run: use kind='task'"
-        )
-    if kind != "process" and options.get("max_items_per_worker") is not None:
-        raise ValueError(f"max_items_per_worker is for kind='process', got kind={kind!r}")
+    if not backend.awaits:
+        _check_none_awaits(f, kind, options)
     timeout = options.get("timeout")
     if timeout is not None and timeout >= NO_LIMIT:
         timeout = None
-    return Stage(kernel, f, **{**options, "kind": kind, "name": name, "timeout": timeout})
+    engine = None if given is kind or isinstance(given, str) else given
+    stage = Stage(kernel, f, **{**options, "kind": kind, "name": name, "timeout": timeout, "engine": engine})
+    backend.check(stage)
+    return stage
+
+
+def _check_none_awaits(f: Any, kind: str, options: dict[str, Any]) -> None:
+    for role in ("f", "on_start", "on_done", "on_error"):
+        call = f if role == "f" else options.get(role)
+        if callable(call) and is_async(call):
+            raise TypeError(
+                f"{role} {name_of(call)!r} is a coroutine function, which kind={kind!r} cannot run: "
+                f"use kind={that_await()}"
+            )
 
 
 def resolve_batch(n: Any, options: dict[str, Any]) -> Batch:
@@ -90,7 +95,9 @@ def resolve_batch(n: Any, options: dict[str, Any]) -> Batch:
     check_n(n, weighed=weight is not None)
     if is_async(weight):
         raise TypeError(f"weight {name_of(weight)!r} is a coroutine function, which batch() cannot run")
-    weigh = None if weight is None else Stage(MAP, partial(_weighed, weight), "sync", name=name_of(weight))
+    weigh = (
+        None if weight is None else Stage(MAP, partial(_weighed, weight), IN_PLACE.name, name=name_of(weight))
+    )
     return Batch(n, None if within is None or within >= NO_LIMIT else within, weigh)
 
 
@@ -180,7 +187,10 @@ class Curried(_Value):
 
     def __init__(self, kernel: Kernel, options: dict[str, Any]) -> None:
         object.__setattr__(self, "kernel", kernel)
-        object.__setattr__(self, "options", checked(kernel.verb, options))
+        given = checked(kernel.verb, options)
+        if "kind" in given:
+            backend_for(given["kind"])
+        object.__setattr__(self, "options", given)
 
     def __call__(self, f: Any = MISSING, source: Any = MISSING, /, *more: Any, **options: Any) -> Any:
         return curry(self.kernel, f, source, more, {**self.options, **options})
@@ -307,7 +317,7 @@ def curry(kernel: Kernel, f: Any, source: Any, more: tuple[Any, ...], options: d
                 f"batch() takes its options by keyword, got {third!r}: write batch(n, source, within=0.5)"
             )
         if isinstance(third, str) or not hasattr(third, "__iter__"):
-            word = f"kind={third!r}" if third in KINDS else "workers=2"
+            word = f"kind={third!r}" if is_kind(third) else "workers=2"
             raise TypeError(
                 f"{verb}() takes its options by keyword, got {third!r}: write {verb}(f, source, {word})"
             )

@@ -55,6 +55,7 @@ from property_tests.strategies import (
 from property_tests.worlds import (
     MIXED,
     MIXED_WORLDS,
+    POOLS,
     PROCESS,
     SIMULATED,
     SIMULATED_MIXED,
@@ -63,6 +64,7 @@ from property_tests.worlds import (
     SYNC,
     TASK,
     THREAD,
+    THREAD_POOL,
     WORLDS,
     law,
 )
@@ -84,7 +86,7 @@ bounded = partial(any_options, maxsizes=(1, 2, 5))
 # Law 1: every kind means what the built-in means.
 
 
-@law(*WORLDS, step=steps, items=lists_of_items(), shape=shapes())
+@law(*WORLDS, *POOLS, step=steps, items=lists_of_items(), shape=shapes())
 def test_1_a_stage_equals_its_plain_counterpart(step: Step, items: list[Any], shape: Shape):
     check_equal(step.transformer()(shape(items)), step.plain(items), step.options["ordered"])
 
@@ -96,7 +98,15 @@ def test_1_peach_calls_f_once_for_each_item(kind: str, chosen: dict[str, Any], i
     check_equal(called, items, in_order=False)
 
 
-@law(*MIXED_WORLDS, TASK, SIMULATED_TASK, chain=chains, items=lists_of_items(longest=60), shape=shapes())
+@law(
+    *MIXED_WORLDS,
+    *POOLS,
+    TASK,
+    SIMULATED_TASK,
+    chain=chains,
+    items=lists_of_items(longest=60),
+    shape=shapes(),
+)
 def test_1_a_chain_equals_its_plain_counterpart(chain: Chain, items: list[Any], shape: Shape):
     check_equal(chain.transformer()(shape(items)), chain.plain(items), chain.keeps_order)
 
@@ -109,7 +119,7 @@ def test_1_ordered_restores_the_order_of_any_chain(chain: Chain, items: list[Any
 # Law 2: nothing is pulled, no thread, process or task started, before the first `next`.
 
 
-@law(*MIXED_WORLDS, chain=chains)
+@law(*MIXED_WORLDS, *POOLS, chain=chains)
 def test_2_a_stream_that_nobody_iterates_does_nothing(chain: Chain, simulation: Simulation | None):
     before, source = Running.now(), Source(itertools.count())
     stream = chain.transformer()(source)
@@ -123,7 +133,7 @@ def test_2_a_stream_that_nobody_iterates_does_nothing(chain: Chain, simulation: 
 bursts = st.lists(st.integers(1, 9), max_size=5)
 
 
-@law(*WORLDS, MIXED, chain=partial(chains, operations=(PMAP,), max_size=3), sizes=bursts)
+@law(*WORLDS, *POOLS, MIXED, chain=partial(chains, operations=(PMAP,), max_size=3), sizes=bursts)
 def test_3_all_outputs_come_while_the_source_blocks(chain: Chain, sizes: list[int]):
     heard = Heard()
     check_equal(
@@ -142,7 +152,7 @@ def test_3_an_output_comes_while_all_later_items_are_busy(kind: str, chosen: dic
     assert heard.all_of(pmap(f, range(length), kind=kind, **chosen)) == list(range(length))
 
 
-@law(THREAD, chosen=in_order, length=st.integers(0, 40))
+@law(THREAD, THREAD_POOL, chosen=in_order, length=st.integers(0, 40))
 def test_3_an_output_comes_while_all_later_threads_are_busy(kind: str, chosen: dict[str, Any], length: int):
     heard = Heard()
 
@@ -231,7 +241,7 @@ def dropped(stream: Any, taken: int) -> None:
 ENDS = st.sampled_from([exhausted, closed, left_by_an_error, thrown_into])
 
 
-@law(*MIXED_WORLDS, *SIMULATED, chain=endless_chains, end=ENDS, taken=st.integers(0, 40))
+@law(*MIXED_WORLDS, *POOLS, *SIMULATED, chain=endless_chains, end=ENDS, taken=st.integers(0, 40))
 def test_5_an_end_anywhere_leaves_nothing_behind(
     chain: Chain, end: Callable[..., None], taken: int, simulation: Simulation | None
 ):
@@ -257,7 +267,7 @@ def test_5_each_on_start_has_its_on_done(
 failures = st.sets(st.integers(0, 40), max_size=4)
 
 
-@law(*WORLDS, chosen=in_order, failing=failures, length=st.integers(0, 40))
+@law(*WORLDS, *POOLS, chosen=in_order, failing=failures, length=st.integers(0, 40))
 def test_6_an_error_comes_after_all_outputs_before_it(
     kind: str, chosen: dict[str, Any], failing: set[int], length: int
 ):

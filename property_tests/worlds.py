@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -24,7 +26,7 @@ class World:
     """Some kinds of workers, real or simulated; *pace* is how many examples it has for each of the profile."""
 
     name: str
-    kinds: tuple[str, ...]
+    kinds: tuple[Any, ...]
     pace: float
     is_simulated: bool = False
 
@@ -48,6 +50,10 @@ def simulation_of(*kinds: str) -> World:
 
 SYNC, THREAD, TASK = (World(kind, (kind,), 0.5) for kind in ("sync", "thread", "task"))
 PROCESS = World("process", ("process",), 0.2)
+#: Executors, opened for each stream.
+THREAD_POOL = World("thread pool", (partial(ThreadPoolExecutor, 3),), 0.3)
+PROCESS_POOL = World("process pool", (partial(ProcessPoolExecutor, 2),), 0.1)
+POOLS = (THREAD_POOL, PROCESS_POOL)
 MIXED = World("mixed", KINDS, 0.5)
 SIMULATED_THREAD, SIMULATED_PROCESS, SIMULATED_TASK = map(simulation_of, ("thread", "process", "task"))
 SIMULATED = (SIMULATED_THREAD, SIMULATED_PROCESS, SIMULATED_TASK)

@@ -11,12 +11,16 @@ import pytest
 
 from fstream import NotPicklable, Transformer, WorkerDied, peach, pfilter, pflat_map, pmap
 from fstream._plan.fusion import fuse
+from fstream._workers.kinds import backend_of
 from tests.faults.faulty import Boom, Tally, give_lock
 from tests.functions import identity, is_odd, square
 
 
 def names(transformer: Transformer[Any, Any]) -> list[str]:
-    return [stage.name for stage in fuse([step.stage for step in transformer.steps])]
+    return [
+        stage.name
+        for stage in fuse([step.stage for step in transformer.steps], lambda stage: backend_of(stage).fuses)
+    ]
 
 
 def process(verb: Callable[..., Any], f: Callable[..., Any], **options: Any) -> Any:

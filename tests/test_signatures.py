@@ -52,7 +52,7 @@ def test_the_signature_has_f_and_source_before_them(combinator: Callable[..., An
 
 def test_every_option_has_its_type(combinator: Callable[..., Any]):
     shape = inspect.signature(combinator).parameters
-    assert set(get_args(get_args(shape["kind"].annotation)[0])) == set(get_args(Kind))
+    assert set(get_args(shape["kind"].annotation)) == {*get_args(Kind), type(None)}
     for name in DEFAULTS:
         assert shape[name].annotation is not inspect.Parameter.empty
 

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Generator, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
 from typing import Never, assert_type
 
 from fstream import (
@@ -193,6 +195,10 @@ def the_options_of_all_four(ints: list[int]) -> None:
         max_items_per_worker=1_000,
     )
     pfilter(is_even, ints, kind="thread", on_error=lambda error, item: SKIP)
+    pmap(spell, ints, kind=ThreadPoolExecutor)
+    pmap(spell, ints, kind=partial(ProcessPoolExecutor, 2))
+    pmap(spell, ints, kind=ThreadPoolExecutor(2))
+    pmap(spell, ints, kind=3)  # type: ignore[call-overload]
     pflat_map(digits, ints, kind="sync", on_error="raise")
     peach(fetch, ints, kind="task", timeout=None, workers=None, maxsize=0)
 

@@ -77,7 +77,7 @@ class Observer:
 
         *worker* is None for items that wait in tasks side by side: many are taken at once, and each goes to a task of
         its own. It is None, too, for the item of a worker that is lost, when what becomes of it is for ``on_error`` to
-        say.
+        say; and where an executor has taken them, whose workers have no numbers.
         """
 
     def done(
@@ -106,7 +106,7 @@ class Observer:
         """An item is tried again: the last one of so many *tries* ended with *error*."""
 
     def worker_started(self, stage: StageInfo, index: int) -> None:
-        """The worker of this *index* has started."""
+        """The worker of this *index* has started. Nobody tells when those of an executor start or end."""
 
     def worker_ended(self, stage: StageInfo, index: int, how: HowEnded) -> None:
         """It has ended; another one may take its place, and its index."""

@@ -1,13 +1,14 @@
-"""Neighbouring process stages that may as well be one: rewrites descriptions, runs nothing.
+"""Neighbouring stages that may as well be one: rewrites descriptions, runs nothing.
 
-Two stages with a pool of their own each would send every item through the parent between them, and have twice as many
-processes as there are CPUs. One pool that runs f after f does neither.
+Two process stages with a pool of their own each would send every item through the parent between them, and have twice
+as many processes as there are CPUs. One pool that runs f after f does neither. Of which kinds that is so, the caller
+says.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from functools import reduce
 
 from fstream._plan.kernels import FILTER, MAP, Kernel
 from fstream._plan.stages import Batch, Stage
@@ -15,29 +16,36 @@ from fstream._plan.stages import Batch, Stage
 __all__ = ["fuse"]
 
 
-def fuse(stages: list[Stage | Batch]) -> list[Stage | Batch]:
-    """Join each run of stages that can be one.
+def fuse(stages: list[Stage | Batch], can_fuse: Callable[[Stage], bool]) -> list[Stage | Batch]:
+    """Join each run of stages that can be one; *can_fuse* says of which kinds.
 
     >>> from fstream import pfilter, pmap
     >>> t = pmap(abs, kind="process") | pfilter(bool, kind="process") | pmap(float, kind="process", workers=2)
-    >>> [stage.name for stage in fuse([step.stage for step in t.steps])]
+    >>> [stage.name for stage in fuse([step.stage for step in t.steps], lambda stage: stage.kind == "process")]
     ['abs | bool', 'float']
     """
-    return reduce(_append, stages, [])
-
-
-def _append(stages: list[Stage | Batch], stage: Stage | Batch) -> list[Stage | Batch]:
-    before = stages[-1] if stages else None
-    if isinstance(before, Stage) and isinstance(stage, Stage) and _fits(before, stage):
-        return [*stages[:-1], _join(before, stage)]
-    return [*stages, stage]
+    fused: list[Stage | Batch] = []
+    for stage in stages:
+        before = fused[-1] if fused else None
+        if (
+            isinstance(before, Stage)
+            and isinstance(stage, Stage)
+            and can_fuse(before)
+            and _fits(before, stage)
+        ):
+            fused[-1] = _join(before, stage)
+        else:
+            fused.append(stage)
+    return fused
 
 
 def _fits(before: Stage, after: Stage) -> bool:
     """Tell whether nobody could see the difference: in workers, bounds, order, or what becomes of a failure."""
     parts = before.parts or (before,)
     return (
-        _plain(before)
+        before.kind == after.kind
+        and before.engine is after.engine
+        and _plain(before)
         and _plain(after)
         and before.ordered == after.ordered
         # More than one output of an item: a failure later on would have to come between them.
@@ -51,8 +59,7 @@ def _fits(before: Stage, after: Stage) -> bool:
 
 def _plain(stage: Stage) -> bool:
     return (
-        stage.kind == "process"
-        and stage.workers is None
+        stage.workers is None
         and stage.maxsize is None
         and stage.timeout is None
         and stage.retries == 0

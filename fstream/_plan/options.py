@@ -6,10 +6,10 @@ import difflib
 from collections.abc import Callable
 from functools import partial
 from typing import (
-    TYPE_CHECKING,
     Any,
     Final,
     Literal,
+    Protocol,
     TypeAlias,
     TypedDict,
     TypeVar,
@@ -17,14 +17,11 @@ from typing import (
 
 from fstream._plan.kernels import Sentinel
 
-if TYPE_CHECKING:
-    pass
-
 __all__ = [
     "BATCH_CHECKS",
     "CHECKS",
-    "KINDS",
     "_NONE_IS_DEFAULT",
+    "Executor",
     "Kind",
     "OnError",
     "Options",
@@ -34,12 +31,18 @@ __all__ = [
 ]
 
 
-Kind: TypeAlias = Literal["sync", "thread", "process", "task"]
+class Executor(Protocol):
+    """What is asked of a `concurrent.futures.Executor`, whose module takes longer to import than all of fstream."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any: ...
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None: ...
+
+
+#: What ``kind`` may be, as a type checker sees it; the registry of kinds says what it may be in fact.
+Kind: TypeAlias = Literal["sync", "thread", "process", "task"] | Executor | Callable[[], Executor]
 
 U = TypeVar("U")
-
-KINDS: Final = ("sync", "thread", "process", "task")
-
 
 #: What becomes of a failed item; a handler gives U, or `SKIP`, which is a Sentinel.
 OnError: TypeAlias = Literal["raise", "skip"] | Callable[[Exception, Any], U | Sentinel]
@@ -70,12 +73,8 @@ def _whole(name: str, value: object, least: int) -> None:
         raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
-def _check_kind(kind: object) -> None:
-    kinds = ", ".join(map(repr, KINDS))
-    if not isinstance(kind, str):
-        raise TypeError(f"kind must be one of {kinds}, got {kind!r}")
-    if kind not in KINDS:
-        raise ValueError(f"kind must be one of {kinds}, got {kind!r}")
+def _left_to_the_registry(_kind: object) -> None:
+    pass
 
 
 def _check_maxsize(value: object) -> None:
@@ -134,7 +133,7 @@ def _check_max_items(value: object) -> None:
 
 
 CHECKS: Final[dict[str, Callable[[Any], None]]] = {
-    "kind": _check_kind,
+    "kind": _left_to_the_registry,
     "workers": lambda value: _whole("workers", value, 1),
     "maxsize": _check_maxsize,
     "ordered": _check_ordered,

@@ -6,17 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from inspect import isasyncgenfunction, iscoroutinefunction, signature
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    Final,
-)
+from typing import Any, Final
 
 from fstream._plan.kernels import Kernel
-from fstream._plan.options import Kind
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = [
     "MISSING",
@@ -69,7 +61,8 @@ class Stage:
 
     kernel: Kernel
     f: Callable[..., Any]
-    kind: Kind
+    #: The name of its kind.
+    kind: str
     workers: int | None = None
     maxsize: int | None = None
     ordered: bool = True
@@ -80,6 +73,8 @@ class Stage:
     on_done: Callable[..., Any] | None = None
     name: str = ""
     max_items_per_worker: int | None = None
+    #: What the option ``kind`` was, if that was no name but an object.
+    engine: Any = None
     #: The stages that this one stands for, if there are several.
     parts: tuple[Stage, ...] = ()
     #: What f can be given by name, and whether it is a coroutine function: looked up once, not by each worker.

@@ -12,6 +12,7 @@ from fstream._flow.window import Window
 from fstream._plan.stages import Stage, StageStatus
 from fstream._workers.call import Call, handled, is_failure
 from fstream._workers.notes import annotate, describe
+from fstream.errors import NotPicklable
 
 if TYPE_CHECKING:
     from fstream._engine.reports import Reports
@@ -29,6 +30,7 @@ class Crew:
 
     queue: Any  # a TakerQueue, and its `get` as the kind's takers call it
     worker: Any  # the class of the members
+    watch: Any = None  # the thread that looks after time-outs, where the workers are threads
     #: Passes on what happens, if somebody observes.
     observer: Reports | None = None
 
@@ -252,3 +254,29 @@ class Crew:
         with self.run.lock:
             self.window.done(victim)
             self.run.settle()
+
+    def unfit(self, span: Span, error: BaseException, why: str) -> None:
+        """Find the item of *span* that cannot travel, by sending its items one by one; a single one fails."""
+        if len(span.items) > 1:
+            with self.run.lock:
+                self.window.requeue_singly(span, {})
+                self.run.settle()
+            return
+        problem = NotPicklable(f"{describe(self.stage, span.start, span.items[0])}: {why}: {error}")
+        problem.__cause__ = error
+        span.sent = True
+        self.put(span, Failure(span.start, span.items[0], problem))
+        with self.run.lock:
+            self.window.done(span)
+            self.run.settle()
+
+    def put(self, span: Span, slot: Any) -> bool:
+        """Append *slot*, or what ``on_error`` makes of a failure; False if the failure stays and ends the span."""
+        if is_failure(slot):
+            self.failed(slot)
+            slot = handled(self.stage, slot)
+            if is_failure(slot):
+                self.fail(slot)
+                return False
+        span.slots.append(slot)
+        return True

@@ -6,63 +6,155 @@ that names it. Nothing else has to be changed.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, TypeGuard
 
 from fstream._flow.sizing import LONGEST_SPAN_SECONDS, MAX_CHEAP_PROCESS, PROCESS_SPAN_SECONDS, Numbers
 from fstream._flow.window import Window
-from fstream._plan.stages import Stage
+from fstream._plan.stages import Batch, Stage
 from fstream._workers.cpus import cpu_count
 
 if TYPE_CHECKING:
     from fstream._engine.run import Run, StageWorkers
 
-__all__ = ["Backend", "backend_of", "register"]
+__all__ = [
+    "IN_PLACE",
+    "Backend",
+    "backend_for",
+    "backend_of",
+    "by_default",
+    "is_kind",
+    "late",
+    "register",
+    "runs_in_place",
+    "that_await",
+]
+
+
+def late(path: str) -> Callable[..., Any]:
+    """Give the function or class "module:name", whose module is imported when it is called for the first time.
+
+    asyncio and multiprocessing take longer to import than all of fstream.
+    """
+    module, _, name = path.partition(":")
+
+    def call(*arguments: Any) -> Any:
+        return getattr(import_module(module), name)(*arguments)
+
+    return call
+
+
+def _no_object(_kind: object) -> bool:
+    return False
+
+
+def _as_it_is(stage: Stage) -> Stage:
+    return stage
+
+
+def _no_renewal(stage: Stage) -> None:
+    if stage.max_items_per_worker is not None:
+        raise ValueError(f"max_items_per_worker is for kind='process', got kind={stage.kind!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backend:
     """One kind of workers."""
 
-    #: What `kind` says.
+    #: What messages call it, and what the option ``kind`` says, unless that is to be an object.
     name: str
-    #: "module:class" of its workers, which is imported when a stage of this kind is opened for the first time: asyncio
-    #: and multiprocessing take longer to import than all of fstream.
-    workers: str
+    #: Makes the workers of a stage; None where there are none, and f runs where the outputs are taken.
+    open: Callable[[Run, Stage, Window], StageWorkers] | None
     #: How many workers a stage has where none are given.
     default_workers: Callable[[], int]
     numbers: Numbers
     #: Tells whether a worker of a stage may be lost in the middle of an item, which is then run again.
     loses: Callable[[Stage], bool]
-
-    def open(self, run: Run, stage: Stage, window: Window) -> StageWorkers:
-        module, _, name = self.workers.partition(":")
-        workers: StageWorkers = getattr(import_module(module), name)(run, stage, window)
-        return workers
+    #: It runs coroutine functions.
+    awaits: bool = False
+    #: Neighbouring stages with default options are better run as one.
+    fuses: bool = False
+    #: Raises for what a stage asks for and this kind cannot give, when the transformer is built. The message says what
+    #: to write.
+    check: Callable[[Stage], None] = _no_renewal
+    #: What the option may be instead of a name, in words, and what tells such an object. It imports nothing.
+    objects: str = ""
+    accepts: Callable[[object], bool] = _no_object
+    #: Makes a stage ready for its run: at the first ``next``, before there is a window.
+    prepare: Callable[[Stage], Stage] = _as_it_is
 
 
 _BACKENDS: Final[dict[str, Backend]] = {}
 
 
-def register(backend: Backend) -> None:
+def register(backend: Backend) -> Backend:
     """Add a kind, or put another in the place of the one of that name."""
     _BACKENDS[backend.name] = backend
+    return backend
 
 
 def backend_of(stage: Stage) -> Backend:
     return _BACKENDS[stage.kind]
 
 
+def is_kind(kind: object) -> bool:
+    """Tell whether *kind* is the name of one."""
+    return isinstance(kind, str) and kind in _BACKENDS and not _BACKENDS[kind].objects
+
+
+def backend_for(kind: object) -> Backend:
+    """Give what the option *kind* stands for, or raise."""
+    if is_kind(kind):
+        return _BACKENDS[kind]  # type: ignore[index]
+    wrong = ValueError if isinstance(kind, str) else TypeError
+    for backend in _BACKENDS.values():
+        if backend.accepts(kind):
+            return backend
+    kinds = ", ".join(backend.objects or repr(backend.name) for backend in _BACKENDS.values())
+    raise wrong(f"kind must be one of {kinds}, got {kind!r}")
+
+
+def by_default(awaits: bool) -> str:
+    """The name of the kind of a stage that has none given."""
+    return "task" if awaits else "thread"
+
+
+def that_await() -> str:
+    """The names of the kinds that run coroutine functions, for a message."""
+    return " or ".join(repr(backend.name) for backend in _BACKENDS.values() if backend.awaits)
+
+
+def runs_in_place(stage: Stage | Batch | None) -> TypeGuard[Stage]:
+    """Tell whether this is a stage whose f runs where the outputs are taken, by no worker."""
+    return isinstance(stage, Stage) and backend_of(stage).open is None
+
+
 def _timed(stage: Stage) -> bool:
     return stage.timeout is not None
 
 
+def _is_executor(kind: object) -> bool:
+    """An executor, or any function: its arguments are looked at when the stage is checked."""
+    futures = sys.modules.get("concurrent.futures")  # where it is not imported, there is no executor
+    return callable(kind) or isinstance(kind, getattr(futures, "Executor", ()))
+
+
+IN_PLACE: Final = register(
+    Backend(
+        name="sync",
+        open=None,
+        default_workers=lambda: 1,
+        numbers=Numbers(shares=lambda workers: workers),
+        loses=_timed,
+    )
+)
 register(
     Backend(
         name="thread",
-        workers="fstream._workers.thread:Workers",
+        open=late("fstream._workers.thread:Workers"),
         default_workers=lambda: min(32, cpu_count() + 4),
         numbers=Numbers(shares=lambda workers: workers),
         loses=_timed,
@@ -71,7 +163,7 @@ register(
 register(
     Backend(
         name="process",
-        workers="fstream._workers.process.workers:Workers",
+        open=late("fstream._workers.process.workers:Workers"),
         default_workers=cpu_count,
         # A span is far away, and costs more to hand over; two are in flight for each process.
         numbers=Numbers(
@@ -82,15 +174,37 @@ register(
             remote=True,
         ),
         loses=lambda _: True,
+        fuses=True,
+        check=lambda _: None,
     )
 )
 register(
     Backend(
         name="task",
-        workers="fstream._workers.task.workers:Workers",
+        open=late("fstream._workers.task.workers:Workers"),
         default_workers=lambda: 100,
         # Cheap items on a loop run one after the other however many tasks there are: one task may have them all.
         numbers=Numbers(shares=lambda _: 1),
         loses=_timed,
+        awaits=True,
+    )
+)
+register(
+    Backend(
+        name="executor",
+        objects="a concurrent.futures.Executor, a function of no arguments that makes one",
+        accepts=_is_executor,
+        check=late("fstream._workers.executor:check"),
+        prepare=late("fstream._workers.executor:prepare"),
+        open=late("fstream._workers.executor:Workers"),
+        default_workers=cpu_count,  # `prepare` says how many
+        # To hand a span over takes as long as with processes; one more than there are workers is in flight.
+        numbers=Numbers(
+            shares=lambda workers: 2 * workers,
+            span_seconds=PROCESS_SPAN_SECONDS,
+            longest_span=LONGEST_SPAN_SECONDS,
+            most_cheap=MAX_CHEAP_PROCESS,
+        ),
+        loses=lambda _: True,
     )
 )

@@ -41,7 +41,9 @@ OPEN: Final[ContextVar[Callable[..., Run]]] = ContextVar("OPEN", default=open_ru
 
 
 def open_workers(run: Run, stage: Stage, window: Window) -> StageWorkers:
-    return backend_of(stage).open(run, stage, window)
+    backend = backend_of(stage)
+    assert backend.open is not None
+    return backend.open(run, stage, window)
 
 
 def open_feeder(run: Run, source: Any) -> Feeder:
@@ -84,7 +86,10 @@ def lay(
 
     *observers* are told of the run, beside those who observe this context.
     """
-    stages = fuse(stages)
+    stages = [
+        backend_of(stage).prepare(stage) if isinstance(stage, Stage) else stage
+        for stage in fuse(stages, lambda stage: backend_of(stage).fuses)
+    ]
     names = [(stage.name, stage.kind, workers_of(stage)) for stage in stages if isinstance(stage, Stage)]
     if (reports := reports_of(names, *observers)) is not None:
         run.observer, run.lock = reports, reports.lock

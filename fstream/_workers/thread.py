@@ -54,15 +54,15 @@ class Workers(Crew):
             self.watch.wake.notify()
 
 
-class Worker:
-    """One thread."""
+class Hand:
+    """What works off spans in a thread of this process, whosever that is."""
 
-    def __init__(self, crew: Workers, index: int) -> None:
+    def __init__(self, crew: Crew, index: int | None, call: Call) -> None:
         self.crew = crew
         self.run = crew.run
         self.stage = crew.stage
         self.index = index
-        self.call = Call(crew.stage, index)
+        self.call = call
         #: It is in user code, where it cannot be stopped.
         self.busy = False
         #: The span in hand.
@@ -73,49 +73,12 @@ class Worker:
         #: The watch has given this thread up, because its item ran over its time. Nobody reads what it does from then
         #: on.
         self.abandoned = False
-        self.thread = threading.Thread(
-            target=crew.run.context.copy().run,
-            args=(self.main,),
-            name=f"fstream-{crew.stage.name}-{index}",
-            daemon=True,
-        )
-
-    def join(self, timeout: float) -> None:
-        self.thread.join(timeout)
-
-    def main(self) -> None:
-        crew = self.crew
-        try:
-            crew.started(self)
-            span: Any = crew.arrived()
-            while type(span := span or crew.queue.get()) is not Closed:
-                crew.recruit()
-                elapsed = self.work(span)
-                if self.abandoned:
-                    break
-                self.span = None
-                if (span := crew.next_for(span, elapsed)) is None:
-                    self.call.set_place(None)
-        except BaseException as error:  # a bug of ours, or an interrupt from outside: never a hang
-            crew.break_down(error)
-        finally:
-            self.busy = True
-            with crew.ending:
-                crew.finish(self.call)
-            with self.run.lock:
-                crew.members.discard(self)
-                if crew.watch is not None:
-                    crew.watch.wake.notify()
-                crew.ended(self)
-                self.run.leave(self)
 
     def work(self, span: Span) -> float:
         """Do what there is to do for *span*; give the seconds that went into it."""
         self.busy = True
         begun = perf_counter()
         self.span = span
-        if self.crew.observer is not None:
-            self.crew.taken(span, self)
         self.call.set_place(span)
         try:
             if not self.call.started:
@@ -185,6 +148,53 @@ class Worker:
             return self.abandoned
 
 
+class Worker(Hand):
+    """One thread."""
+
+    crew: Workers
+
+    def __init__(self, crew: Workers, index: int) -> None:
+        super().__init__(crew, index, Call(crew.stage, index))
+        self.thread = threading.Thread(
+            target=crew.run.context.copy().run,
+            args=(self.main,),
+            name=f"fstream-{crew.stage.name}-{index}",
+            daemon=True,
+        )
+
+    def join(self, timeout: float) -> None:
+        self.thread.join(timeout)
+
+    def main(self) -> None:
+        crew = self.crew
+        try:
+            crew.started(self)
+            span: Any = crew.arrived()
+            while type(span := span or crew.queue.get()) is not Closed:
+                crew.recruit()
+                if crew.observer is not None:
+                    self.busy = True  # it may call observers
+                    crew.taken(span, self)
+                elapsed = self.work(span)
+                if self.abandoned:
+                    break
+                self.span = None
+                if (span := crew.next_for(span, elapsed)) is None:
+                    self.call.set_place(None)
+        except BaseException as error:  # a bug of ours, or an interrupt from outside: never a hang
+            crew.break_down(error)
+        finally:
+            self.busy = True
+            with crew.ending:
+                crew.finish(self.call)
+            with self.run.lock:
+                crew.members.discard(self)
+                if crew.watch is not None:
+                    crew.watch.wake.notify()
+                crew.ended(self)
+                self.run.leave(self)
+
+
 class TimedSlots:
     """The slots of a span whose items have a time-out.
 
@@ -192,7 +202,7 @@ class TimedSlots:
     done.
     """
 
-    def __init__(self, worker: Worker, span: Span) -> None:
+    def __init__(self, worker: Hand, span: Span) -> None:
         self.worker = worker
         self.span = span
 
@@ -210,7 +220,7 @@ class Watch:
 
     abandoned = False
 
-    def __init__(self, crew: Workers) -> None:
+    def __init__(self, crew: Crew) -> None:
         self.crew = crew
         self.wake = threading.Condition(crew.run.lock)
         #: A worker that begins an item has to wake the watch. Invariant: the watch sets this before it looks at the

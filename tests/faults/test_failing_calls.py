@@ -19,6 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -169,6 +170,8 @@ PIPELINES: Final[dict[str, Callable[[], Any]]] = {
         slowly, list(pmap(slowly, items(), kind="process", workers=2)), kind="process"
     ),
     "merged": lambda: merge(items()),
+    "executor": lambda: pmap(slowly, items(), kind=partial(ThreadPoolExecutor, 2)),
+    "timed executor": lambda: pmap(slowly, items(), kind=partial(ThreadPoolExecutor, 2), timeout=60.0),
 }
 
 
@@ -322,10 +325,12 @@ TABLE: Final = [
     ),
     row("_engine.queues:ThreadQueue.get", "threading.Lock", NO_LOCK, LATER, "thread, timed, merged"),
     row("_engine.run:Run.__init__", "threading.RLock", NO_LOCK, FIRST, "thread, task, process, merged"),
-    row("_engine.run:Run.launch", "thread.start", NO_THREAD, FIRST, "thread, process, merged"),
+    row("_engine.run:Run.launch", "thread.start", NO_THREAD, FIRST, "thread, process, merged, executor"),
     row("_engine.run:Run.launch", "thread.start", NO_THREAD, FIRST, "task, async source", loops=FOR),
-    row("_engine.run:Run.launch", "thread.start", NO_THREAD, LATER, "timed, process"),
-    row("_engine.run:Run.launch", "thread.start", MemoryError("no memory"), LATER, "timed, process"),
+    row("_engine.run:Run.launch", "thread.start", NO_THREAD, LATER, "timed, process, executor"),
+    row(
+        "_engine.run:Run.launch", "thread.start", MemoryError("no memory"), LATER, "timed, process, executor"
+    ),
     row("_workers.thread:Workers.launch", "thread.start", NO_THREAD, FIRST, "thread, timed, async source"),
     row("_workers.thread:Workers.launch", "thread.start", MemoryError("no memory"), FIRST, "thread, timed"),
     row(
@@ -340,7 +345,15 @@ TABLE: Final = [
     row("_workers.thread:Workers.__init__", "threading.Lock", NO_LOCK, FIRST, "thread"),
     row("_workers.thread:Worker.__init__", "threading.Thread", MemoryError("no memory"), FIRST, "thread"),
     row("_workers.thread:Watch.__init__", "threading.Condition", MemoryError("no memory"), FIRST, "timed"),
-    row("_workers.thread:Watch.__init__", "threading.Thread", MemoryError("no memory"), FIRST, "timed"),
+    row(
+        "_workers.thread:Watch.__init__",
+        "threading.Thread",
+        MemoryError("no memory"),
+        FIRST,
+        "timed, timed executor",
+    ),
+    row("_workers.pump:Pump.__init__", "threading.Thread", MemoryError("no memory"), FIRST, "executor"),
+    row("_engine.run:Run.launch", "thread.start", NO_THREAD, (3,), "timed executor"),
     row(
         "_workers.feeder:ThreadFeeder.__init__",
         "threading.Thread",

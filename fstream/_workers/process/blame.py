@@ -22,10 +22,8 @@ def blame(stage: Stage, error: Exception) -> str:
     for part in stage.parts or (stage,):
         for role, function in ("f", part.f), ("on_start", part.on_start), ("on_done", part.on_done):
             if (problem := _problem(function)) is not None:
-                return (
-                    f"stage {part.name!r} (process): {role} cannot be pickled: {_traced(function, problem)}"
-                )
-    return f"stage {stage.name!r} (process) cannot be pickled: {error}"
+                return f"stage {part.name!r} ({part.kind}): {role} cannot be pickled: {_traced(function, problem)}"
+    return f"stage {stage.name!r} ({stage.kind}) cannot be pickled: {error}"
 
 
 def _problem(value: Any) -> Exception | None:

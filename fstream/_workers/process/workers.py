@@ -28,7 +28,6 @@ from fstream._engine.run import Run
 from fstream._flow.span import Failure, Span
 from fstream._flow.window import Window
 from fstream._plan.stages import Stage
-from fstream._workers.call import handled, is_failure
 from fstream._workers.crew import LONGEST_WAIT, Crew
 from fstream._workers.notes import annotate, describe
 from fstream._workers.process import child
@@ -299,32 +298,6 @@ class Workers(Crew):
         """Measure how many bytes an item has, by a message of *count* items that goes this *way*."""
         if count > 0:
             self.bytes[way] = (self.bytes[way] + sum(map(len, body)) / count) / 2
-
-    def unfit(self, span: Span, error: BaseException, why: str) -> None:
-        """Find the item of *span* that cannot travel, by sending its items one by one; a single one fails."""
-        if len(span.items) > 1:
-            with self.run.lock:
-                self.window.requeue_singly(span, {})
-                self.run.settle()
-            return
-        problem = NotPicklable(f"{describe(self.stage, span.start, span.items[0])}: {why}: {error}")
-        problem.__cause__ = error
-        span.sent = True
-        self.put(span, Failure(span.start, span.items[0], problem))
-        with self.run.lock:
-            self.window.done(span)
-            self.run.settle()
-
-    def put(self, span: Span, slot: Any) -> bool:
-        """Append *slot*, or what ``on_error`` makes of a failure; False if the failure stays and ends the span."""
-        if is_failure(slot):
-            self.failed(slot)
-            slot = handled(self.stage, slot)
-            if is_failure(slot):
-                self.fail(slot)
-                return False
-        span.slots.append(slot)
-        return True
 
     def flush(self, worker: Worker) -> None:
         """Write as much as the socket takes; wait for room, in the selector, if more is left."""
