@@ -70,12 +70,13 @@ clean:  ## remove the environments and the caches
 	rm -rf .venv .venv-* *.egg-info build dist .coverage* .pytest_cache .hypothesis .mypy_cache .ruff_cache
 
 # `make test-3.12` tests on that version, in .venv-3.12; `make test-3.13t` on its free-threaded build. The interpreter is
-# one of pyenv's or the one on PATH. A tenth of the fault matrix runs there, drawn anew each day: all of it would take
-# two thirds of the time, for what `make test` has seen on its own Python.
+# one of pyenv's or the one on PATH. A tenth of the fault matrix runs there, and a fifth of the tests marked `drawn`, drawn
+# anew each day, and hypothesis tries fewer examples: all of it would take most of the time, for what `make test` has
+# seen on its own Python.
 test-%:
 	@for python in $${PYENV_ROOT:-$$HOME/.pyenv}/versions/$(*:t=)*/bin/python python$*; do \
 	    if [ "$$($$python $(version))" = $* ]; then \
-	        exec env FSTREAM_MATRIX=$${FSTREAM_MATRIX:-drawn} \
+	        exec env FSTREAM_MATRIX=$${FSTREAM_MATRIX:-drawn} HYPOTHESIS_PROFILE=$${HYPOTHESIS_PROFILE:-quick} \
 	            $(MAKE) --no-print-directory test PYTHON=$$python VENV=.venv-$*; \
 	    fi; \
 	done; \

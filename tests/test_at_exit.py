@@ -8,6 +8,8 @@ import pytest
 
 from tests.scripts import Script
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("kind", ["sync", "thread", "task", "process"])
 def test_the_first_pipeline_of_a_program_runs_at_its_exit(kind: str, script: Script):

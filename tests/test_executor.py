@@ -23,6 +23,8 @@ from tests.gates import PATIENCE, Gate, Log, holding, opened_when
 from tests.sources import Source
 from tests.test_observer import recorded
 
+pytestmark = [pytest.mark.drawn, pytest.mark.slow]
+
 MAKERS: dict[str, Callable[[], Executor]] = {
     "threads": partial(ThreadPoolExecutor, 2),
     **{

@@ -18,6 +18,8 @@ from fstream import Stream, pmap
 from fstream._engine.interrupts import Uninterrupted
 from tests.leaks import Running, check_no_leaks
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def interrupts() -> Iterator[None]:

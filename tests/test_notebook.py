@@ -20,6 +20,8 @@ from tests.gates import PATIENCE
 from tests.loops import AsyncSource, Boom, closed_where_pulled, in_every_loop, in_loop, run_strictly
 from tests.scripts import run_python
 
+pytestmark = pytest.mark.slow
+
 
 @in_every_loop
 async def test_sync_iteration_inside_a_running_loop(kind: str) -> None:

@@ -22,6 +22,8 @@ from tests.faults.faulty import Tally
 from tests.functions import identity, is_odd
 from tests.gates import PATIENCE, Gate, Log, holding
 
+pytestmark = pytest.mark.drawn
+
 
 class Record(Observer):
     """Keeps every call, and checks that no two come at once."""

@@ -21,6 +21,8 @@ from fstream._engine.interrupts import Uninterrupted
 from tests.gates import Gate
 from tests.leaks import Running, check_no_leaks
 
+pytestmark = pytest.mark.slow
+
 
 class SoftLimit(Exception):
     pass

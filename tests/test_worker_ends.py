@@ -25,6 +25,8 @@ from tests.faults.faulty import eventually
 from tests.gates import Gate, Log
 from tests.scripts import Script, environment_with, printed, write_script
 
+pytestmark = pytest.mark.slow
+
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
 
 

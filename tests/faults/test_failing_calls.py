@@ -687,6 +687,8 @@ def test_the_scan_finds_calls_however_they_are_imported():
     source = """
 import os, multiprocessing.connection as connection
 from select import select as choose
+
+pytestmark = [pytest.mark.drawn, pytest.mark.slow]
 class A:
     def f(self):
         def g():

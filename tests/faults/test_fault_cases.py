@@ -44,7 +44,7 @@ from tests.faults.faulty import (
     ten,
 )
 
-pytestmark = pytest.mark.timeout(HANG / 2)
+pytestmark = [pytest.mark.timeout(HANG / 2), pytest.mark.drawn, pytest.mark.slow]
 
 
 @pytest.fixture

@@ -15,6 +15,8 @@ import pytest
 from fstream import merge, pmap
 from tests.faults.faulty import HANG, Gate, as_coroutine, children, eventually, ten
 
+pytestmark = pytest.mark.slow
+
 SECONDS = 1.0
 STATED = 0.020
 """Seconds of CPU, promised at most for each idle second."""

@@ -16,7 +16,7 @@ import pytest
 from tests.scripts import environment_with, write_script
 
 SLOW = bool(os.environ.get("FSTREAM_SLOW"))
-pytestmark = pytest.mark.timeout(1200 if SLOW else 240)
+pytestmark = [pytest.mark.timeout(1200 if SLOW else 240), pytest.mark.slow]
 
 MEBIBYTE = 1024  # in the kibibytes that Linux counts in
 NOISE = 8 * MEBIBYTE

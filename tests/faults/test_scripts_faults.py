@@ -22,7 +22,7 @@ import pytest
 from tests.faults.faulty import HANG, KINDS, SLACK, eventually
 from tests.scripts import environment_with, write_script
 
-pytestmark = pytest.mark.timeout(HANG)
+pytestmark = [pytest.mark.timeout(HANG), pytest.mark.slow]
 
 PREAMBLE = """
 import asyncio, itertools, os, signal, sys, threading, time, warnings

@@ -13,7 +13,7 @@ import pytest
 from fstream import pmap
 from tests.faults.faulty import children, ten
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]
 
 ITEMS = 20_000
 INTERVAL = 0.1
