@@ -174,7 +174,15 @@ def interrupt_everywhere(
 ignored = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
+# From Python 3.14 on a handler may raise between the step that takes a lock and the block that gives it back, and between
+# that of a call and what it returned: some of these steps leave threads behind there.
+not_from_3_14 = pytest.mark.skipif(
+    sys.version_info >= (3, 14), reason="some steps leave threads behind there"
+)
+
+
 @ignored
+@not_from_3_14
 @pytest.mark.timeout(240)  # many runs, of which each starts threads
 @pytest.mark.parametrize("consume", [list, to_its_error, closed_early])
 @pytest.mark.parametrize(("kind", "stride"), [("sync", 1), ("thread", 7), ("task", 11), ("process", 23)])

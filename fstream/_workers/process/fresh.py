@@ -91,7 +91,7 @@ class _Popen(popen_spawn_posix.Popen):
                 finally:
                     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             self._name_for_good()
-            ours.sendall(packed.getbuffer(), NO_SIGPIPE)
+            ours.sendall(packed.getvalue(), NO_SIGPIPE)
         except ConnectionError:  # it was killed already: its exit status will tell
             pass
         except BaseException:
