@@ -174,8 +174,8 @@ def interrupt_everywhere(
 ignored = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
-# From Python 3.14 on a handler may raise between the step that takes a lock and the block that gives it back, and between
-# that of a call and what it returned: some of these steps leave threads behind there.
+# From Python 3.14 on a handler may raise between the step that takes a lock and the block that gives it back. Some of
+# these steps leave threads behind there.
 not_from_3_14 = pytest.mark.skipif(
     sys.version_info >= (3, 14), reason="some steps leave threads behind there"
 )
