@@ -176,9 +176,8 @@ class Child:
         except Deaf:  # the items that came before are not to blame, so they are finished first
             traceback.print_exc()
             self.flush_requested = True
-        except (
-            BaseException
-        ):  # perhaps in the middle of giving items back: what the parent would be told is not true
+        except BaseException:
+            # Perhaps in the middle of giving items back: what the parent would be told is not true.
             traceback.print_exc()
             os._exit(1)
         self.inbox.put(None)

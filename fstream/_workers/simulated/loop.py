@@ -6,13 +6,9 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from contextvars import Context
-from typing import TYPE_CHECKING, Any, Final, TypeVarTuple, Unpack
+from typing import Any, Final, TypeVarTuple, Unpack
 
 from fstream._workers.simulated.schedule import Actor, Simulation, Steps
-
-if TYPE_CHECKING:
-    pass
-
 
 Ts = TypeVarTuple("Ts")
 
