@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import dedent
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -23,6 +23,7 @@ from fstream._plan.stages import Stage
 from fstream._workers.opening import open_run
 from fstream._workers.process import child
 from fstream._workers.process.link import Link
+from fstream._workers.process.queue import PipeQueue
 from fstream._workers.process.warm import WARM
 from fstream._workers.process.workers import Worker, Workers
 from tests.faults.faulty import eventually
@@ -254,6 +255,48 @@ def test_the_start_method_is_not_set_for_the_user(script: Script):
         print(multiprocessing.get_start_method(allow_none=True))
     """
     assert printed(script(source)) == "None"
+
+
+# The bell of the pump
+
+
+class Socket:
+    """A socket whose next sends fail."""
+
+    def __init__(self, real: Any, failures: int) -> None:
+        self.real, self.failures = real, failures
+
+    def send(self, *args: Any) -> int:
+        if self.failures:
+            self.failures -= 1
+            raise BlockingIOError
+        return int(self.real.send(*args))
+
+    def close(self) -> None:
+        self.real.close()
+
+
+def test_a_bell_that_could_not_be_rung_for_want_of_memory_is_rung_later():
+    queue: Any = PipeQueue(cast("Any", None))
+    queue._push = Socket(queue._push, 3)
+    queue.ring()
+    assert queue.bell.recv(10) == b"!"
+    queue.close()
+
+
+def test_a_bell_that_rings_already_is_not_rung_again():
+    queue: Any = PipeQueue(cast("Any", None))
+    queue.ring()
+    queue._push = Socket(queue._push, sys.maxsize)
+    queue.ring()
+    assert queue._push.failures == sys.maxsize - 1
+    queue.close()
+
+
+def test_a_bell_that_is_closed_is_not_rung():
+    queue = PipeQueue(cast("Any", None))
+    queue.close()
+    queue.ring()
 
 
 # Workers

@@ -651,6 +651,7 @@ SOUND: Final = {
         "_workers.process.surroundings",
         "os.chdir",
     ): "what fails is another worker's folder: test_worker_surroundings",
+    ("_workers.process.queue", "PipeQueue.settled recv"): "only where a send has failed: in test_processes",
     ("_workers.process.surroundings", "os.umask"): "cannot fail",
     ("_workers.process.surroundings", "os.getgroups"): "of this process itself: cannot fail",
     ("_workers.process.warm", "threading.Lock"): "while a module is imported, or in a fork",

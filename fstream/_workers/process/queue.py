@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import socket
-from time import perf_counter
-from typing import Protocol
+from time import perf_counter, sleep
+from typing import Final, Protocol
 
 from fstream._engine.run import Run
 from fstream._flow.buffers import Work
 from fstream._flow.window import Window
 from fstream._workers.process.link import OURS
-from fstream._workers.process.wire import (
-    NO_SIGPIPE,
-)
+from fstream._workers.process.wire import NO_SIGPIPE
 
 __all__ = ["PipeQueue", "PumpWork"]
+
+#: How often the bell is tried, 1 ms apart, while the kernel has no memory for it.
+TRIES: Final = 1000
 
 
 class PipeQueue:
@@ -45,10 +46,25 @@ class PipeQueue:
         self.ring()
 
     def ring(self) -> None:
+        """Wake the pump. The bell rings when this is over, or it is closed, or the kernel has had no memory for long."""
+        for _ in range(TRIES):
+            try:
+                self._push.send(b"!", NO_SIGPIPE)
+            except OSError:
+                if self.settled():
+                    return
+                sleep(0.001)
+            else:
+                return
+
+    def settled(self) -> bool:
+        """Tell whether a send that failed need not be tried again: the bell rings already, or it is closed."""
         try:
-            self._push.send(b"!", NO_SIGPIPE)
-        except OSError:  # full, so it rings; or closed
-            pass
+            return bool(self.bell.recv(1, socket.MSG_PEEK))
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
 
     def silence(self) -> None:
         try:
