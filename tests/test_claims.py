@@ -13,7 +13,7 @@ import pytest
 
 from fstream import pmap
 from fstream._flow.room import Room
-from fstream._flow.sizing import STRIDE, Numbers
+from fstream._flow.sizing import MAX_SPAN, STRIDE, Numbers
 from fstream._flow.sources import Slices
 from fstream._flow.span import Failure, Span
 from fstream._flow.window import Window
@@ -27,11 +27,11 @@ def window_of(count: int, **options: Any) -> Window:
         Slices(range(count)), Room(0, 1), workers=1, ordered=True, one_each=True, numbers=Numbers(shares=lambda _: 1),
         outputs=lambda slots: MAP.outputs(slots, skips=False), **options,
     )  # fmt: skip
-    window.cost, window.last_size = 0.0, count
+    window.sizing.cost, window.sizing.last_size = 0.0, count
     return window
 
 
-def taken(window: Window, most: int | None = None) -> Span:
+def taken(window: Window, most: int = MAX_SPAN) -> Span:
     span = window.take(0.0, most)
     assert span is not None
     return span
@@ -161,7 +161,7 @@ def test_a_worker_claims_nothing_of_a_stage_that_was_stopped():
 def test_a_worker_goes_on_only_with_what_is_before_a_failure(index: int, expected: list[int]):
     window = window_of(4)
     taken(window, 1)
-    window.last_size = 3
+    window.sizing.last_size = 3
     todo = window.claim(taken(window))
     window.fail(Failure(index, None, ValueError()))
     assert list(todo or ()) == expected

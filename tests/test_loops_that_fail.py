@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from fstream import pmap
-from fstream._flow.window import Window
+from fstream._flow.sizing import Sizing
 from fstream._workers.task import host as loops
 from tests.gates import PATIENCE
 from tests.loops import run_strictly
@@ -177,7 +177,7 @@ def test_the_watch_of_the_time_outs_sees_an_item_that_is_begun_while_it_looks(
     monkeypatch.setattr(Workers, "overdue", slow_look)
     monkeypatch.setattr(TimedSlots, "append", append_and_have_it_look)
     # Both items are claimed at once: to claim one takes the lock, which the watch holds while it looks.
-    monkeypatch.setattr(Window, "_fair", lambda window, most: most)
+    monkeypatch.setattr(Sizing, "fair", lambda sizing, most: most)
 
     began = time.monotonic()
     try:

@@ -11,7 +11,7 @@ import pytest
 
 from fstream import Stream, ordered, pmap
 from fstream._engine.run import SHORT_ROW
-from fstream._flow.window import Window
+from fstream._flow.outbox import Outbox
 from fstream._workers.opening import open_run
 
 
@@ -33,16 +33,16 @@ def asked(stages: int, monkeypatch: pytest.MonkeyPatch) -> int:
     """How often a window of a row of so many *stages* is asked for its end, or asks another one, for ten items."""
     looks = 0
     lock = threading.Lock()
-    has_more = Window.has_more.fget  # type: ignore[attr-defined]
+    has_more = Outbox.has_more.fget  # type: ignore[attr-defined]
 
-    def counted(window: Window) -> Any:
+    def counted(outbox: Outbox) -> Any:
         nonlocal looks
         with lock:
             looks += 1
-        return has_more(window)
+        return has_more(outbox)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Window, "has_more", property(counted))
+        patch.setattr(Outbox, "has_more", property(counted))
         assert list(row(stages, iter(range(10)), kind="thread", workers=1)) == list(
             range(stages, stages + 10)
         )

@@ -558,7 +558,7 @@ def test_large_items_travel_alone(
     sizes = []
     take = Window.take
 
-    def spy(self: Window, now: float, most: int | None = None) -> Span | None:
+    def spy(self: Window, now: float, most: int) -> Span | None:
         span = take(self, now, most)
         sizes.append(len(span.items) if span else 0)
         return span

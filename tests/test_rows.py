@@ -10,7 +10,7 @@ import pytest
 from fstream import pfilter, pmap
 from fstream._engine.run import FULL_LOOK_SECONDS, SHORT_ROW, Run
 from fstream._flow.room import Room
-from fstream._flow.sizing import Numbers
+from fstream._flow.sizing import Numbers, Sizing
 from fstream._flow.sources import Feed
 from fstream._flow.span import CLOSED
 from fstream._flow.window import Window
@@ -127,7 +127,7 @@ def test_close_ends_workers_that_wait_for_room(concurrent_kind: str):
 @pytest.fixture
 def long_spans(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker is given all that there is at once."""
-    monkeypatch.setattr(Window, "_fair", lambda _window, most: most)
+    monkeypatch.setattr(Sizing, "fair", lambda _sizing, most: most)
 
 
 @pytest.mark.usefixtures("long_spans")
@@ -175,7 +175,7 @@ def test_after_a_failure_nothing_is_started_upstream_though_the_consumer_is_away
         assert next(stream) == 0
         run = stream._outputs.run
         assert run is not None
-        wait_until(lambda: run.windows[1].failure)
+        wait_until(lambda: run.windows[1].ending)
         go.set()
         wait_until(lambda: not run.crews[0].members)  # type: ignore[attr-defined]
         assert ran == [0, 1, 2]

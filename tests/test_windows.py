@@ -11,7 +11,7 @@ import pytest
 from fstream._flow.buffers import OVERDUE, Credits, Outlet, Work
 from fstream._flow.protocols import Upstream
 from fstream._flow.room import Room
-from fstream._flow.sizing import SHORT, Numbers
+from fstream._flow.sizing import MAX_SPAN, SHORT, Numbers
 from fstream._flow.sources import Feed, Slices
 from fstream._flow.span import Closed, Failure, Span
 from fstream._flow.window import Window
@@ -44,11 +44,11 @@ def window_over(
 def window_of(items: str, **options: Any) -> Window:
     """A window without a bound, over items so cheap that a span takes all that it may have."""
     window = window_over(Slices(items), workers=1, maxsize=0, **options)
-    window.cost, window.last_size = 0.0, len(items)
+    window.sizing.cost, window.sizing.last_size = 0.0, len(items)
     return window
 
 
-def taken(window: Window, most: int | None = None) -> Span:
+def taken(window: Window, most: int = MAX_SPAN) -> Span:
     span = window.take(0.0, most)
     assert span is not None
     return span
@@ -64,6 +64,17 @@ def begin(span: Span, count: int = 1) -> None:
     claimed = span.claim()
     assert claimed is not None
     span.slots.extend(islice(claimed, count))
+
+
+def lose(window: Window, span: Span, retries: int = 1, at: int | None = None) -> Span | None:
+    """As a crew does: have the item tried again at which the worker was lost, or keep its place."""
+    victim = window.lose(span, at)
+    if victim is not None and victim.tries <= retries:
+        window.requeue(victim)
+        return None
+    if victim is not None:
+        window.keep_place(victim)
+    return victim
 
 
 def work_off(window: Window) -> None:
@@ -189,7 +200,10 @@ def test_only_a_limit_that_nobody_set_grows():
     assert strict.limit == 3
     assert own.grow(99)
     assert own.limit == 8
+    assert not own.grow(9)  # nothing has gone through it since
+    own.release(2)
     assert own.grow(9)
+    own.release(9)
     assert not own.grow(9)
     assert own.limit == 9
 
@@ -206,7 +220,7 @@ def test_maxsize_0_is_no_limit():
 )
 def test_only_work_that_is_worth_it_is_shared(cost: float, size: int):
     window = window_over(Slices(range(40)), workers=2, maxsize=0)
-    window.cost, window.last_size = cost, 99
+    window.sizing.cost, window.sizing.last_size = cost, 99
     assert len(taken(window).items) == size
 
 
@@ -217,18 +231,18 @@ def test_spans_grow_with_the_work_that_is_done_as_far_as_they_may():
         span = taken(window, 1)
         span.slots.extend(span.claim() or ())
         window.done(span, elapsed)
-        lengths.append(round(window.span_seconds, 3))
-        assert window.flush_delay == 2 * window.span_seconds
+        lengths.append(round(window.sizing.span_seconds, 3))
+        assert window.flush_delay == 2 * window.sizing.span_seconds
     assert lengths == [0.1, 0.131, 0.256, 1.0, 1.0]
 
 
 def test_spans_of_one_length_do_not_grow():
     window = window_of("ab")
-    before = window.span_seconds
+    before = window.sizing.span_seconds
     span = taken(window)
     span.slots.extend(span.claim() or ())
     window.done(span, 99.0)
-    assert window.span_seconds == before
+    assert window.sizing.span_seconds == before
 
 
 def test_feeders_share_the_room():
@@ -304,9 +318,9 @@ def lone_window(items: str, **options: Any) -> Window:
 
 def finish_lone(window: Window, index: int) -> None:
     """As a task does that waits beside others: without a span."""
-    number, item = window.lone_items.popleft()
+    number, item = window.ledger.lone_items.popleft()
     assert number == index
-    window.lone_slots[index] = item
+    window.ledger.lone_slots[index] = item
 
 
 @pytest.mark.parametrize("ordered", [True, False])
@@ -315,26 +329,26 @@ def test_lone_items_are_held_until_they_go_out(maxsize: int, ordered: bool):
     window = lone_window("abcd", maxsize=maxsize, ordered=ordered)
     count = maxsize or 4
     window.draw_lone(9)
-    assert list(window.lone_items) == [*enumerate("abcd")][:count]
-    assert window.room.held == window.busy == window.backlog == count
+    assert list(window.ledger.lone_items) == [*enumerate("abcd")][:count]
+    assert window.room.held == window.ledger.busy == window.backlog == count
     for index in range(count):
         assert window.end is None
         finish_lone(window, index)
-        assert window.busy == count - index - 1
+        assert window.ledger.busy == count - index - 1
     assert drawn(window) == list("abcd")[:count]
-    assert window.room.held == window.busy == window.lone == 0
+    assert window.room.held == window.ledger.busy == window.ledger.lone == 0
     assert (window.end is None) == bool(maxsize)
 
 
 def test_no_more_lone_items_are_drawn_than_are_asked_for():
     window = lone_window("abcd")
     window.draw_lone(2)
-    assert list(window.lone_items) == [(0, "a"), (1, "b")]
+    assert list(window.ledger.lone_items) == [(0, "a"), (1, "b")]
     assert window.backlog == 4
     assert window.takable()
     window.draw_lone(0)
     window.draw_lone(1)
-    assert list(window.lone_items) == [(0, "a"), (1, "b"), (2, "c")]
+    assert list(window.ledger.lone_items) == [(0, "a"), (1, "b"), (2, "c")]
 
 
 def test_lone_items_may_be_taken_though_nothing_else_is_there():
@@ -348,7 +362,7 @@ def test_lone_items_become_spans_of_those_who_ask_for_one_before_anything_new():
     window.draw_lone(2)
     spans = [taken(window) for _ in range(4)]
     assert [held_by(span) for span in spans] == [(n, [item]) for n, item in enumerate("abcd")]
-    assert (window.busy, window.lone) == (4, 0)
+    assert (window.ledger.busy, window.ledger.lone) == (4, 0)
     for span in spans:
         finish(window, span)
     assert drawn(window) == list("abcd")
@@ -391,45 +405,45 @@ def test_lone_items_that_give_nothing_hold_no_room(kernel: Kernel):
     window = lone_window("ab", kernel=kernel)
     window.draw_lone(2)
     for _ in range(2):
-        index, _ = window.lone_items.popleft()
-        window.lone_slots[index] = kernel.nothing
-        window.harvest()
+        index, _ = window.ledger.lone_items.popleft()
+        window.ledger.lone_slots[index] = kernel.nothing
+        window.outbox.harvest()
     assert window.room.held == 0
 
 
 def test_a_lone_item_is_taken_to_last_as_long_as_a_span():
     window, other = lone_window("abc", maxsize=0), lone_window("abc", maxsize=0)
-    window.span_seconds = other.span_seconds = 2.0
-    window.cost = other.cost = 8.0
+    window.sizing.span_seconds = other.sizing.span_seconds = 2.0
+    window.sizing.cost = other.sizing.cost = 8.0
     window.draw_lone(3)
     for span in [taken(other, 1) for _ in range(3)]:
         span.slots.extend(span.claim() or ())
         other.done(span, 2.0)
-    assert window.cost == other.cost == 2.75
+    assert window.sizing.cost == other.sizing.cost == 2.75
 
 
 def test_the_first_lone_items_are_taken_to_last_as_long_as_a_span():
     window = lone_window("abc")
     window.draw_lone(3)
-    assert window.cost == window.span_seconds
+    assert window.sizing.cost == window.sizing.span_seconds
 
 
 @pytest.mark.parametrize("given_back", [False, True])
 def test_no_lone_items_are_drawn_while_something_comes_before_them(given_back: bool):
     window = lone_window("abcdef", maxsize=0)
-    window.cost, window.last_size = 0.0, 6
+    window.sizing.cost, window.sizing.last_size = 0.0, 6
     first = taken(window, 3)
     begin(first, 0)
     if given_back:
-        window.steal_from(first)
+        window.ledger.steal_from(first)
     window.draw_lone(1)
-    assert not window.lone_items
-    window.steal_from(first)
+    assert not window.ledger.lone_items
+    window.ledger.steal_from(first)
     for index in (1, 2):
         span = taken(window, 1)
         assert span.start == index
     window.draw_lone(9)
-    assert [index for index, _ in window.lone_items] == [3, 4, 5]
+    assert [index for index, _ in window.ledger.lone_items] == [3, 4, 5]
 
 
 @pytest.mark.parametrize("ordered", [True, False])
@@ -437,23 +451,23 @@ def test_no_lone_item_is_started_after_a_failure_or_a_stop(ordered: bool):
     for end in (lambda window: window.fail(Failure(0, "a", ValueError())), Window.stop):
         window = lone_window("abcd", ordered=ordered)
         window.draw_lone(2)
-        window.lone_items.popleft()
+        window.ledger.lone_items.popleft()
         end(window)
-        assert not window.lone_items
+        assert not window.ledger.lone_items
         assert window.exhausted
         window.draw_lone(2)
-        assert not window.lone_items
+        assert not window.ledger.lone_items
 
 
 def test_what_is_before_a_lone_item_that_failed_goes_out_first():
     window = lone_window("abcd")
     window.draw_lone(4)
-    slow, bad, late = (window.lone_items.popleft()[0] for _ in range(3))
+    slow, bad, late = (window.ledger.lone_items.popleft()[0] for _ in range(3))
     error = ValueError()
     window.fail(Failure(bad, "b", error))
-    window.lone_slots[late] = "c"
+    window.ledger.lone_slots[late] = "c"
     assert window.end is None
-    window.lone_slots[slow] = "a"
+    window.ledger.lone_slots[slow] = "a"
     assert drawn(window) == ["a"]
     assert window.end == Closed(error)
 
@@ -462,27 +476,27 @@ def test_an_unordered_stage_that_failed_gives_no_lone_slot_of_later():
     window = lone_window("abc", ordered=False)
     window.draw_lone(3)
     for _ in range(2):
-        window.lone_items.popleft()
-    window.lone_slots[1] = "b"
+        window.ledger.lone_items.popleft()
+    window.ledger.lone_slots[1] = "b"
     window.fail(Failure(0, "a", ValueError()))
     assert window.draw(9)[0] == ["b"]
-    window.lone_slots[2] = "c"
+    window.ledger.lone_slots[2] = "c"
     assert not window.available()
 
 
 def test_there_are_no_lone_items_where_some_may_be_lost():
     window = window_over(Slices("abc"), loses=True)
     window.draw_lone(2)
-    assert not window.lone_items
+    assert not window.ledger.lone_items
 
 
 def test_more_may_come_while_there_are_lone_items():
     window = lone_window("ab")
     window.draw_lone(2)
     assert not window.exhausted
-    window.lone_items.popleft()
+    window.ledger.lone_items.popleft()
     assert not window.exhausted
-    window.lone_items.popleft()
+    window.ledger.lone_items.popleft()
     assert window.exhausted
     assert window.end is None
 
@@ -545,7 +559,7 @@ def test_the_room_of_an_item_is_given_back_though_those_after_it_wait():
         span = taken(window, 1)
         span.slots.append(outputs)
         window.done(span)
-        window.harvest()
+        window.outbox.harvest()
     assert window.draw(3) == ([1, 2, 3], 1)
 
 
@@ -586,7 +600,7 @@ def test_an_item_that_is_tried_again_keeps_its_place():
     window = window_of("abc")
     first, second = taken(window, 1), taken(window, 1)
     first.claim()
-    window.lose(first, retries=1)
+    lose(window, first)
     third = taken(window, 1)
     assert held_by(third) == (0, ["a"])
     finish(window, second)
@@ -639,12 +653,12 @@ def test_outputs_of_short_spans_are_drawn_as_one_list(kernel: Kernel, ordered: b
 def test_what_is_next_to_go_out_is_told_from_what_waits_for_its_turn(ordered: bool):
     window = window_of("abc", ordered=ordered)
     first, second, third = (taken(window, 1) for _ in range(3))
-    assert [window.next_out(span.start) for span in (first, second)] == [True, not ordered]
+    assert [window.outbox.next_out(span.start) for span in (first, second)] == [True, not ordered]
     finish(window, first)
     assert window.available()
-    assert not window.next_out(second.start)
+    assert not window.outbox.next_out(second.start)
     assert drawn(window) == ["a"]
-    assert [window.next_out(span.start) for span in (second, third)] == [True, not ordered]
+    assert [window.outbox.next_out(span.start) for span in (second, third)] == [True, not ordered]
 
 
 # What is given back
@@ -664,7 +678,7 @@ def test_what_waits_behind_a_slow_item_is_taken_back_after_a_moment():
 def test_a_span_of_which_nothing_is_left_leaves_its_place_to_what_was_taken_back(ordered: bool):
     window = window_of("ab", ordered=ordered)
     empty = taken(window)
-    window.steal_from(empty)
+    window.ledger.steal_from(empty)
     rest = taken(window)
     window.done(empty)
     finish(window, rest)
@@ -718,14 +732,13 @@ def test_the_item_that_lost_its_worker_is_tried_as_often_as_it_may():
     span = taken(window)
     begin(span)
     for _ in range(2):
-        assert window.lose(span, retries=2) is None
+        assert lose(window, span, retries=2) is None
         span = taken(window)
         assert held_by(span) == (1, ["b"])
         span.claim()
-    lost = window.lose(span, retries=2)
-    assert lost is not None
-    failure, victim = lost
-    assert (failure.index, failure.item, held_by(victim)) == (1, "b", (1, ["b"]))
+    victim = lose(window, span, retries=2)
+    assert victim is not None
+    assert (victim.tries, held_by(victim)) == (3, (1, ["b"]))
     assert window.take(0.0) is None
     victim.slots.append("instead")
     window.done(victim)
@@ -739,7 +752,7 @@ def test_what_a_lost_worker_had_is_run_again_once():
     span = taken(window)
     span.sent = True
     span.slots.append("a")
-    window.lose(span, retries=1, at=2)
+    lose(window, span, at=2)
     again = []
     while window.takable():
         again.append(taken(window, 1))
@@ -754,7 +767,7 @@ def test_what_a_thread_that_was_abandoned_has_not_started_is_run_once():
     window = window_of("abcd")
     span = taken(window)
     begin(span)
-    window.lose(span, retries=1)
+    lose(window, span)
     work_off(window)
     assert drawn(window) == ["a", "b", "c", "d"]
     assert window.end is not None
@@ -769,9 +782,9 @@ def test_workers_stay_while_a_span_may_come_back():
     span = taken(window)
     assert not work.ready()
     begin(span)
-    window.steal_from(span)  # there is none, but the one that it has may be lost
+    window.ledger.steal_from(span)  # there is none, but the one that it has may be lost
     assert not work.ready()
-    window.lose(span, retries=1)
+    lose(window, span)
     assert work.ready()
     assert not window.exhausted
     finish(window, work.take())
@@ -789,7 +802,7 @@ def test_workers_stay_at_a_failure_while_an_earlier_span_may_come_back():
     window.done(second)
     assert not window.exhausted
     first.claim()
-    window.lose(first, retries=1)
+    lose(window, first)
     assert not window.exhausted
     assert held_by(taken(window)) == (0, ["a"])
 
@@ -799,7 +812,7 @@ def test_what_is_to_be_run_again_before_a_failure_is():
     first, second, third = (taken(window, 1) for _ in range(3))
     for span in (first, third):
         span.claim()
-        window.lose(span, retries=1)
+        lose(window, span)
     error = ValueError()
     window.fail(Failure(1, "b", error))
     window.done(second)
@@ -821,7 +834,7 @@ def test_nothing_is_started_once_a_stage_is_stopped():
     first, second = taken(window, 2), taken(window, 1)
     claimed = window.claim(first)
     window.claim(second)
-    window.lose(second, retries=1)
+    lose(window, second)
     window.stop()
     assert list(claimed or ()) == []
     assert window.claim(first) is None
@@ -840,7 +853,7 @@ def test_workers_stay_as_long_as_there_may_be_more_for_them(loses: bool, size: i
     assert window.exhausted == expected
     assert window.end is None
     for span in spans:
-        window.steal_from(span)
+        window.ledger.steal_from(span)
     assert window.exhausted == (expected and size == 1)
     for span in spans:
         span.slots.append("a")
@@ -950,7 +963,7 @@ def test_a_window_grows_for_a_consumer_that_waits_longer_than_it_is_away(
     outlet.release_taken()
     while window.takable():
         taken(window)
-    window.open = 0  # idle for want of room
+    window.ledger.open = 0  # idle for want of room
     outlet.left, outlet.came = time.now - away, time.now
     time.now += waited
     assert outlet.report_starvation(False) == grown
@@ -962,7 +975,7 @@ def test_a_stage_upstream_grows_only_if_that_is_wanted_downstream():
     below = window_over(above, workers=2)
     while above.takable():
         taken(above)
-    above.open = 0  # idle for want of room
+    above.ledger.open = 0  # idle for want of room
     work = Work(below, Time())
     assert not work.report_starvation(False)
     assert above.room.limit == 2
@@ -977,7 +990,7 @@ def test_a_window_that_nothing_goes_through_grows_once():
     def starve() -> None:
         while window.takable():
             spans.append(taken(window))
-        window.open = 0  # idle for want of room
+        window.ledger.open = 0  # idle for want of room
 
     starve()
     assert window.grow()
@@ -995,7 +1008,7 @@ def test_small_spans_let_the_window_upstream_grow_as_far_as_their_own():
     above = window_over(Slices(range(99)), workers=1)
     below = window_over(above, workers=2)
     work_off(above)
-    below.cost, below.last_size = 0.0, 99
+    below.sizing.cost, below.sizing.last_size = 0.0, 99
     finish(below, taken(below))
     below.grow()
     assert above.room.limit == 4 == below.room.limit
@@ -1012,7 +1025,7 @@ def test_takers_that_wait_long_ask_for_what_is_finished_and_for_what_has_not_sta
     for buffer in (work, outlet, beside):
         assert buffer.can_flush()
     beside.request_flush()
-    assert not above.requeued
+    assert not above.ledger.requeued
     work.request_flush()
     assert held_by(taken(above)) == (2, ["c", "d"])
     assert not work.can_flush()
@@ -1061,7 +1074,7 @@ def test_who_minds_remote_workers_is_told_that_the_taker_waits():
     window.request_flush()
     assert window.flush_requested
     assert not window.has_partial
-    assert not window.requeued
+    assert not window.ledger.requeued
 
 
 @pytest.mark.parametrize(
@@ -1069,7 +1082,7 @@ def test_who_minds_remote_workers_is_told_that_the_taker_waits():
 )
 def test_the_items_of_a_span_are_a_slice_of_the_sequence_itself(source: Any):
     window = window_over(Slices(source), workers=1, maxsize=0)
-    window.cost, window.last_size = 0.0, 5
+    window.sizing.cost, window.sizing.last_size = 0.0, 5
     span = taken(window, 3)
     assert span.items == source[:3]
     span.claim()
@@ -1085,7 +1098,7 @@ def test_who_has_enough_to_do_takes_over_what_has_waited_too_long_first():
     window = window_of("abcdefgh")
     work = Work(window, time)
     begin(window.take(time(), 3), 0)
-    window.last_size = 1
+    window.sizing.last_size = 1
     time.now += OVERDUE / 2
     assert held_by(work.take()) == (3, ["d", "e"])
     time.now += OVERDUE / 2
@@ -1123,13 +1136,13 @@ def test_a_span_that_is_not_closed_keeps_its_slots_whatever_becomes_of_its_outpu
 def test_what_becomes_of_outputs_downstream_does_not_touch_the_span_they_came_from(count: int):
     first = window_of("a" * count)
     second = window_over(first, maxsize=0)
-    second.cost, second.last_size = 0.0, count
+    second.sizing.cost, second.sizing.last_size = 0.0, count
     span = taken(first)
     span.slots.extend(span.claim() or ())  # all is there, but its worker has not said so yet
     lost = taken(second)
     assert len(lost.items) == count
-    assert second.lose(lost, retries=1) is None
-    assert first.lose(span, retries=1) is None
+    assert lose(second, lost) is None
+    assert lose(first, span) is None
     assert first.take(0.0) is None
     assert first.end is not None
     work_off(second)

@@ -205,9 +205,9 @@ def done_by(crew: Any) -> Span:
 
 
 def finish_lone(crew: Any, index: int, slot: Any = MISSING) -> None:
-    number, item = crew.window.lone_items.popleft()
+    number, item = crew.window.ledger.lone_items.popleft()
     assert number == index
-    crew.window.lone_slots[index] = item if slot is MISSING else slot
+    crew.window.ledger.lone_slots[index] = item if slot is MISSING else slot
     crew.tell(index)
 
 
@@ -215,7 +215,12 @@ def test_who_has_waited_draws_some_items_for_others_too():
     with three_tasks() as crew:
         first, second = done_by(crew), done_by(crew)
         assert crew.next_waiting(first, 0.01) is None
-        assert [index for index, _ in crew.window.lone_items] == [2, 3, 4, 5]  # all that there is room for
+        assert [index for index, _ in crew.window.ledger.lone_items] == [
+            2,
+            3,
+            4,
+            5,
+        ]  # all that there is room for
         assert crew.next_waiting(second, 0.01) is None
         assert crew.poll().start == 2
 
@@ -231,13 +236,13 @@ def test_no_more_than_a_few_items_are_drawn_for_others():
     with three_tasks() as crew:
         crew.window.room.limit = 999
         crew.next_waiting(done_by(crew), 0.01)
-        assert len(crew.window.lone_items) == SIDE_BY_SIDE
+        assert len(crew.window.ledger.lone_items) == SIDE_BY_SIDE
 
 
 def test_nothing_is_drawn_for_others_where_a_worker_may_be_lost():
     with three_tasks(timeout=9.0) as crew:
         assert crew.next_waiting(done_by(crew), 0.01).start == 1
-        assert not crew.window.lone_items
+        assert not crew.window.ledger.lone_items
 
 
 def test_after_a_lone_item_that_did_not_wait_comes_one_whose_time_is_taken():
@@ -286,7 +291,7 @@ def test_lone_items_that_give_nothing_are_seen_to_at_the_end_of_the_turn():
         crew.host.loop.call_soon(crew.host.loop.stop)
         crew.host.loop.run_forever()  # one turn
         assert crew.window.room.held == 4
-        assert crew.window.ready_count == 1
+        assert crew.window.outbox.ready_count == 1
 
 
 @pytest.mark.parametrize("kernel", [MAP, FILTER])
@@ -294,8 +299,8 @@ def test_who_asks_for_more_lone_items_tells_of_those_that_are_done(kernel: Kerne
     with three_tasks(kernel=kernel) as crew:
         crew.window.draw_lone(3)
         for index in range(3):
-            _, item = crew.window.lone_items.popleft()
-            crew.window.lone_slots[index] = item if kernel is MAP else DROP
+            _, item = crew.window.ledger.lone_items.popleft()
+            crew.window.ledger.lone_slots[index] = item if kernel is MAP else DROP
         settled: list[None] = []
         crew.run.settle = lambda *_: settled.append(None)
         crew.next_lone()
@@ -314,7 +319,7 @@ def test_the_last_to_come_draws_an_item_for_itself_and_for_each_that_it_starts(c
         crew.launch = started.append
         for _ in range(coming):
             assert crew.arrived() is None
-        assert [index for index, _ in crew.window.lone_items] == list(range(1, 2 + len(started)))
+        assert [index for index, _ in crew.window.ledger.lone_items] == list(range(1, 2 + len(started)))
         assert len(started) == 1 + coming
 
 
@@ -323,4 +328,4 @@ def test_who_comes_while_nobody_waits_is_given_a_span():
         crew.enlist(crew.place())
         crew.launch = lambda _: None
         assert crew.arrived().start == 0
-        assert not crew.window.lone_items
+        assert not crew.window.ledger.lone_items

@@ -34,6 +34,7 @@ class Batches:
     """
 
     prepaid = False
+    blocked = 0
 
     def __init__(
         self, upstream: Upstream, n: float, *, within: float | None, weighed: bool, clock: Clock
@@ -135,14 +136,6 @@ class Batches:
     @property
     def stopped(self) -> bool:
         return self.upstream.stopped
-
-    @property
-    def waiting(self) -> bool:
-        return self.available() > 0
-
-    @property
-    def has_more(self) -> bool:
-        return self.end is None
 
     @property
     def end(self) -> Closed | None:

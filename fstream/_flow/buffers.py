@@ -46,7 +46,7 @@ class Work:
     def poll(self) -> Span | Closed | None:
         """Take the next span without waiting; None if there is none now."""
         window, now = self.window, self.clock()
-        if window.stealable:
+        if window.ledger.stealable:
             window.steal_overdue(now, OVERDUE)
         return window.take(now) or (Closed() if window.exhausted else None)
 
@@ -56,12 +56,12 @@ class Work:
         return starved
 
     def can_flush(self) -> bool:
-        return bool(self.window.stealable) or self.window.upstream.has_partial
+        return bool(self.window.ledger.stealable) or self.window.upstream.has_partial
 
     @property
     def flush_delay(self) -> float:
         window, upstream = self.window, self.window.upstream
-        if not window.stealable:
+        if not window.ledger.stealable:
             return upstream.flush_delay
         return min(window.flush_delay, upstream.flush_delay) if upstream.has_partial else window.flush_delay
 

@@ -22,6 +22,8 @@ class Upstream(Protocol):
 
     #: Its items were counted as held when the feeder pulled them, so a draw does not count them again.
     prepaid: bool
+    #: How many feeders wait for room to pull more.
+    blocked: int
 
     def available(self) -> int:
         """Tell how many items can be drawn now."""
@@ -45,21 +47,11 @@ class Upstream(Protocol):
         ...
 
     @property
-    def has_more(self) -> bool:
-        """This part itself has more items, or may have, whatever is further upstream."""
-        ...
-
-    @property
     def end(self) -> Closed | None:
         """How it ended; None if more may come.
 
         Invariant: once there is an end it stays, because takers leave when they have seen it.
         """
-        ...
-
-    @property
-    def waiting(self) -> bool:
-        """There are more items here than the window that draws from here has room for."""
         ...
 
     @property

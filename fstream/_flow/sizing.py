@@ -1,4 +1,4 @@
-"""The numbers by which spans and windows are sized."""
+"""How many items a span has, and the numbers by which spans and windows are sized."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ __all__ = [
     "SPAN_SECONDS",
     "STRIDE",
     "Numbers",
+    "Sizing",
 ]
 
 
@@ -73,3 +74,53 @@ class Numbers:
     most_cheap: int = MAX_CHEAP
     #: Spans are worked on in another process. The finished part of one has to be asked for by a message.
     remote: bool = False
+
+
+class Sizing:
+    """How many items a span has: as many as one worker works off in good time, by what an item has cost so far."""
+
+    def __init__(self, numbers: Numbers, workers: int) -> None:
+        self.workers = workers
+        self.shares = numbers.shares(workers)
+        self.most_cheap = numbers.most_cheap
+        self.span_seconds = numbers.span_seconds
+        self.longest_span = numbers.longest_span
+        #: Less work than this, in seconds, goes to one worker whole.
+        self.undivided = NOT_SHARED * numbers.span_seconds
+        #: The work done so far by all workers, in seconds.
+        self.worked = 0.0
+        #: What an item costs, in seconds, measured: half the last span's mean, half what it was before. None at first.
+        self.cost: float | None = None
+        #: How many items the last span had.
+        self.last_size = 1
+
+    def fair(self, most: int) -> int:
+        """How many items a worker works off in `span_seconds`: *most* at most."""
+        if self.cost is None or self.cost >= self.span_seconds:
+            return 1
+        # Twice the last span at most, because a handful of cheap items says little of those that follow.
+        return max(1, min(int(self.span_seconds / (self.cost + 1e-9)), 2 * self.last_size, most))
+
+    def share(self, available: int, most: int) -> int:
+        """How many of the *available* items one worker gets, so that the others get some: *most* at most."""
+        alone = int(self.undivided / ((self.cost or 0.0) + 1e-9))
+        return max(1, min(max(-(-available // self.shares), min(available, alone)), most))
+
+    def measure(self, elapsed: float, count: int) -> None:
+        """A worker has spent *elapsed* seconds on *count* items."""
+        cost = elapsed / count
+        self.cost = cost if self.cost is None else (self.cost + cost) / 2
+        if self.span_seconds < self.longest_span:
+            self.worked += elapsed
+            share = SPAN_OF_WORK * self.worked / self.workers
+            self.span_seconds = min(max(self.span_seconds, share), self.longest_span)
+
+    def assume_slow(self, count: int) -> None:
+        """Take each of *count* items to last as long as a span, as if that had been measured of one after another."""
+        seconds = self.span_seconds
+        self.cost = seconds + ((self.cost or seconds) - seconds) * 0.5**count
+
+    def most_held(self) -> int:
+        """How many items a window that sizes itself may grow to hold."""
+        in_time = MAX_SECONDS * min(self.workers, self.shares) / (self.cost or 1.0)
+        return min(max(MAX_SLOW * self.workers, int(in_time)), self.most_cheap)

@@ -74,21 +74,13 @@ class Feed:
         return outputs, most if self.alone else 0
 
     def release(self, credits: int) -> None:
-        self.room.held -= credits
+        self.room.release(credits)
 
     def grow(self, most: int = MAX_CHEAP_PROCESS) -> bool:
-        return self.alone and self.waiting and not self.pending and self.room.grow(min(most, MAX_SPAN))
+        return self.alone and self.blocked > 0 and not self.pending and self.room.grow(min(most, MAX_SPAN))
 
     def request_flush(self) -> None:
         pass
-
-    @property
-    def waiting(self) -> bool:
-        return self.blocked > 0
-
-    @property
-    def has_more(self) -> bool:
-        return self.end is None
 
     @property
     def end(self) -> Closed | None:
@@ -109,6 +101,7 @@ class Slices:
     """A sequence as upstream: drawn by slices, in the taker's own thread; it needs no feeder."""
 
     prepaid = False
+    blocked = 0
     has_partial = False
     flush_delay = SPAN_SECONDS
 
@@ -146,14 +139,6 @@ class Slices:
 
     def request_flush(self) -> None:
         pass
-
-    @property
-    def waiting(self) -> bool:
-        return self.available() > 0
-
-    @property
-    def has_more(self) -> bool:
-        return self.end is None
 
     @property
     def end(self) -> Closed | None:

@@ -95,12 +95,10 @@ class Span:
             kept = len(self.filled) + 1
         if self.sent or kept >= len(self.items):
             return None
-        rest = Span(self.start + kept, self.items[kept:], 0 if kept else self.tries)
-        self.items = self.items[:kept]
-        return rest
+        return self.split(kept)
 
     def split(self, count: int) -> Span:
-        """Keep the first *count* items of a span that no worker has; give the others as a new one."""
-        tail = Span(self.start + count, self.items[count:])
+        """Keep the first *count* items; give the others, which no worker has started, as a span of their own."""
+        tail = Span(self.start + count, self.items[count:], 0 if count else self.tries)
         self.items = self.items[:count]
         return tail

@@ -227,19 +227,21 @@ class Crew:
 
     def lost(self, span: Span, error_of: Callable[[Failure], BaseException], at: int | None = None) -> None:
         """Have the item tried again at which a worker was lost, position *at* of *span*; or let the item fail."""
-        again: list[Failure] = []
         with self.run.lock:
-            lost = self.window.lose(span, self.stage.retries, at, again.append)
+            victim = self.window.lose(span, at)
+            if victim is not None:
+                again = victim.tries <= self.stage.retries
+                (self.window.requeue if again else self.window.keep_place)(victim)
             self.run.settle()
-        if self.observer is not None:
-            for failure in again:
-                self.retried(failure.index, error_of(failure), failure.tries)
-        if lost is None:
+        if victim is None or (again and self.observer is None):
             return
-        failure, victim = lost
-        failure.error = error_of(failure)
-        self.failed(failure)
-        self.make_good(failure, victim)
+        failure = Failure(victim.start, victim.items[0], None, victim.tries)
+        failure.error = error = error_of(failure)
+        if again:
+            self.retried(failure.index, error, failure.tries)
+        else:
+            self.failed(failure)
+            self.make_good(failure, victim)
 
     def make_good(self, failure: Failure, victim: Span) -> None:
         """Have ``on_error`` decide about an item whose worker was lost. *victim* is the item's span."""

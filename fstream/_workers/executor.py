@@ -146,7 +146,7 @@ class Flight(Hand):
     def __reduce__(self) -> Any:
         with self.run.lock:  # from here on nobody takes anything of it
             self.span.sent = True
-        seconds = OVERTIME * self.crew.window.span_seconds
+        seconds = OVERTIME * self.crew.window.sizing.span_seconds
         try:
             parcel = self.crew.parcels.pack(self.span, seconds, frozenset({id(self.executor)}))
         except Exception as error:

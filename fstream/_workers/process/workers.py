@@ -341,7 +341,7 @@ class Workers(Crew):
         if worker.steal_requested:
             return False
         count = sum(len(span.items) - len(span.slots) for span in worker.flight)
-        return count > 1 and count * (self.window.cost or 0.0) >= work
+        return count > 1 and count * (self.window.sizing.cost or 0.0) >= work
 
     def at_the_end(self) -> bool:
         """Tell whether a worker has nothing to do, and will never have any but what is stolen from others."""
@@ -386,7 +386,7 @@ class Workers(Crew):
         delay = self.window.flush_delay
         slow = [worker for worker in self.workers if self.loaded(worker) and now - worker.heard >= delay]
         if not slow and self.at_the_end():
-            slow = [worker for worker in self.workers if self.loaded(worker, self.window.undivided)]
+            slow = [worker for worker in self.workers if self.loaded(worker, self.window.sizing.undivided)]
         if slow:
             with self.run.lock:
                 spare = self.spare() and not self.window.takable()

@@ -115,7 +115,7 @@ class SimulatedRun(Run):
     @property
     def unordered(self) -> bool:
         """Outputs may come in any order."""
-        return len(self.feeders) > 1 or not all(window.ordered for window in self.windows)
+        return len(self.feeders) > 1 or not all(window.outbox.ordered for window in self.windows)
 
     def consumer_queue(self) -> ConsumerQueue:
         queue = ConsumersQueue(self, self.outlet)
@@ -512,7 +512,7 @@ class Worker(Member):
                     return
                 self.items += 1
                 if self.used_up():
-                    window.steal_from(span)
+                    window.ledger.steal_from(span)
                 self.slots.append(slot)
                 span.tried = 0
                 self.log(f"has item {index}: {reprlib.repr(slot)}")

@@ -79,11 +79,11 @@ class Workers(Crew):
             self.coming -= 1
             places = window.workers - self._places
             more = 0 if self.coming else max(0, min(len(self.members), window.backlog - 1, places))
-            missing = 1 + more - len(window.lone_items)
+            missing = 1 + more - len(window.ledger.lone_items)
             if missing > 0:
-                if window.busy:
+                if window.ledger.busy:
                     window.draw_lone(missing)
-                if not window.lone_items:
+                if not window.ledger.lone_items:
                     taken = self.poll()
                 self.settle_beside()
         self.recruit(more)
@@ -102,9 +102,9 @@ class Workers(Crew):
         """
         window = self.window
         with self.run.lock:
-            if waited and not window.lone_items:
+            if waited and not window.ledger.lone_items:
                 window.draw_lone(SIDE_BY_SIDE)
-            taken = None if waited and window.lone_items else self.poll()
+            taken = None if waited and window.ledger.lone_items else self.poll()
             self.settle()
             return taken
 
@@ -121,9 +121,9 @@ class Workers(Crew):
         may wait for just this one is woken at once, and finds the others, too. Items that give no output are looked
         after at the end of the turn, because no taker comes for them.
         """
-        if self.window.next_out(index):
+        if self.window.outbox.next_out(index):
             self.end_of_turn()
-        elif not (self.window.one_each or self.settling):
+        elif not (self.window.outbox.one_each or self.settling):
             self.settling = True
             self.host.loop.call_soon(self.end_of_turn)
 
@@ -145,8 +145,8 @@ class Workers(Crew):
 
     def settle(self) -> None:
         """Wake the takers beside this stage, because lone items were done. Under the lock."""
-        if not self.window.one_each:
-            self.window.harvest()
+        if not self.window.outbox.one_each:
+            self.window.outbox.harvest()
         self.settle_beside()
 
     def make_good(self, failure: Failure, victim: Span) -> None:
@@ -268,7 +268,7 @@ class Worker(Cancellable):
             while not isinstance(taken, Closed):
                 if taken is not None:
                     taken = await self.work_off(taken)
-                elif crew.window.lone_items:
+                elif crew.window.ledger.lone_items:
                     taken = await self.work_off_lone()
                 else:
                     taken = await crew.queue.get()
@@ -320,12 +320,12 @@ class Worker(Cancellable):
 
     async def work_off_lone(self) -> Span | Closed | None:
         """Work off lone items as long as each of them waits; give what comes then."""
-        crew, call, window = self.crew, self.call, self.crew.window
-        items, slots = window.lone_items, window.lone_slots
+        crew, call, outbox = self.crew, self.call, self.crew.window.outbox
+        items, slots = outbox.ledger.lone_items, outbox.ledger.lone_slots
         step = call.step if call.started else None
         observed = crew.observer is not None
-        # If ordered, the only item a taker can be waiting for is `window.head`.
-        heads_only = window.ordered and window.one_each
+        # If ordered, the only item a taker can be waiting for is `outbox.head`.
+        heads_only = outbox.ordered and outbox.one_each
         waited = True
         crew.recruit()
         self.span = call.place = place = Span(0, ())
@@ -351,7 +351,7 @@ class Worker(Cancellable):
             if observed:
                 crew.done_lone(index)
             # If none are left, `next_lone` is about to settle, unless the stage is over.
-            if (items or crew.over) and (index == window.head or not heads_only):
+            if (items or crew.over) and (index == outbox.head or not heads_only):
                 crew.tell(index)
             if crew.latest is self:
                 waited = False

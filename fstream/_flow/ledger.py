@@ -1,0 +1,155 @@
+"""Where each item of a stage is, from the draw upstream until its slot becomes outputs.
+
+upstream --draw--> in a worker's hands --> finished --fresh--> Outbox
+|             ^
+steal, lose     hand_out
+v             |
+requeued, lone
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections import deque
+from collections.abc import Iterable, Sequence
+from math import inf
+from typing import Any
+
+from fstream._flow.span import Span
+
+__all__ = ["Ledger"]
+
+
+class Ledger:
+    """Which spans are out, what is to be worked on again, and what nobody wants any more.
+
+    Invariant: an item is in a span of `spans`, or in one of `requeued`, or lone.
+    """
+
+    def __init__(self, *, loses: bool) -> None:
+        #: A worker may be lost in the middle of a span. Then its items are run again.
+        self.loses = loses
+        #: Index of the next item to draw.
+        self.next_index = 0
+        #: Spans by the index of their first item: those that workers have, and closed ones until their slots are
+        #: outputs.
+        self.spans: dict[int, Span] = {}
+        #: How many spans are in the hands of workers.
+        self.open = 0
+        #: The open spans of several items that nobody has stolen from yet.
+        self.stealable: set[Span] = set()
+        #: Spans whose items were stolen or lost, in order. They are worked on before anything new is drawn.
+        self.requeued: list[Span] = []
+        #: Lone items, with their indices: drawn ahead for tasks that wait side by side. A task takes one without the
+        #: lock, and leaves its slot in `lone_slots`. Invariant: while there are lone items, the window holds nothing
+        #: else that is not started.
+        self.lone_items: deque[tuple[int, Any]] = deque()
+        #: The slots of lone items, by their indices, until they are made into outputs.
+        self.lone_slots: dict[int, Any] = {}
+        #: How many lone items have not been made into outputs yet.
+        self.lone = 0
+        #: Nothing is wanted from this index on: it is not started any more. Infinite before a failure or a stop.
+        self.cutoff = inf
+
+    @property
+    def busy(self) -> int:
+        """How many workers have something in hand. A lone item that nobody has taken yet counts as taken."""
+        return self.open + self.lone - len(self.lone_slots)
+
+    @property
+    def settled(self) -> bool:
+        """Nothing of what workers have in hand can come back."""
+        if not (self.stealable or self.loses):
+            return True
+        return all(span.closed or span.start >= self.cutoff for span in self.spans.values())
+
+    def hand_out(self, span: Span) -> None:
+        """A worker gets *span*."""
+        self.spans[span.start] = span
+        self.open += 1
+        if len(span.items) > 1:
+            self.stealable.add(span)
+
+    def close(self, span: Span) -> None:
+        """The worker of *span* is through with it."""
+        span.closed = True
+        self.stealable.discard(span)
+        self.open -= 1
+
+    def fresh(self, span: Span) -> list[Any]:
+        """Take the slots of *span* that are new since the last time; forget the span if it has no more to come."""
+        slots, given = span.slots, span.given
+        span.given = count = len(slots)
+        if span.closed or count == len(span.items):  # its worker may not have closed it yet
+            del self.spans[span.start]
+        # The list itself only if the worker is through with it, because it becomes the items of a span downstream.
+        return slots if span.closed and not given else slots[given:count]
+
+    def add_lone(self, items: Sequence[Any]) -> None:
+        self.lone_items.extend(enumerate(items, self.next_index))
+        self.next_index += len(items)
+        self.lone += len(items)
+
+    def next_lone(self) -> Span:
+        """Make a span of a lone item. Only the thread of the loop whose tasks take lone items comes here."""
+        index, item = self.lone_items.popleft()
+        self.lone -= 1
+        return Span(index, [item])
+
+    def fresh_lone(self, indices: Iterable[int]) -> list[Any]:
+        """Take the slots of the lone items at *indices*."""
+        slots = [self.lone_slots.pop(index) for index in indices]
+        self.lone -= len(slots)
+        return slots
+
+    def requeue(self, span: Span) -> None:
+        """Have the items of *span* worked on by whoever comes next, if there are any and they are wanted."""
+        if span.items and span.start < self.cutoff:
+            insort(self.requeued, span, key=lambda span: span.start)
+
+    def next_requeued(self) -> Span:
+        """Take the span of `requeued` that is first in order."""
+        return self.requeued.pop(0)
+
+    def steal_from(self, span: Span) -> None:
+        """Take from the worker of *span* the items that it has not started, and requeue them."""
+        self.stealable.discard(span)
+        rest = span.steal()
+        if rest is not None:
+            self.requeue(rest)
+
+    def requeue_singly(self, span: Span, tried: dict[int, int]) -> None:
+        """Requeue the items of *span* that have no slot, one by one, because one of them is to blame.
+
+        *tried* says how often the item of an index has failed before.
+        """
+        suspects = span.split(len(span.slots))
+        for index, item in enumerate(suspects.items, suspects.start):
+            before = suspects.tries if index == suspects.start else 0
+            self.requeue(Span(index, [item], max(tried.get(index, 0), before)))
+
+    def lose(self, span: Span, at: int | None) -> Span | None:
+        """Take apart *span*, whose worker is gone: give the item at position *at*, where the worker was, if any.
+
+        The finished slots stay. Items that the worker did not start, or whose slots were lost with it, are requeued.
+        """
+        self.steal_from(span)
+        span.slots = list(span.slots)  # a thread that was abandoned may still append to the old list
+        position = len(span.slots)
+        at = position if at is None else at
+        if at >= len(span.items):
+            return None
+        self.requeue(span.split(at + 1))
+        victim = span.split(at)
+        victim.tries = max(span.tried, victim.tries) + 1
+        self.requeue(span.split(position))
+        return victim
+
+    def cut(self, index: int) -> None:
+        """Have nothing started any more from the item at *index* on."""
+        self.cutoff = index
+        for span in self.spans.values():
+            if span.start >= index:
+                span.halt()
+        self.requeued = [span for span in self.requeued if span.start < index]
+        self.lone_items.clear()
