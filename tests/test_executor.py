@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from fstream import NotPicklable, WorkerDied, batch, ordered, pmap
+from tests.faults.faulty import eventually
 from tests.functions import MEANINGS, Meaning, identity, square, suited
 from tests.gates import PATIENCE, Gate, Log, holding, opened_when
 from tests.sources import Source
@@ -98,6 +99,14 @@ def test_the_executor_of_the_caller_stays_open(pool: Executor):
     assert pool.submit(square, 3).result() == 9
 
 
+def is_shut(executor: Executor) -> bool:
+    try:
+        executor.submit(square, 1)
+    except RuntimeError as error:
+        return "shutdown" in str(error)
+    return False
+
+
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 def test_a_factory_is_called_at_the_first_output_and_its_executor_closed_at_the_end(
     make: Callable[[], Executor],
@@ -114,12 +123,11 @@ def test_a_factory_is_called_at_the_first_output_and_its_executor_closed_at_the_
     assert next(stream) == 1
     assert len(made) == 1
     assert list(stream) == [4, 9]
-    with pytest.raises(RuntimeError, match="shutdown"):
-        made[0].submit(square, 1)
+    assert is_shut(made[0])
     with transformer(itertools.count()) as stream:
         next(stream)
-    with pytest.raises(RuntimeError, match="shutdown"):
-        made[1].submit(square, 1)
+    # An early end does not wait for long for workers that are still starting: on a loaded machine they take seconds.
+    assert eventually(lambda: is_shut(made[1]))
 
 
 def test_a_class_of_executors_is_a_factory():
