@@ -20,7 +20,7 @@ from fstream._flow.span import CLOSED, Closed
 __all__ = ["Batches"]
 
 
-class Batches:
+class Batches(Upstream):
     """Lists of *n* items, or, if what comes is *weighed* (pairs of an item and its weight), of a weight of *n* at most.
 
     A batch is *open* while more may join it, and no longer than *within* seconds. A *closed* one waits to be drawn.
@@ -32,9 +32,6 @@ class Batches:
     Invariant: the open batch is not full, and holds no item that came after it was due.
     Invariant: batches that are not weighed hold less than *n* items here, all together.
     """
-
-    prepaid = False
-    blocked = 0
 
     def __init__(
         self, upstream: Upstream, n: float, *, within: float | None, weighed: bool, clock: Clock
@@ -134,7 +131,7 @@ class Batches:
         return self.upstream.grow(most if self.weighed else min(most * int(self.n), MAX_CHEAP_PROCESS))
 
     @property
-    def stopped(self) -> bool:
+    def stopped(self) -> bool:  # type: ignore[override]  # nobody sets it: it stops with what is upstream
         return self.upstream.stopped
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol, TypeAlias
 
-from fstream._flow.sizing import MAX_CHEAP_PROCESS
+from fstream._flow.sizing import MAX_CHEAP_PROCESS, SPAN_SECONDS
 from fstream._flow.span import Closed
 
 __all__ = ["Buffer", "Drawn", "TakerQueue", "Upstream"]
@@ -17,34 +17,30 @@ __all__ = ["Buffer", "Drawn", "TakerQueue", "Upstream"]
 Drawn: TypeAlias = tuple[Sequence[Any], int]
 
 
-class Upstream(Protocol):
-    """Where a window draws its items from."""
+class Upstream:
+    """Where a window draws its items from. What its subclasses do not define is as it is for a sequence."""
 
     #: Its items were counted as held when the feeder pulled them, so a draw does not count them again.
-    prepaid: bool
+    prepaid = False
     #: How many feeders wait for room to pull more.
-    blocked: int
+    blocked = 0
+    #: Nothing more is to be drawn.
+    stopped = False
 
     def available(self) -> int:
         """Tell how many items can be drawn now."""
-        ...
+        raise NotImplementedError
 
     def draw(self, most: int) -> Drawn:
         """Give up to *most* items."""
-        ...
+        raise NotImplementedError
 
     def release(self, credits: int) -> None:
         """The taker is through with outputs that came with so many credits: their room is free."""
-        ...
 
     def grow(self, most: int = MAX_CHEAP_PROCESS) -> bool:
         """Let more items be held, up to *most*, if that would bring more; tell whether it did."""
-        ...
-
-    @property
-    def stopped(self) -> bool:
-        """Nothing more is to be drawn."""
-        ...
+        return False
 
     @property
     def end(self) -> Closed | None:
@@ -52,21 +48,20 @@ class Upstream(Protocol):
 
         Invariant: once there is an end it stays, because takers leave when they have seen it.
         """
-        ...
+        raise NotImplementedError
 
     @property
     def has_partial(self) -> bool:
         """A flush may bring more: slots of an unfinished span that the taker waits for, or a batch that is due then."""
-        ...
+        return False
 
     @property
     def flush_delay(self) -> float:
         """How long a taker waits before it requests a flush, in seconds."""
-        ...
+        return SPAN_SECONDS
 
     def request_flush(self) -> None:
         """Give out what is finished of an unfinished span now, and the item at work as soon as it is done."""
-        ...
 
 
 class Buffer(Protocol):

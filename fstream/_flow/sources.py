@@ -7,20 +7,18 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fstream._flow.protocols import Drawn
+from fstream._flow.protocols import Drawn, Upstream
 from fstream._flow.room import Room
-from fstream._flow.sizing import MAX_CHEAP_PROCESS, MAX_SPAN, SPAN_SECONDS
+from fstream._flow.sizing import MAX_CHEAP_PROCESS, MAX_SPAN
 from fstream._flow.span import CLOSED, Closed
 
 __all__ = ["Feed", "Slices", "sliceable"]
 
 
-class Feed:
+class Feed(Upstream):
     """What feeders have pulled from the sources and no stage has drawn yet."""
 
     prepaid = True
-    has_partial = False
-    flush_delay = SPAN_SECONDS
 
     def __init__(self, room: Room, feeders: int) -> None:
         #: The room of the window that draws from here, or the feed's own where the consumer does.
@@ -79,9 +77,6 @@ class Feed:
     def grow(self, most: int = MAX_CHEAP_PROCESS) -> bool:
         return self.alone and self.blocked > 0 and not self.pending and self.room.grow(min(most, MAX_SPAN))
 
-    def request_flush(self) -> None:
-        pass
-
     @property
     def end(self) -> Closed | None:
         if self.stopped:
@@ -97,13 +92,8 @@ def sliceable(source: object) -> bool:
     return cls in (list, tuple, str, bytes) or (cls.__module__ == "array" and cls.__name__ == "array")
 
 
-class Slices:
+class Slices(Upstream):
     """A sequence as upstream: drawn by slices, in the taker's own thread; it needs no feeder."""
-
-    prepaid = False
-    blocked = 0
-    has_partial = False
-    flush_delay = SPAN_SECONDS
 
     def __init__(self, source: Sequence[Any]) -> None:
         self.source = source
@@ -130,15 +120,6 @@ class Slices:
         if self.pulled is not None:
             self.pulled(len(outputs))
         return outputs, 0
-
-    def release(self, credits: int) -> None:
-        pass
-
-    def grow(self, most: int = MAX_CHEAP_PROCESS) -> bool:
-        return False
-
-    def request_flush(self) -> None:
-        pass
 
     @property
     def end(self) -> Closed | None:

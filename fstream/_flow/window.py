@@ -32,14 +32,11 @@ from fstream._flow.span import CLOSED, Closed, Failure, Span
 __all__ = ["Window"]
 
 
-class Window:
+class Window(Upstream):
     """One stage's account of its items, from upstream's hand to downstream's.
 
     Its workers and takers call the window. They may look into its parts, but change nothing there, but for lone items.
     """
-
-    prepaid = False
-    blocked = 0
 
     def __init__(
         self,
