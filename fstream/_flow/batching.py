@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 from fstream._flow.buffers import Clock
 from fstream._flow.protocols import Drawn, Upstream
 from fstream._flow.sizing import MAX_CHEAP_PROCESS, MAX_SPAN
-from fstream._flow.span import CLOSED, Closed
+from fstream._flow.span import CLOSED, Closed, Item
 
 __all__ = ["Batches"]
 
@@ -41,12 +42,12 @@ class Batches(Upstream):
         self.within = within
         self.weighed = weighed
         self.clock = clock
-        self.open: list[Any] = []
+        self.open: list[Item] = []
         #: When the open batch is to be closed.
         self.due = math.inf
         #: The weight of the open batch.
         self.weight = 0
-        self.closed: deque[list[Any]] = deque()
+        self.closed: deque[list[Item]] = deque()
         #: How many items the open and the closed batches have.
         self.held = 0
 
@@ -72,7 +73,7 @@ class Batches(Upstream):
         n = int(self.n)
         return min(available, n - 1 - self.held) if len(self.open) + available < n else 0
 
-    def _join(self, items: Any) -> None:
+    def _join(self, items: Sequence[Any]) -> None:  # pairs, if they are weighed
         """Have *items* join the open batch."""
         if not items:  # a list that shrinks
             return

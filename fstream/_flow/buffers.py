@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 from fstream._flow.protocols import Upstream
 from fstream._flow.room import Room
 from fstream._flow.sizing import MAX_CHEAP
 from fstream._flow.sources import Feed
-from fstream._flow.span import Closed, Span
+from fstream._flow.span import Closed, Item, Span
 from fstream._flow.window import Window
 
 __all__ = ["OVERDUE", "Clock", "Credits", "Outlet", "Work"]
@@ -97,7 +97,7 @@ class Outlet:
     def ready(self) -> bool:
         return self.upstream.available() > 0 or self.upstream.end is not None
 
-    def take(self) -> Sequence[Any] | Closed:
+    def take(self) -> Sequence[Item] | Closed:
         # The consumer came at once, and found outputs only when its thread had got the interpreter. If workers have run
         # out of room in the meantime, they are to have more.
         if self.had and self.came - self.left < AT_ONCE:

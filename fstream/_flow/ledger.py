@@ -13,9 +13,8 @@ from bisect import insort
 from collections import deque
 from collections.abc import Iterable, Sequence
 from math import inf
-from typing import Any
 
-from fstream._flow.span import Span
+from fstream._flow.span import Item, Slot, Span
 
 __all__ = ["Ledger"]
 
@@ -43,9 +42,9 @@ class Ledger:
         #: Lone items, with their indices: drawn ahead for tasks that wait side by side. A task takes one without the
         #: lock, and leaves its slot in `lone_slots`. Invariant: while there are lone items, the window holds nothing
         #: else that is not started.
-        self.lone_items: deque[tuple[int, Any]] = deque()
+        self.lone_items: deque[tuple[int, Item]] = deque()
         #: The slots of lone items, by their indices, until they are made into outputs.
-        self.lone_slots: dict[int, Any] = {}
+        self.lone_slots: dict[int, Slot] = {}
         #: How many lone items have not been made into outputs yet.
         self.lone = 0
         #: Nothing is wanted from this index on: it is not started any more. Infinite before a failure or a stop.
@@ -76,7 +75,7 @@ class Ledger:
         self.stealable.discard(span)
         self.open -= 1
 
-    def fresh(self, span: Span) -> list[Any]:
+    def fresh(self, span: Span) -> list[Slot]:
         """Take the slots of *span* that are new since the last time; forget the span if it has no more to come."""
         slots, given = span.slots, span.given
         span.given = count = len(slots)
@@ -85,7 +84,7 @@ class Ledger:
         # The list itself only if the worker is through with it, because it becomes the items of a span downstream.
         return slots if span.closed and not given else slots[given:count]
 
-    def add_lone(self, items: Sequence[Any]) -> None:
+    def add_lone(self, items: Sequence[Item]) -> None:
         self.lone_items.extend(enumerate(items, self.next_index))
         self.next_index += len(items)
         self.lone += len(items)
@@ -96,7 +95,7 @@ class Ledger:
         self.lone -= 1
         return Span(index, [item])
 
-    def fresh_lone(self, indices: Iterable[int]) -> list[Any]:
+    def fresh_lone(self, indices: Iterable[int]) -> list[Slot]:
         """Take the slots of the lone items at *indices*."""
         slots = [self.lone_slots.pop(index) for index in indices]
         self.lone -= len(slots)

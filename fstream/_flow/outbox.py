@@ -6,18 +6,18 @@ from collections import deque
 from collections.abc import Callable
 from itertools import chain, count, takewhile
 from math import inf
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from fstream._flow.ledger import Ledger
 from fstream._flow.protocols import Drawn
 from fstream._flow.room import Room
 from fstream._flow.sizing import SHORT
-from fstream._flow.span import Span
+from fstream._flow.span import Item, Slot, Span
 
 __all__ = ["Outbox", "Outputs"]
 
 #: Makes outputs of slots.
-Outputs: TypeAlias = Callable[[list[Any]], list[Any]]
+Outputs: TypeAlias = Callable[[list[Slot]], list[Item]]
 
 
 class Outbox:
@@ -34,7 +34,7 @@ class Outbox:
         #: Ordered: index of the next item whose outputs go downstream.
         self.head = 0
         #: Lists of outputs that can be drawn, each with the credits that are to be given back by its end.
-        self.entries: deque[tuple[list[Any], int]] = deque()
+        self.entries: deque[tuple[list[Item], int]] = deque()
         #: How many outputs of the first entry were drawn.
         self.drawn = 0
         #: How many outputs can be drawn from `entries`.
@@ -57,7 +57,7 @@ class Outbox:
         """Make outputs of the finished slots: of those next in order, or of all if the stage is unordered."""
         ledger = self.ledger
         spans, lone = ledger.spans, ledger.lone_slots
-        parts: list[list[Any]] = []
+        parts: list[list[Slot]] = []
         if ledger.lone:
             # A worker leaves a slot, then looks at `head` and `ready_count`. Here it is the other way round. A change
             # of the same dict puts the two in order, as in `Feed.available`.
@@ -83,7 +83,7 @@ class Outbox:
             if slots:
                 self.enter(slots)
 
-    def enter(self, slots: list[Any]) -> None:
+    def enter(self, slots: list[Slot]) -> None:
         """Make outputs of *slots*, and put them where they can be drawn."""
         outputs, credits = self.outputs(slots), len(slots)
         if not outputs:
@@ -104,7 +104,7 @@ class Outbox:
     def draw(self, most: int) -> Drawn:
         """Give up to *most* outputs, and the credits for them."""
         entries = self.entries
-        parts: list[list[Any]] = []
+        parts: list[list[Item]] = []
         credits = 0
         while most > 0 and entries:
             outputs, owed = entries[0]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 from fstream._flow.sizing import MAX_CHEAP_PROCESS, SPAN_SECONDS
-from fstream._flow.span import Closed
+from fstream._flow.span import Closed, Item, Span
 
 __all__ = ["Buffer", "Drawn", "TakerQueue", "Upstream"]
 
@@ -14,7 +14,7 @@ __all__ = ["Buffer", "Drawn", "TakerQueue", "Upstream"]
 #: Outputs for a taker, and the credits that come with them: how many items' room is free again once the taker is
 #: through with these outputs. A plain tuple, because an object of a class takes as long to make as all the rest of a
 #: draw.
-Drawn: TypeAlias = tuple[Sequence[Any], int]
+Drawn: TypeAlias = tuple[Sequence[Item], int]
 
 
 class Upstream:
@@ -71,7 +71,7 @@ class Buffer(Protocol):
         """Tell whether there is something to take. The end counts."""
         ...
 
-    def take(self) -> Any:
+    def take(self) -> Span | Sequence[Item] | int | Closed:
         """Take it; called only when ready."""
         ...
 

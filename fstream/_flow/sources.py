@@ -10,7 +10,7 @@ from typing import Any
 from fstream._flow.protocols import Drawn, Upstream
 from fstream._flow.room import Room
 from fstream._flow.sizing import MAX_CHEAP_PROCESS, MAX_SPAN
-from fstream._flow.span import CLOSED, Closed
+from fstream._flow.span import CLOSED, Closed, Item
 
 __all__ = ["Feed", "Slices", "sliceable"]
 
@@ -24,7 +24,7 @@ class Feed(Upstream):
         #: The room of the window that draws from here, or the feed's own where the consumer does.
         self.room = room
         #: Feeders append without the lock: an append is atomic, and takers ask `available` again before they wait.
-        self.pending: deque[Any] = deque()
+        self.pending: deque[Item] = deque()
         self.feeders = feeders
         #: How many feeders wait for room.
         self.blocked = 0
@@ -95,7 +95,7 @@ def sliceable(source: object) -> bool:
 class Slices(Upstream):
     """A sequence as upstream: drawn by slices, in the taker's own thread; it needs no feeder."""
 
-    def __init__(self, source: Sequence[Any]) -> None:
+    def __init__(self, source: Sequence[Item]) -> None:
         self.source = source
         #: A range cannot shrink, so its single items are looked up by index. Any other sequence is sliced also for one
         #: item: that costs five times as much, but is empty, and no error, where the item has gone since.
@@ -113,7 +113,7 @@ class Slices(Upstream):
     def draw(self, most: int) -> Drawn:
         position = self.position
         if most == 1 and self.is_range:
-            outputs: Sequence[Any] = [self.source[position]]
+            outputs: Sequence[Item] = [self.source[position]]
         else:
             outputs = self.source[position : position + most]
         self.position = position + len(outputs)

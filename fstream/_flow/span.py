@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 from fstream._flow.sizing import STRIDE
 
-__all__ = ["CLOSED", "Closed", "Failure", "Span"]
+__all__ = ["CLOSED", "Closed", "Failure", "Item", "Slot", "Span"]
+
+#: What users have: an item, and what became of one. Nobody looks into them here.
+Item: TypeAlias = object
+Slot: TypeAlias = object
 
 
 @dataclass(slots=True)
@@ -16,7 +20,7 @@ class Failure:
     """An error as a value: what became of the item at *index*, on its way to the consumer in that item's place."""
 
     index: int
-    item: Any
+    item: Item
     error: BaseException | None
     #: How often it was tried.
     tries: int = field(default=0, compare=False)
@@ -48,16 +52,16 @@ class Span:
         "begun", "closed", "filled", "given", "items", "sent", "slots", "start", "stride", "tried", "tries", "worker",
     )  # fmt: skip
 
-    def __init__(self, start: int, items: Sequence[Any], tries: int = 0) -> None:
+    def __init__(self, start: int, items: Sequence[Item], tries: int = 0) -> None:
         self.start = start
         #: Perhaps a slice of the source. The slice of a range makes no items before they are asked for, nor on its way
         #: to a process.
         self.items = items
-        self.slots: list[Any] = []
+        self.slots: list[Slot] = []
         #: The list that its worker appends to: the slots. A simulated process has another one, and sends them later.
         self.filled = self.slots
         #: What its worker has claimed last; None before it has claimed anything.
-        self.stride: list[Any] | None = None
+        self.stride: list[Item] | None = None
         #: The span is in another process, or nothing of it is to be run. Nobody here can steal from it.
         self.sent = False
         #: How many slots the taker downstream has been given.
@@ -73,7 +77,7 @@ class Span:
         #: The index of the worker that has it, if somebody observes.
         self.worker: int | None = None
 
-    def claim(self) -> Iterator[Any] | None:
+    def claim(self) -> Iterator[Item] | None:
         """Give the worker its next items, None at the end."""
         first = len(self.filled)
         self.stride = list(self.items[first : first + STRIDE])

@@ -19,7 +19,6 @@ item are out of the taker's hands. It has four parts:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from fstream._flow.ledger import Ledger
 from fstream._flow.observer import Observer, StageInfo
@@ -27,7 +26,7 @@ from fstream._flow.outbox import Outbox, Outputs
 from fstream._flow.protocols import Drawn, Upstream
 from fstream._flow.room import Lack, Room
 from fstream._flow.sizing import MAX_CHEAP_PROCESS, MAX_SPAN, Numbers, Sizing
-from fstream._flow.span import CLOSED, Closed, Failure, Span
+from fstream._flow.span import CLOSED, Closed, Failure, Item, Span
 
 __all__ = ["Window"]
 
@@ -136,7 +135,7 @@ class Window(Upstream):
         available = upstream.available()
         return available if upstream.prepaid else min(available, room.limit - room.held)
 
-    def _draw(self, count: int) -> Sequence[Any]:
+    def _draw(self, count: int) -> Sequence[Item]:
         """Take *count* items from upstream, and hold them."""
         upstream = self.upstream
         items, credits = upstream.draw(count)
@@ -158,7 +157,7 @@ class Window(Upstream):
             self.sizing.measure(elapsed, count)
         self.outbox.close(span)
 
-    def claim(self, span: Span) -> Iterator[Any] | None:
+    def claim(self, span: Span) -> Iterator[Item] | None:
         """Give the worker of *span* its next items; None if there is nothing more for it to do."""
         return span.claim() if span.start < self.ledger.cutoff else None
 
