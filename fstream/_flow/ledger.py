@@ -97,7 +97,7 @@ class Ledger:
 
     def fresh_lone(self, indices: Iterable[int]) -> list[Slot]:
         """Take the slots of the lone items at *indices*."""
-        slots = [self.lone_slots.pop(index) for index in indices]
+        slots = list(map(self.lone_slots.pop, indices))
         self.lone -= len(slots)
         return slots
 
