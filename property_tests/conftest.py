@@ -24,3 +24,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "property_tests" in item.path.parts:
             item.add_marker(pytest.mark.timeout(600))
+        if item.path.name in ("test_model.py", "test_algebra.py"):
+            item.add_marker(pytest.mark.slow)

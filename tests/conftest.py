@@ -34,7 +34,13 @@ def pytest_report_header() -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Where a tenth is drawn of the fault matrix, draw a fifth of the other tests that are marked so."""
+    """Mark what is slow. Where a tenth is drawn of the fault matrix, draw a fifth of the tests that are marked so."""
+    for item in items:
+        if "process" in item.name:  # each of its workers takes a tenth of a second of CPU to start
+            item.add_marker(pytest.mark.slow)
+        if item.name == "testing.md":  # hypothesis traces each line that it runs there
+            item.add_marker(pytest.mark.slow)
+            item.add_marker(pytest.mark.timeout(240))
     if os.environ.get("FSTREAM_MATRIX") != "drawn":
         return
     seed = os.environ["FSTREAM_DRAW"]

@@ -16,6 +16,8 @@ from fstream._workers.process.arena import LEAST, MOST, Arena, arenas, shared_fi
 from fstream._workers.process.warm import WARM
 from fstream._workers.process.wire import Wire, dumps, loads
 
+pytestmark = pytest.mark.slow
+
 
 class Block:
     """Bytes that travel beside the pickle, and come out as a view of the memory that they came in."""

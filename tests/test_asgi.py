@@ -23,6 +23,8 @@ import pytest
 from tests.loops import eventually, in_every_loop, wait_until
 from tests.scripts import environment_with
 
+pytestmark = pytest.mark.slow
+
 EXAMPLE = Path(__file__).parent.parent / "examples" / "asgi_stream.py"
 STDLIB = Path(sysconfig.get_path("stdlib")).resolve()
 JSON_FILES = sorted(str(path.relative_to(STDLIB)) for path in (STDLIB / "json").rglob("*.py"))

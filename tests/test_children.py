@@ -28,6 +28,8 @@ from fstream._workers.process.wire import Wire, dumps, loads
 from fstream._workers.process.workers import Worker, Workers
 from tests.faults.faulty import eventually
 
+pytestmark = pytest.mark.slow
+
 
 class Parent:
     """The other end, and a child that runs in the test's thread."""

@@ -10,6 +10,8 @@ import pytest
 
 from tests.scripts import ScriptResult, printed, run_script
 
+pytestmark = pytest.mark.slow
+
 PLAIN = """
     import sys
     from operator import attrgetter

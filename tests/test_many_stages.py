@@ -14,6 +14,8 @@ from fstream._engine.run import SHORT_ROW
 from fstream._flow.outbox import Outbox
 from fstream._workers.opening import open_run
 
+pytestmark = pytest.mark.slow
+
 
 def add_one(x: int) -> int:
     return x + 1

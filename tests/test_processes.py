@@ -30,6 +30,8 @@ from tests.faults.faulty import eventually
 from tests.functions import square
 from tests.scripts import Script, printed, run_python
 
+pytestmark = pytest.mark.slow
+
 SQUARES = """
     from fstream import pmap
 
@@ -290,6 +292,16 @@ def test_a_bell_that_rings_already_is_not_rung_again():
     queue._push = Socket(queue._push, sys.maxsize)
     queue.ring()
     assert queue._push.failures == sys.maxsize - 1
+    queue.close()
+
+
+def test_a_bell_that_does_not_ring_may_be_silenced():
+    queue = PipeQueue(cast("Any", None))
+    queue.silence()
+    queue.ring()
+    queue.silence()
+    with pytest.raises(BlockingIOError):
+        queue.bell.recv(1)
     queue.close()
 
 

@@ -15,6 +15,8 @@ import pytest
 from fstream._workers.process.wire import Wire, dumps, loads
 from tests.scripts import run_script
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def wires() -> Iterator[tuple[Wire, Wire]]:

@@ -26,6 +26,8 @@ from fstream._workers.process.warm import WARM
 from fstream._workers.process.wire import Wire
 from tests.scripts import Script, printed, run_python, write_script
 
+pytestmark = pytest.mark.slow
+
 only_linux = pytest.mark.skipif(sys.platform != "linux", reason="as Linux has it")
 
 

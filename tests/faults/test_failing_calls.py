@@ -55,6 +55,8 @@ MODULES: Final = frozenset(
     ]
 )
 
+pytestmark = [pytest.mark.drawn, pytest.mark.slow]
+
 #: Methods of sockets, threads, selectors and loops: what they are called on is not known to a scan.
 METHODS: Final = frozenset(
     [
@@ -402,7 +404,6 @@ TABLE: Final = [
     # A worker process, on the side of its parent.
     row(f"{PROCESS}.queue:PipeQueue.__init__", "socket.socketpair", NO_FILES, FIRST, "process"),
     row(f"{PROCESS}.queue:PipeQueue.ring", "_push.send", TRY_LATER, FIRST, "process", WORKS),
-    row(f"{PROCESS}.queue:PipeQueue.silence", "recv", TRY_LATER, FIRST, "process", WORKS),
     row(f"{PROCESS}.workers:Workers.__init__", "selectors.DefaultSelector", NO_FILES, FIRST, "process"),
     row(f"{PROCESS}.workers:Workers.main", "signal.pthread_sigmask", FORBIDDEN, FIRST, "process"),
     row(f"{PROCESS}.workers:Workers.main", "selector.register", NO_MEMORY, FIRST, "process"),
@@ -651,7 +652,7 @@ SOUND: Final = {
         "_workers.process.surroundings",
         "os.chdir",
     ): "what fails is another worker's folder: test_worker_surroundings",
-    ("_workers.process.queue", "PipeQueue.settled recv"): "only where a send has failed: in test_processes",
+    ("_workers.process.queue", "recv"): "of a bell that is silent: in test_processes",
     ("_workers.process.surroundings", "os.umask"): "cannot fail",
     ("_workers.process.surroundings", "os.getgroups"): "of this process itself: cannot fail",
     ("_workers.process.warm", "threading.Lock"): "while a module is imported, or in a fork",
@@ -689,7 +690,6 @@ def test_the_scan_finds_calls_however_they_are_imported():
 import os, multiprocessing.connection as connection
 from select import select as choose
 
-pytestmark = [pytest.mark.drawn, pytest.mark.slow]
 class A:
     def f(self):
         def g():
