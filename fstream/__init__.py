@@ -13,6 +13,7 @@ combinators     the verbs: signatures and documentation
 transformer     a pipeline before it has a source: curried, composed, a value
 stream          `Stream`, what a pipeline gives: for a ``for`` loop and an ``async for``
 testing         pipelines under interleavings that hypothesis draws
+_seen           shows: the numbers of a stream, and its bottleneck
 _workers        works: what runs f, and feeds it, by kind
 _engine         owns and waits: the run of a row of stages, the queues of threads, interrupts
 _flow           decides: what to take, how much, what is next, whether there is room
@@ -23,19 +24,24 @@ errors          the exceptions of fstream's own
 from fstream._flow.observer import Observer, RunInfo, StageInfo, observe
 from fstream._plan.kernels import SKIP
 from fstream._plan.stages import StageStatus, WorkerInfo
+from fstream._seen.bottleneck import Bottleneck
+from fstream._seen.stats import StageStats, Stats
 from fstream.combinators import batch, merge, ordered, peach, pfilter, pflat_map, pmap, run, star
 from fstream.errors import NotPicklable, RemoteError, WorkerDied, WorkerTraceback
 from fstream.stream import Stream
 from fstream.transformer import Transformer
 
 __all__ = [
+    "Bottleneck",
     "NotPicklable",
     "Observer",
     "RemoteError",
     "RunInfo",
     "SKIP",
     "StageInfo",
+    "StageStats",
     "StageStatus",
+    "Stats",
     "Stream",
     "Transformer",
     "WorkerDied",

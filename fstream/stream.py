@@ -15,6 +15,8 @@ from fstream._engine.interrupts import Uninterrupted
 from fstream._engine.run import RLock, Run, let_go
 from fstream._plan.kernels import MAP
 from fstream._plan.stages import Batch, Stage
+from fstream._seen.account import Account
+from fstream._seen.stats import Stats, stats_of
 from fstream._workers.kinds import IN_PLACE, runs_in_place
 from fstream._workers.opening import OPEN
 from fstream._workers.sync import aclose, iterate, iterate_async
@@ -111,6 +113,20 @@ class Stream(_Chain[T_co], AsyncGenerator[T_co, None]):
         raise TypeError(
             "a Stream cannot be pickled or copied: it is being consumed; pass its transformer on instead"
         )
+
+    def stats(self) -> Stats:
+        """Give the numbers of the pipeline up to here: what each stage has done, and which one holds the others back.
+
+            >>> stream = pmap(abs, [-1, 2, -3], kind="thread")
+            >>> sum(stream)
+            6
+            >>> [(stage.name, stage.taken, stage.given) for stage in stream.stats().stages]
+            [('abs', 3, 3)]
+
+        During the run and after it, from any thread. The stages upstream are told of as far as there is no iterator
+        between that is not fstream's. `Stats` says what the numbers mean; its ``str`` is a table.
+        """
+        return self._outputs.stats()
 
     # --------------------------------------------------------------------------------------- as a generator
 
@@ -233,6 +249,9 @@ class _Outputs:
         self.here: AsyncGenerator[Iterable[Any], None] | None = None
         #: The loop that an ``async for`` downstream runs on: the one for tasks upstream of it.
         self.loop: EventLoop | None = None
+        #: The numbers of its run: of the whole row, of which this is stage number `place`, if others have taken it.
+        self.account: Account | None = None
+        self.place: int | None = None
         #: The outputs downstream that have taken this stage into their own row.
         self._taker: ReferenceType[_Outputs] | None = None
         #: `aclose` was called: it is not the garbage collector that closes the async generator.
@@ -312,6 +331,10 @@ class _Outputs:
         first = row[0]
         stages = [outputs.stage for outputs in row if outputs.stage is not None]
         sources = [first.source] if first.stage is not None else list(first.source)
+        account = self.ready(row)
+        for number, outputs in enumerate(row[:-1]):
+            outputs.account = account
+            outputs.place = sum(isinstance(each.stage, Stage) for each in row[: number + 1])
         for outputs in row:
             outputs.source = None
         if self.loop is not None:
@@ -323,11 +346,36 @@ class _Outputs:
             if not isinstance(source, Iterable):
                 source = Stream((source,), None)
                 source._outputs.loop = self.loop
-            self.current = iterate(self.stage, source, self.depth)
+            self.current = iterate(self.stage, source, self.depth, account)
         else:
             with Uninterrupted():
                 self.run = OPEN.get()(sources, stages, self.loop)
+                account.opens(self.run, sources)
                 self.run.start()
+
+    def ready(self, row: list[_Outputs]) -> Account:
+        """Give the account of this stage, the last of *row*, that knows those of what the row iterates."""
+        if self.account is not None:
+            return self.account
+        self.account = Account(outputs.stage for outputs in row)
+        todo = [(self.account, row[0])]  # not a recursion: there may be a thousand
+        while todo:
+            account, first = todo.pop()
+            for source in [first.source] if first.stage is not None else first.source:
+                if isinstance(source, Stream):
+                    outputs = source._outputs
+                    if outputs.account is None:
+                        upstream = outputs._row()
+                        outputs.account = Account(each.stage for each in upstream)
+                        todo.append((outputs.account, upstream[0]))
+                    account.sources.append(outputs.account)
+        return self.account
+
+    def stats(self) -> Stats:
+        account = self.account
+        if account is None:  # what it will be made of may change until it starts
+            account, self.account = self.ready(self._row()), None
+        return stats_of(account, self.place)
 
     def as_in_order(self, source: Any) -> tuple[Any, Stage | Batch] | None:
         """What a stream of the same outputs in order is made of, if *source* is in order; None if this one is."""
@@ -356,10 +404,11 @@ class _Outputs:
         if not runs_in_place(self.stage):
             self.start()
             return self._give_async()
+        account = self.ready([self])
         self.started, source, self.source = True, self.source, None
         if isinstance(source, Stream):
             source._outputs.loop = self.loop
-        self.here = iterate_async(self.stage, source, self)
+        self.here = iterate_async(self.stage, source, self, account)
         return self.here
 
     async def _give_async(self) -> AsyncGenerator[Iterable[Any], None]:
@@ -383,6 +432,12 @@ class _Outputs:
             self.run.stop()
         self.run = self.source = None
         self.current = iter(())
+        self.count()
+
+    def count(self) -> None:
+        """Keep the numbers of the run, which is over."""
+        if self.account is not None and self._taker is None:
+            self.account.is_over()
 
     def close(self) -> None:
         if (taker := self.taken_by) is not None:
@@ -393,6 +448,7 @@ class _Outputs:
         give_up(current)
         if run is not None:
             run.close()
+        self.count()
         if self.here is not None and self.loop is not None:
             from fstream._workers.task import consumer
 
@@ -410,6 +466,7 @@ class _Outputs:
             from fstream._workers.task import consumer
 
             await consumer.close(run)
+        self.count()
 
     def __del__(self) -> None:
         # The stream was dropped. Wait for nothing, as this may be any thread, anywhere.

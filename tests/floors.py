@@ -18,11 +18,12 @@ BELOW: Final = {
     "_flow": set[str](),
     "_engine": {"_plan", "_flow"},
     "_workers": {"_plan", "_flow", "_engine", "errors"},
-    "stream": {"_plan", "_engine", "_workers"},
+    "_seen": {"_plan", "_flow", "_engine"},
+    "stream": {"_plan", "_engine", "_workers", "_seen"},
     "transformer": {"_plan", "_workers", "stream"},
     "combinators": {"_plan", "stream", "transformer"},
     "testing": {"_workers"},
-    "fstream": {"_flow", "_plan", "combinators", "errors", "stream", "transformer"},
+    "fstream": {"_flow", "_plan", "_seen", "combinators", "errors", "stream", "transformer"},
 }
 
 

@@ -56,7 +56,7 @@ class Parent:
                 _, start, _, failed, closed, _ = header
                 slots = ["failed" if is_failure(slot) else slot for slot in loads(body)]
                 said.append((child.SLOTS, start, slots, failed, closed))
-            else:
+            elif header[0] != child.COUNTED:
                 said.append(header)
         return said
 

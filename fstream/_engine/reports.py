@@ -46,7 +46,8 @@ class Reports(Observer):
         self.error: BaseException | None = None
         self.over = False
         for name in CALLS:
-            setattr(self, name, partial(self.note, name))
+            if any(hears(each, name) for each in observers):
+                setattr(self, name, partial(self.note, name))
 
     def note(self, name: str, *said: Any) -> None:
         with self.lock:
@@ -114,6 +115,12 @@ class Reports(Observer):
             self.ended(worker, "left")
         self.run_ended(self.run, self.error)
         self.over, self.error = True, None
+
+
+def hears(observer: Observer, name: str) -> bool:
+    """Tell whether *observer* has a method of this name of its own: the others need not be noted."""
+    method = getattr(observer, name)
+    return getattr(method, "__func__", None) is not getattr(Observer, name)
 
 
 class ReportingLock(type(threading.RLock())):  # type: ignore[misc]  # it is a class, of another name on each Python

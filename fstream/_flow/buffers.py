@@ -51,6 +51,9 @@ class Work:
         return window.take(now) or (Closed() if window.exhausted else None)
 
     def report_starvation(self, starved: bool) -> bool:
+        window = self.window
+        idle = 0 if window.takable() else max(0, window.workers - window.busy)
+        window.tally.wait(self.clock(), idle, window.upstream.waiting)
         if starved and not self.window.upstream.available():
             self.window.upstream.grow()
         return starved
@@ -85,6 +88,8 @@ class Outlet:
         self.left, self.limit = -UNKNOWN, room.limit
         #: It has had outputs before.
         self.had = False
+        #: How long it has been away with outputs, and how long it has waited for them, in seconds.
+        self.away = self.waited = 0.0
 
     def release_taken(self) -> None:
         """The consumer is back: the room of the outputs that it had is free."""
@@ -93,6 +98,8 @@ class Outlet:
         self.came = self.clock()
         if self.left < 0:
             self.left += self.came
+        else:
+            self.away += self.came - self.left
 
     def ready(self) -> bool:
         return self.upstream.available() > 0 or self.upstream.end is not None
@@ -106,6 +113,7 @@ class Outlet:
         # Half of the window at most: while the consumer has these, the workers have room for as many again.
         outputs, self.owed = self.upstream.draw(max(1, min(self.room.limit, MAX_CHEAP) // 2))
         self.left, self.limit = self.clock(), self.room.limit
+        self.waited += self.left - self.came
         return outputs or self.upstream.end or Closed()
 
     def report_starvation(self, starved: bool) -> bool:

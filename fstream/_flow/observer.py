@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Final, Literal, TypeAlias
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, TypeAlias
 
 __all__ = ["CALLS", "OBSERVERS", "HowEnded", "Observer", "RunInfo", "StageInfo", "observe"]
 
@@ -45,6 +45,8 @@ class RunInfo:
 
     number: int
     stages: tuple[StageInfo, ...]
+    #: Keeps its numbers.
+    account: Any = field(default=None, repr=False, compare=False)
 
 
 class Observer:

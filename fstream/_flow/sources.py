@@ -28,6 +28,10 @@ class Feed(Upstream):
         self.feeders = feeders
         #: How many feeders wait for room.
         self.blocked = 0
+        #: How many feeders do not pull: they wait for room, or are through. How long they have not, in seconds, if what
+        #: the clock says now is added for each of them.
+        self.resting = 0
+        self.rested = 0.0
         self.error: BaseException | None = None
         #: No stage has a window on it: the consumer draws from here itself, so a draw gives the room back.
         self.alone = False
@@ -35,6 +39,15 @@ class Feed(Upstream):
         self.stopped = False
         #: Is told how many items are drawn, if somebody observes.
         self.pulled: Callable[[int], None] | None = None
+
+    def rest(self, now: float) -> None:
+        """A feeder pulls no more, until it goes on."""
+        self.resting += 1
+        self.rested -= now
+
+    def go_on(self, now: float) -> None:
+        self.resting -= 1
+        self.rested += now
 
     def credits(self) -> int:
         """Grant a feeder the room that is left, shared with the feeders beside it, ahead of what it pulls."""

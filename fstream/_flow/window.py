@@ -27,6 +27,7 @@ from fstream._flow.protocols import Drawn, Upstream
 from fstream._flow.room import Lack, Room
 from fstream._flow.sizing import MAX_CHEAP_PROCESS, MAX_SPAN, Numbers, Sizing
 from fstream._flow.span import CLOSED, Closed, Failure, Item, Span
+from fstream._flow.tally import Tally
 
 __all__ = ["Window"]
 
@@ -65,6 +66,7 @@ class Window(Upstream):
         #: The part of the row upstream that had more when `end` looked last. While it goes on, nothing between it and
         #: this window has failed, because everything upstream of a failure is stopped.
         self.giver: Upstream = upstream
+        self.tally = Tally()
         #: Is told what happens, if somebody observes, with what it may know of the stage.
         self.observer: Observer | None = None
         self.info: StageInfo
@@ -83,6 +85,7 @@ class Window(Upstream):
     def take(self, now: float, most: int = MAX_SPAN) -> Span | None:
         """Give a worker its next span, of *most* items at most; None if there is none now."""
         ledger, sizing = self.ledger, self.sizing
+        self.tally.come(now)
         most = sizing.fair(most)
         span: Span | None
         if ledger.requeued:
@@ -139,6 +142,7 @@ class Window(Upstream):
         """Take *count* items from upstream, and hold them."""
         upstream = self.upstream
         items, credits = upstream.draw(count)
+        self.tally.taken += len(items)
         if credits:
             upstream.release(credits)
         if not upstream.prepaid:
@@ -154,6 +158,7 @@ class Window(Upstream):
         if self.observer is not None:
             self.observer.done(self.info, span.start, count, elapsed, span.worker)
         if elapsed is not None and count:
+            self.tally.did(count, elapsed)
             self.sizing.measure(elapsed, count)
         self.outbox.close(span)
 
@@ -232,6 +237,7 @@ class Window(Upstream):
     def draw(self, most: int) -> Drawn:
         """Give up to *most* outputs, and the credits for them."""
         drawn = self.outbox.draw(most)
+        self.tally.given += len(drawn[0])
         if self.observer is not None and drawn[0]:
             self.observer.given(self.info, len(drawn[0]))
         return drawn

@@ -135,10 +135,14 @@ class Crew:
 
     def failed(self, failure: Failure) -> None:
         """An item has failed for good."""
+        with self.run.lock:
+            self.window.tally.failed += 1
         if self.observer is not None and failure.error is not None:
             self.observer.failed(self.window.info, failure.index, failure.error, failure.tries)
 
     def retried(self, index: int, error: BaseException, tries: int) -> None:
+        with self.run.lock:
+            self.window.tally.retried += 1
         if self.observer is not None:
             self.observer.retried(self.window.info, index, error, tries)
 
@@ -228,12 +232,13 @@ class Crew:
     def lost(self, span: Span, error_of: Callable[[Failure], BaseException], at: int | None = None) -> None:
         """Have the item tried again at which a worker was lost, position *at* of *span*; or let the item fail."""
         with self.run.lock:
+            self.window.tally.busy += self.run.clock() - span.begun
             victim = self.window.lose(span, at)
             if victim is not None:
                 again = victim.tries <= self.stage.retries
                 (self.window.requeue if again else self.window.keep_place)(victim)
             self.run.settle()
-        if victim is None or (again and self.observer is None):
+        if victim is None:
             return
         failure = Failure(victim.start, victim.items[0], None, victim.tries)
         failure.error = error = error_of(failure)

@@ -86,6 +86,7 @@ class ThreadFeeder:
         except BaseException as raised:
             error = error or raised
         with run.lock:
+            feed.rest(run.clock())
             feed.ended(credits, error)
             run.settle()
             run.leave(self)
@@ -96,8 +97,10 @@ class ThreadFeeder:
         with lock:
             self.busy = False
             feed.blocked += 1
+            feed.rest(self.run.clock())
         credits = self.queue.get()
         with lock:
             feed.blocked -= 1
+            feed.go_on(self.run.clock())
             self.busy = True
         return 0 if type(credits) is Closed else credits

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
-from itertools import chain, compress, islice, repeat
+from itertools import compress, islice, repeat
 from operator import length_hint
 from time import perf_counter
 from typing import Any, Final, Protocol
@@ -13,6 +13,8 @@ from typing import Any, Final, Protocol
 from fstream._engine.reports import reports_of
 from fstream._flow.sizing import SPAN_SECONDS
 from fstream._flow.sources import sliceable
+from fstream._flow.span import Failure
+from fstream._flow.tally import Tally
 from fstream._plan.kernels import DROP
 from fstream._plan.stages import MISSING, Stage, StageStatus
 from fstream._workers.call import Call, handled, is_failure
@@ -20,8 +22,22 @@ from fstream._workers.notes import annotate
 
 __all__ = ["aclose", "iterate", "iterate_async"]
 
-#: An observer is told of so many items at once, at most: they may be cheap, and those behind them slow.
+#: So many items are one part, at most: they may be cheap, and those behind them slow. Of each part the time of the
+#: first item is taken, and an observer is told.
 MOST_TOLD: Final = 4096
+
+#: After so many items that took less than this, in seconds, with all that is done for them, the others are no more
+#: divided into parts, unless somebody observes: a part costs each of its items some 8 ns.
+MANY: Final = 3 * MOST_TOLD
+CHEAP: Final = 1e-6
+
+
+class Account(Protocol):
+    """Keeps the numbers of a stage that runs here."""
+
+    def runs_here(self, here: Here, source: Any) -> None: ...
+
+    def is_over(self) -> None: ...
 
 
 class Here:
@@ -29,16 +45,33 @@ class Here:
 
     #: Always empty: `call` adds its length to `start`, and here `start` alone is the index of the present item.
     slots: Final = ()
+    clock = staticmethod(perf_counter)
 
-    def __init__(self, stage: Stage, count: Callable[[], int]) -> None:
+    def __init__(
+        self, stage: Stage, count: Callable[[], int], source: Any, account: Account | None = None
+    ) -> None:
         self.stage = stage
         #: How many items have come.
         self.count = count
-        self.call = Call(stage, 0)
+        self.call: Any = Call(stage, 0)
         self.call.place = self
         #: Passes on what happens, if somebody observes, and how many items it was told of.
         self.observer = reports_of([(stage.name, stage.kind, 1)])
         self.told = 0
+        self.account = account
+        self.tally = Tally()
+        if account is not None:
+            account.runs_here(self, source)
+        #: The part in hand. It begins when the first item is asked for; then that is there, is worked off, and its
+        #: outputs are taken: all in seconds of `perf_counter`.
+        self.most = 1
+        self.asked = self.tally.began = perf_counter()
+        self.had = self.made = self.back = 0.0
+        #: How many outputs there were, where an item may have none or many; and how many items were left out, where
+        #: each other one has one.
+        self.given = self.skipped = 0
+        #: How many items had come before the part in hand.
+        self.counted = 0
         #: How many items ended the run: their errors are its.
         self.fatal = 0
 
@@ -53,29 +86,84 @@ class Here:
         with self.naming("on_start"):
             self.call.begin()
 
-    def parts(self, items: Iterator[Any]) -> Iterator[Iterator[Any]]:
-        """Give *items* in parts, and tell the observer of each: cheap ones by the thousand, slow ones alone."""
-        most, came = 1, self.count()
-        while True:
-            begun = perf_counter()
-            yield islice(items, most)
-            before, came = came, self.count()
-            self.tell(came)
-            if came - before < most:
-                return
-            most = min(2 * most, MOST_TOLD) if perf_counter() - begun < SPAN_SECONDS else 1
+    # ------------------------------------------------------------------------------------------------ in parts
 
-    def tell(self, came: int) -> None:
-        """So many items have come in all, and are through."""
+    def has(self) -> None:
+        """The first item of a part is there."""
+        self.had = perf_counter()
+
+    def timed(self, item: Any) -> Any:
+        """Run f on it."""
+        try:
+            return self.call.step(item)
+        finally:
+            self.made = perf_counter()
+
+    def rest(self, items: Iterator[Any]) -> Iterator[Any]:
+        """The first item is through: give the others, as many as are one part."""
+        self.back = perf_counter()
+        if self.most == 1:
+            return iter(())
+        if self.observer is None and self.counted >= MANY and self.back - self.asked < CHEAP:
+            self.most = sys.maxsize
+            return items
+        return islice(items, self.most - 1)
+
+    def goes_on(self) -> bool:
+        """A part is through: count it, and tell whether there may be another one."""
+        now, came = perf_counter(), self.count()
+        count = came - self.counted
+        self.settle(now, came)
+        if count < self.most:
+            return False
+        self.most = min(2 * self.most, MOST_TOLD) if now - self.asked < SPAN_SECONDS else 1
+        self.asked = now
+        return True
+
+    def settle(self, now: float, came: int) -> None:
+        """Count the part in hand, as far as it has come."""
+        tally, count = self.tally, came - self.counted
+        starved, busy, blocked = self.seconds(now)
+        tally.starved, tally.blocked = tally.starved + starved, tally.blocked + blocked
+        tally.busy += busy
+        if count and self.made > self.had > self.asked:
+            tally.costs.add(self.made - self.had, count)
+        tally.taken, tally.given, self.counted = came, self.outputs_of(came), came
+        self.tell(came, busy)
+
+    def seconds(self, now: float) -> tuple[float, float, float]:
+        """How long the part has waited for items, was in f, and has waited for its outputs to be taken, by *now*.
+
+        Beyond the first item, that is not known: the others are taken to be as it was.
+        """
+        if self.had < self.asked:
+            return now - self.asked, 0.0, 0.0
+        starved = self.had - self.asked
+        if self.made < self.had:
+            return starved, now - self.had, 0.0
+        busy = self.made - self.had
+        if self.back < self.made:
+            return starved, busy, now - self.made
+        blocked = self.back - self.made
+        times = (now - self.asked) / ((self.back - self.asked) or 1.0)
+        return starved * times, busy * times, blocked * times
+
+    def outputs_of(self, came: int) -> int:
+        """How many outputs there are of so many items."""
+        return came - self.skipped - self.fatal if self.stage.kernel.plain else self.given
+
+    def tell(self, came: int, seconds: float) -> None:
+        """So many items have come in all, and are through: so many *seconds* were in f since the last time."""
         start, count, self.told = self.told, came - self.told, came
         if self.observer is not None and count:
             stage = self.observer.run.stages[0]
             with self.observer.lock:  # passed on together
                 self.observer.pulled(self.observer.run, count)
                 self.observer.taken(stage, start, count, 0)
-                self.observer.done(stage, start, count - self.fatal, None, 0)
+                self.observer.done(stage, start, count - self.fatal, seconds, 0)
 
     def again(self, tries: int, error: BaseException) -> bool:
+        self.tally.retried += 1
         if self.observer is not None:
             self.observer.retried(self.observer.run.stages[0], self.start, error, tries)
         return True
@@ -85,9 +173,11 @@ class Here:
             self.observer.error = error
 
     def over(self) -> None:
-        """Tell the observer of what it was not told, and of the end."""
+        """Count what was not counted; tell the observer of it, and of the end."""
+        self.settle(perf_counter(), self.count())
+        if self.account is not None:
+            self.account.is_over()
         if self.observer is not None:
-            self.tell(self.count())
             self.observer.ended(self, "ended")
             self.observer.close()
 
@@ -95,13 +185,14 @@ class Here:
         """Run f on *item*; give its outputs."""
         if not self.call.started:
             self.begin()
+        self.has()
         try:
-            slot = self.call.step(item)
+            slot = self.timed(item)
         except BaseException as error:
             slot = self.failed(error, item)
-        if self.stage.kernel.spread:
-            return slot  # type: ignore[no-any-return]
-        return () if slot is DROP else (slot,)
+        outputs = slot if self.stage.kernel.spread else () if slot is DROP else (slot,)
+        self.given += len(outputs)
+        return outputs
 
     def failed(self, error: BaseException, item: Any) -> Any:
         """Give the slot that stands for a failed *item*, or raise."""
@@ -109,13 +200,20 @@ class Here:
             raise error  # not out of f: the generator that called f is closed
         slot = self.call.rescue(error, item, self.start, 0, self.again)
         if is_failure(slot):
-            if self.observer is not None:
-                self.observer.failed(self.observer.run.stages[0], slot.index, slot.error, slot.tries)
+            self.has_failed(slot)
             slot = handled(self.stage, slot)
         if is_failure(slot):
             self.fatal = 1
             raise slot.error
+        self.skipped += slot is DROP
+        self.made = perf_counter()
         return slot
+
+    def has_failed(self, failure: Failure) -> None:
+        """An item has failed for good."""
+        self.tally.failed += 1
+        if self.observer is not None and failure.error is not None:
+            self.observer.failed(self.observer.run.stages[0], failure.index, failure.error, failure.tries)
 
     def end(self) -> None:
         with self.naming("on_done"):
@@ -142,14 +240,16 @@ def counted(source: Iterable[Any], items: Iterator[Any]) -> tuple[Iterator[Any],
     return compress(items, marks), lambda: sys.maxsize - length_hint(marks)
 
 
-def iterate(stage: Stage, source: Iterable[Any], depth: int = 1) -> Generator[Any, None, None]:
+def iterate(
+    stage: Stage, source: Iterable[Any], depth: int = 1, account: Account | None = None
+) -> Generator[Any, None, None]:
     """Give the outputs of *stage*, the last of *depth* in a row that call one another, over *source*.
 
     The loops are all that happens for an item, as what is called there, or looked at, counts: `map` takes 50 ns.
     """
     given = iter(source)
     items, count = counted(source, given)
-    here = Here(stage, count)
+    here = Here(stage, count, source, account)
     failed, spread, plain = here.failed, stage.kernel.spread, stage.kernel.finish is None
     try:
         try:
@@ -163,29 +263,35 @@ def iterate(stage: Stage, source: Iterable[Any], depth: int = 1) -> Generator[An
                 )
             raise
         here.begin()
-        step = here.call.step
-        # The first item again, in what keeps it no longer than needed, and the others.
-        rest = (items,) if here.observer is None else here.parts(items)
-        for part in chain((iter([item]),), rest):
-            if plain:
+        while item is not MISSING:
+            here.has()
+            for first in (True, False):
+                # The first item of a part again, in what keeps it no longer than needed, and then the others.
+                step, part = (here.timed, iter([item])) if first else (here.call.step, here.rest(items))
+                if plain:
+                    for item in part:
+                        try:
+                            yield step(item)
+                            continue
+                        except BaseException as error:
+                            slot = failed(error, item)
+                        if slot is not DROP:
+                            yield slot
+                    continue
                 for item in part:
                     try:
-                        yield step(item)
-                        continue
+                        slot = step(item)
                     except BaseException as error:
                         slot = failed(error, item)
-                    if slot is not DROP:
+                    if spread:
+                        here.given += len(slot)
+                        yield from slot
+                    elif slot is not DROP:
+                        here.given += 1
                         yield slot
-                continue
-            for item in part:
-                try:
-                    slot = step(item)
-                except BaseException as error:
-                    slot = failed(error, item)
-                if spread:
-                    yield from slot
-                elif slot is not DROP:
-                    yield slot
+            if not here.goes_on():
+                return
+            item = next(items, MISSING)
     except BaseException as error:
         here.ends_with(error)
         raise
@@ -218,13 +324,14 @@ async def aclose(items: Any) -> None:
 
 
 async def iterate_async(
-    stage: Stage, source: Iterable[Any] | AsyncIterable[Any], owner: Owner
+    stage: Stage, source: Iterable[Any] | AsyncIterable[Any], owner: Owner, account: Account | None = None
 ) -> AsyncGenerator[Iterable[Any], None]:
     """The same for an ``async for``, some at a time, on behalf of *owner*."""
     from asyncio import sleep
 
     number = 0
-    here = Here(stage, lambda: number)
+    is_async = isinstance(source, AsyncIterable)
+    here = Here(stage, lambda: number, source, account if is_async else None)
     items: Any = None
     try:
         if isinstance(source, AsyncIterable):
@@ -233,12 +340,13 @@ async def iterate_async(
             async for item in items:
                 number += 1
                 yield here.outputs(item)
-                if perf_counter() - paused > SPAN_SECONDS:  # a source that never waits leaves others a turn
-                    here.tell(number)
+                here.back = perf_counter()
+                here.goes_on()
+                if here.back - paused > SPAN_SECONDS:  # a source that never waits leaves others a turn
                     await sleep(0)
                     paused = perf_counter()
         else:
-            items = iterate(stage, source)
+            items = iterate(stage, source, 1, account)
             for output in items:
                 yield (output,)
     except GeneratorExit:

@@ -25,6 +25,7 @@ from time import monotonic_ns, perf_counter
 from typing import Any, Final
 
 from fstream._flow.span import Failure, Span
+from fstream._flow.tally import Parts
 from fstream._plan.stages import StageStatus
 from fstream._workers.call import Call, FusedCall, call_of, is_failure
 from fstream._workers.notes import describe
@@ -39,6 +40,7 @@ __all__ = [
     "BROKEN",
     "CELL_SIZE",
     "CLOSE",
+    "COUNTED",
     "DOING",
     "FINISH",
     "FINISHED",
@@ -81,6 +83,7 @@ SLOTS: Final = (
 )
 STOLEN: Final = "stolen"  # (start, count): the last items of a span, not started; None for all of them
 RETRIED: Final = "retried"  # (index, error, tries): an item is tried again; only where somebody observes
+COUNTED: Final = "counted"  # (further tries, parts): since the last time, if there is anything to count
 UNLOADABLE: Final = "unloadable"  # (start, error): the items cannot be unpickled
 BROKEN: Final = "broken"  # (where, error): loading the stage or on_start raised
 FINISHED: Final = "finished"  # (error of on_done or None)
@@ -145,6 +148,8 @@ class Child:
         self.begun = 0.0
         #: The parent wants to know of further tries.
         self.observed = False
+        #: How many further tries there were that the parent was not told of.
+        self.retried = 0
         #: The parent waits for slots: send those that there are after the item at work.
         self.flush_requested = False
 
@@ -364,7 +369,9 @@ class Child:
         """Begin one more try of the item at work, after *tries* that ended with *error*, with a time of its own."""
         self.cell[SINCE] = monotonic_ns()
         self.cell[TRIES], self.cell[TRIED_INDEX] = tries, self.cell[DOING]
-        if self.observed:
+        if not self.observed:
+            self.retried += 1
+        else:
             self.say(RETRIED, self.cell[DOING], encode_error(error), tries)
         return True
 
@@ -393,8 +400,17 @@ class Child:
         self.failed = {position: tried for position, tried in self.failed.items() if position >= count}
         self.sent = count
         flush_prints()
+        if counted := self.counted():
+            self.wire.push((COUNTED, *counted))
         self.wire.push((SLOTS, self.start, count, failed, closed, perf_counter() - self.begun), body)
         self.wire.flush()
+
+    def counted(self) -> tuple[int, Parts | None] | None:
+        """What was counted since the last time: further tries, and what each part says; None if nothing."""
+        retried, self.retried = self.retried, 0
+        call = self.call
+        parts = call.counted() if isinstance(call, FusedCall) else None
+        return (retried, parts) if retried or parts else None
 
     def sendable(self, slot: Any, position: int) -> Any:
         """Give *slot* if it can be pickled, else the failure that stands for it."""

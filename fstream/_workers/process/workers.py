@@ -437,6 +437,8 @@ class Workers(Crew):
         elif what == child.SLOTS:
             self.stillborn = 0
             self.receive(worker, header[1:], body)
+        elif what == child.COUNTED:
+            self.window.tally.add(*header[1:])
         elif what == child.RETRIED:
             self.retried(header[1], decode_error(header[2]), header[3])
         elif what == child.STOLEN:

@@ -15,8 +15,7 @@ from __future__ import annotations
 import asyncio
 import reprlib
 from collections import Counter
-from collections.abc import AsyncIterable, Callable, Coroutine, Generator, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterable, Callable, Coroutine, Generator, Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -40,6 +39,7 @@ from fstream._workers.process.wire import dumps, loads
 from fstream._workers.simulated.loop import CONSUMER, Loop
 from fstream._workers.simulated.schedule import Actor, Fault, SimulatedError, Simulation, Steps
 from fstream._workers.sync import aclose
+from fstream._workers.task.reach import outside_of_loops
 from fstream._workers.task.workers import AsyncCall
 from fstream.errors import NotPicklable, WorkerDied
 
@@ -51,25 +51,6 @@ __all__ = ["open_run"]
 
 #: The feeder that iterates its source, in the context of that.
 FEEDER: Final[ContextVar[Feeder | None]] = ContextVar("FEEDER", default=None)
-
-
-@contextmanager
-def outside_of_loops() -> Iterator[None]:
-    """Let others go on: they know nothing of the loop that the caller may run on, nor of its task.
-
-    CPython 3.14 keeps one task for a thread, not for a loop: no other could be entered while that one is.
-    """
-    running = asyncio._get_running_loop()
-    task = None if running is None else asyncio.current_task(running)
-    if running is not None and task is not None:
-        asyncio._leave_task(running, task)
-    asyncio._set_running_loop(None)
-    try:
-        yield
-    finally:
-        asyncio._set_running_loop(running)
-        if running is not None and task is not None:
-            asyncio._enter_task(running, task)
 
 
 def open_run(
@@ -288,15 +269,19 @@ class Feeder(Member):
                 items.close()
         except BaseException as raised:
             error = error or raised
+        feed.rest(run.clock())
         feed.ended(credits, error)
         with run.lock:
             run.settle()
             run.leave(self)
 
     def grant(self) -> Steps:
-        self.run.feed.blocked += 1
+        feed, clock = self.run.feed, self.run.clock
+        feed.blocked += 1
+        feed.rest(clock())
         credits = yield from self.queue.taking()
-        self.run.feed.blocked -= 1
+        feed.blocked -= 1
+        feed.go_on(clock())
         return 0 if type(credits) is Closed else credits
 
 
@@ -485,6 +470,8 @@ class Worker(Member):
         if not self.is_gone():
             self.send()
             self.span = None
+            if isinstance(self.call, FusedCall):
+                crew.window.tally.add(0, self.call.counted())
             crew.window.done(span, self.simulation.now - begun)
             self.run.settle()
 

@@ -56,6 +56,7 @@ class TaskFeeder(Cancellable):
         run = self.run
         with run.lock:
             if self in run.members:
+                run.feed.rest(run.clock())
                 run.feed.ended(credits, error)
                 run.settle()
                 run.leave(self)
@@ -90,11 +91,15 @@ class TaskFeeder(Cancellable):
         self.end(credits, error)
 
     async def grant(self) -> int:
-        feed = self.run.feed
+        feed, clock = self.run.feed, self.run.clock
         self.came_back()
         feed.blocked += 1
+        with self.run.lock:
+            feed.rest(clock())
         try:
             credits = await self.queue.get()
         finally:
             feed.blocked -= 1
+            with self.run.lock:
+                feed.go_on(clock())
         return 0 if type(credits) is Closed else credits

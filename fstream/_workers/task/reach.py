@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["EventLoop", "call", "is_here", "running", "soon"]
+__all__ = ["EventLoop", "call", "is_here", "outside_of_loops", "running", "soon"]
 
 
 EventLoop = asyncio.AbstractEventLoop
@@ -38,3 +39,22 @@ def call(loop: EventLoop, f: Callable[..., object], *args: Any) -> None:
         f(*args)
     else:
         soon(loop, f, *args)
+
+
+@contextmanager
+def outside_of_loops() -> Iterator[None]:
+    """Let others go on: they know nothing of the loop that the caller may run on, nor of its task.
+
+    CPython 3.14 keeps one task for a thread, not for a loop: no other could be entered while that one is.
+    """
+    running = asyncio._get_running_loop()
+    task = None if running is None else asyncio.current_task(running)
+    if running is not None and task is not None:
+        asyncio._leave_task(running, task)
+    asyncio._set_running_loop(None)
+    try:
+        yield
+    finally:
+        asyncio._set_running_loop(running)
+        if running is not None and task is not None:
+            asyncio._enter_task(running, task)

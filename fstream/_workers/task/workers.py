@@ -330,6 +330,8 @@ class Worker(Cancellable):
         crew.recruit()
         self.span = call.place = place = Span(0, ())
         self.came_back()
+        begun, count = perf_counter(), 0
+        window.tally.begin_lone(begun)
         while items:
             try:
                 index, item = items.popleft()
@@ -348,6 +350,7 @@ class Worker(Cancellable):
                 if is_failure(slot):
                     break
                 slots[index], slot = slot, None  # the slot must not be kept alive while the next item waits
+            count += 1
             if observed:
                 crew.done_lone(index)
             # If none are left, `next_lone` is about to settle, unless the stage is over.
@@ -356,6 +359,7 @@ class Worker(Cancellable):
             if crew.latest is self:
                 waited = False
                 break
+        window.tally.end_lone(begun, perf_counter(), count)
         crew.latest = self
         self.span = call.place = None
         return CLOSED if crew.over else crew.next_lone(waited)

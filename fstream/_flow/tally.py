@@ -1,0 +1,135 @@
+"""What a stage counts of itself, always: once a span, so that it costs nothing when nobody looks."""
+
+from __future__ import annotations
+
+from math import frexp
+from typing import Final
+
+__all__ = ["Costs", "Parts", "Tally"]
+
+#: Into how many parts a sketch divides each doubling of a cost: what it gives is less than 4.5 % off.
+DIVISIONS: Final = 16
+
+
+#: No clock tells less than this from nothing, in seconds.
+NOTHING: Final = 1e-9
+
+
+class Costs:
+    """A sketch of what items cost: how many there were of each size. It has 50 sizes for each factor of ten."""
+
+    __slots__ = ("counts",)
+
+    def __init__(self) -> None:
+        self.counts: dict[int, int] = {}
+
+    def add(self, cost: float, count: int) -> None:
+        """Note *count* items of *cost* seconds each."""
+        fraction, exponent = frexp(cost or NOTHING)
+        size = exponent * DIVISIONS + int(fraction * 2 * DIVISIONS)
+        self.counts[size] = self.counts.get(size, 0) + count
+
+    def quantile(self, share: float) -> float | None:
+        """Give what this share of the items does not cost more than, in seconds; None if there are no items."""
+        counts = self.counts.copy()
+        left = share * sum(counts.values())
+        for size in sorted(counts):
+            left -= counts[size]
+            if left <= 0:
+                exponent, part = divmod(size - DIVISIONS, DIVISIONS)
+                return float((part + DIVISIONS + 0.5) / (2 * DIVISIONS) * 2.0**exponent)
+        return None
+
+
+class Parts:
+    """What the parts of a stage that stands for several count, each by itself."""
+
+    def __init__(self, count: int) -> None:
+        #: How many items each part has dropped.
+        self.dropped = [0] * count
+        #: What each part took of some items, in seconds.
+        self.seconds = [0.0] * count
+        #: How many items failed in each part.
+        self.failed = [0] * count
+
+    def add(self, more: Parts) -> None:
+        for name in ("dropped", "seconds", "failed"):
+            pairs = zip(getattr(self, name), getattr(more, name))
+            setattr(self, name, [one + other for one, other in pairs])
+
+
+class Tally:
+    """The numbers of one stage. Under the run's lock, but for items that wait in tasks, which have one thread."""
+
+    __slots__ = (
+        "began", "blocked", "busy", "costs", "failed", "given", "idle", "latest", "lone", "lone_begun", "parts",
+        "retried", "since", "starved", "taken", "waiting",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.taken = self.given = self.failed = self.retried = 0
+        #: The time that workers have spent on items, in seconds.
+        self.busy = 0.0
+        #: The time that they had nothing to do for want of items, and for want of room, in seconds. It is noted while
+        #: somebody waits, so it is not all of it.
+        self.starved = self.blocked = 0.0
+        #: When a worker first came or waited, and when one last came: in seconds of the run's clock.
+        self.began: float | None = None
+        self.latest = 0.0
+        #: How many workers have nothing to do since the time *since*, as far as is known, and that they wait for room.
+        self.idle = 0
+        self.since = 0.0
+        self.waiting = False
+        #: How many workers have lone items in hand, and the sum of the times at which they took them.
+        self.lone = 0
+        self.lone_begun = 0.0
+        self.costs = Costs()
+        self.parts: Parts | None = None
+
+    def come(self, now: float) -> None:
+        """A worker comes for items."""
+        if self.idle:
+            self.wait(now, 0, False)
+        elif self.began is None:
+            self.began = now
+        self.latest = now
+
+    def wait(self, now: float, idle: int, for_room: bool) -> None:
+        """From *now* on so many workers have nothing to do: they wait for room, or else for items."""
+        if self.idle:
+            self.starved, self.blocked = self.waited(now)
+        elif idle and self.began is None:  # worker processes that start have not come yet
+            self.began = now
+        self.since, self.idle, self.waiting = now, idle, for_room
+
+    def waited(self, now: float) -> tuple[float, float]:
+        """How long workers have waited for items, and for room, by *now*."""
+        seconds = self.idle * max(0.0, now - self.since)
+        return (
+            (self.starved, self.blocked + seconds) if self.waiting else (self.starved + seconds, self.blocked)
+        )
+
+    def add(self, retried: int, parts: Parts | None) -> None:
+        """What a worker has counted that is far away."""
+        self.retried += retried
+        if parts is not None:
+            self.parts = self.parts or Parts(len(parts.seconds))
+            self.parts.add(parts)
+
+    def begin_lone(self, now: float) -> None:
+        """A worker takes a lone item."""
+        self.lone += 1
+        self.lone_begun += now
+
+    def end_lone(self, begun: float, now: float, count: int) -> None:
+        """It has come back with *count* of them, one after the other."""
+        self.lone -= 1
+        self.lone_begun -= begun
+        self.latest = now
+        if count:
+            self.did(count, now - begun)
+
+    def did(self, count: int, seconds: float) -> None:
+        """A worker has spent so many *seconds* on *count* items."""
+        self.busy += seconds
+        self.costs.add(seconds / count, count)

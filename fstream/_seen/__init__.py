@@ -1,0 +1,1 @@
+"""Shows: the numbers of a stream, and the stage that holds it back."""

@@ -1,0 +1,186 @@
+"""Which part of a pipeline holds the others back, and why.
+
+Everybody waits for the slowest part: those before it for room, those behind it for items, and it waits for nobody. So
+it is the part that is at work for the largest share of the time. A part is the source, a stage, or the consumer. The
+time in which a stage could neither take nor give, though its outputs were waited for, counts as its work: its window is
+too small, or its outputs wait for a slow item before them.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from fstream._seen.account import Account, Entry
+
+__all__ = ["CONSUMER", "SOURCE", "Bottleneck", "find"]
+
+SOURCE: Final = "the source"
+CONSUMER: Final = "the consumer"
+
+#: Threads that use at least this share of one CPU, all together, and no more than `ONE_CPU`, wait for the interpreter.
+#: Not nearly all of one: others may use it, too.
+MUCH_CPU: Final = 0.35
+ONE_CPU: Final = 1.25
+
+
+@dataclass(frozen=True, slots=True)
+class Bottleneck:
+    """What holds a pipeline back: its *name*, and *why*; the two are its ``str``.
+
+    *name* is that of a stage, "the source" or "the consumer"; *share* is for how much of the time it was at work.
+    """
+
+    name: str
+    why: str
+    share: float
+
+    def __str__(self) -> str:
+        return f"{self.name}{self.why}"
+
+
+@dataclass
+class Part:
+    """A part of the pipeline, and what share of the time it was at work."""
+
+    name: str
+    share: float
+    entry: Entry | None = None
+    account: Account | None = None
+    #: What share of the time it waited for items.
+    starved: float = 0.0
+    #: The time, as a share, in which its own window kept it from work.
+    narrow: float = 0.0
+    #: What keeps it from starting, where it may: rates and keys. There are none yet.
+    held_up: tuple[str, ...] = field(default=())
+
+
+def find(accounts: Sequence[Account]) -> Bottleneck | None:
+    """Name the bottleneck of the runs of *accounts*, which are in the order of their stages."""
+    if not any(entry.taken for account in accounts for entry in account.entries) and not any(
+        account.away or account.waited for account in accounts
+    ):
+        return None
+    whole = max(account.seconds for account in accounts) or 1.0
+    parts = list(parts_of(accounts, whole))
+    # Of equal ones the last: what is before it waits for it.
+    slowest = max(reversed(parts), key=lambda part: part.share)
+    after = parts[parts.index(slowest) + 1 :]
+    before = parts[: parts.index(slowest)]
+    return Bottleneck(slowest.name, why(slowest, before, after), min(1.0, slowest.share))
+
+
+def parts_of(accounts: Sequence[Account], whole: float) -> Iterator[Part]:
+    """Give the parts of a pipeline, from the source on."""
+    last = accounts[-1]
+    for account in accounts:
+        outermost = not account.sources
+        in_place = account.entries and not account.runs_row
+        if outermost:
+            pulling = account.entries[0].starved if in_place else account.pulling / max(1, account.feeders)
+            yield Part(SOURCE, pulling / whole, account=account)
+        for number, entry in enumerate(account.entries):
+            yield from stage_parts(account, number, entry, whole)
+        if account is last:
+            away = account.entries[-1].blocked if in_place else account.away
+            waited = 0.0 if in_place else account.waited
+            yield Part(CONSUMER, away / whole, account=account, starved=waited / whole)
+
+
+def stage_parts(account: Account, number: int, entry: Entry, whole: float) -> Iterator[Part]:
+    """Give the part that a stage is, or each of those that it stands for."""
+    if not account.runs_row:
+        yield Part(entry.names[0], entry.busy / whole, entry, account, entry.starved / whole)
+        return
+    # So many workers can be at work at once.
+    most = min(entry.workers, entry.maxsize or entry.workers) or 1
+    time = whole * entry.workers or 1.0
+    busy = min(1.0, entry.busy / (whole * most))
+    after = account.entries[number + 1] if number + 1 < len(account.entries) else None
+    if after is None:
+        not_waiting = 1.0 - account.waited / whole
+    else:
+        not_waiting = 1.0 - after.starved / (after.whole or 1.0)
+    narrow = max(0.0, entry.blocked / time - max(0.0, not_waiting))
+    # What keeps it from work beyond what its bound says.
+    narrow = min(narrow, 1.0 - busy) if busy < 0.9 else 0.0
+    share = busy + narrow
+    starved = entry.starved / time
+    if len(entry.names) == 1 or entry.tally.parts is None:
+        yield Part(
+            entry.names[0] if len(entry.names) == 1 else " | ".join(entry.names),
+            share,
+            entry,
+            account,
+            starved,
+            narrow,
+        )
+        return
+    seconds = entry.tally.parts.seconds
+    slowest = max(range(len(seconds)), key=seconds.__getitem__)
+    yield Part(entry.names[slowest], share, entry, account, starved, narrow)
+
+
+def why(part: Part, before: Sequence[Part], after: Sequence[Part]) -> str:
+    """Say why, and what would help."""
+    entry = part.entry
+    if part.name == SOURCE and entry is None:
+        return f": pulled from for {part.share:.0%} of the time{_waits(after)}: a faster source"
+    if part.name == CONSUMER and entry is None:
+        held = [
+            each.name
+            for each in before
+            if each.entry is not None and each.entry.blocked > 0.1 * each.entry.whole
+        ]
+        full = f"; {held[-1]} waits for room" if held else ""
+        return f": busy with outputs for {part.share:.0%} of the time{full}: a faster consumer"
+    assert entry is not None
+    workers = f"{entry.workers} worker{'s' * (entry.workers != 1)}"
+    if part.narrow > part.share / 2:
+        return f" ({entry.kind}): {_narrow(part, entry)}"
+    if entry.maxsize and entry.maxsize < entry.workers:
+        return (
+            f" ({entry.kind}): maxsize={entry.maxsize} keeps {entry.workers - entry.maxsize} of {workers} from work"
+            f"{_waits(after)}: a larger maxsize"
+        )
+    busy = entry.busy / (entry.whole or 1.0)
+    return f" ({entry.kind}): busy {busy:.0%} of the time, {workers}{_waits(after)}: {_help(part, entry)}"
+
+
+def _waits(after: Sequence[Part]) -> str:
+    """Who waits for it."""
+    if not after or after[0].starved < 0.01:
+        return ""
+    return f"; {after[0].name} waits for items {after[0].starved:.0%} of its time"
+
+
+def _narrow(part: Part, entry: Entry) -> str:
+    room = f"maxsize={entry.maxsize}" if entry.maxsize else "its window"
+    if not entry.ordered:
+        return f"{room} is full for {part.narrow:.0%} of the time while it is waited for: a larger maxsize"
+    return (
+        f"{room} is full for {part.narrow:.0%} of the time, as what is done waits for a slow item before it: "
+        "ordered=False, a larger maxsize, or an even cost of items"
+    )
+
+
+def _help(part: Part, entry: Entry) -> str:
+    name = part.name
+    if entry.kind == "process":
+        return f"more CPUs, or a cheaper {name}"
+    if entry.kind == "sync":
+        return f"kind='thread' or kind='process', or a cheaper {name}"
+    if entry.kind == "thread" and bound_by_the_gil(part, entry):
+        return "its threads wait for the GIL, which lets one run at a time: kind='process'"
+    return f"more workers, or a faster {name}"
+
+
+def bound_by_the_gil(part: Part, entry: Entry) -> bool:
+    """Tell whether its threads wait for one another: they are busy, several of them, and make up one CPU together."""
+    if not getattr(sys, "_is_gil_enabled", lambda: True)() or part.account is None:
+        return False
+    seconds = part.account.seconds or 1.0
+    at_once = entry.busy / seconds
+    return at_once > 1.25 and MUCH_CPU <= part.account.cpu / seconds <= ONE_CPU
