@@ -13,7 +13,7 @@ combinators     the verbs: signatures and documentation
 transformer     a pipeline before it has a source: curried, composed, a value
 stream          `Stream`, what a pipeline gives: for a ``for`` loop and an ``async for``
 testing         pipelines under interleavings that hypothesis draws
-_seen           shows: the numbers of a stream, and its bottleneck
+_seen           shows: the numbers of a stream, its bottleneck, a live view, a timeline
 _workers        works: what runs f, and feeds it, by kind
 _engine         owns and waits: the run of a row of stages, the queues of threads, interrupts
 _flow           decides: what to take, how much, what is next, whether there is room
@@ -26,6 +26,7 @@ from fstream._plan.kernels import SKIP
 from fstream._plan.stages import StageStatus, WorkerInfo
 from fstream._seen.bottleneck import Bottleneck
 from fstream._seen.stats import StageStats, Stats
+from fstream._seen.watch import watch
 from fstream.combinators import batch, merge, ordered, peach, pfilter, pflat_map, pmap, run, star
 from fstream.errors import NotPicklable, RemoteError, WorkerDied, WorkerTraceback
 from fstream.stream import Stream
@@ -57,4 +58,5 @@ __all__ = [
     "pmap",
     "run",
     "star",
+    "watch",
 ]
