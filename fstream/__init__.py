@@ -26,6 +26,7 @@ from fstream._plan.kernels import SKIP
 from fstream._plan.stages import StageStatus, WorkerInfo
 from fstream._seen.bottleneck import Bottleneck
 from fstream._seen.stats import StageStats, Stats
+from fstream._seen.trace import trace
 from fstream._seen.watch import watch
 from fstream.combinators import batch, merge, ordered, peach, pfilter, pflat_map, pmap, run, star
 from fstream.errors import NotPicklable, RemoteError, WorkerDied, WorkerTraceback
@@ -58,5 +59,6 @@ __all__ = [
     "pmap",
     "run",
     "star",
+    "trace",
     "watch",
 ]
