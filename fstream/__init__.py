@@ -28,6 +28,7 @@ from fstream._seen.bottleneck import Bottleneck
 from fstream._seen.stats import StageStats, Stats
 from fstream._seen.trace import trace
 from fstream._seen.watch import watch
+from fstream._workers.inline import inline
 from fstream.combinators import batch, merge, ordered, peach, pfilter, pflat_map, pmap, run, star
 from fstream.errors import NotPicklable, RemoteError, WorkerDied, WorkerTraceback
 from fstream.stream import Stream
@@ -50,6 +51,7 @@ __all__ = [
     "WorkerInfo",
     "WorkerTraceback",
     "batch",
+    "inline",
     "merge",
     "observe",
     "ordered",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Iterator
 from dataclasses import replace
@@ -13,11 +14,12 @@ from weakref import ReferenceType, ref
 
 from fstream._engine.interrupts import Uninterrupted
 from fstream._engine.run import RLock, Run, let_go
-from fstream._plan.kernels import MAP
+from fstream._plan.kernels import EACH, MAP
 from fstream._plan.stages import Batch, Stage
 from fstream._seen.account import Account
 from fstream._seen.stats import Stats, stats_of
-from fstream._workers.kinds import IN_PLACE, runs_in_place
+from fstream._workers.inline import in_place, is_inline, iterate_inline, iterate_inline_async
+from fstream._workers.kinds import IN_PLACE, backend_of, runs_in_place
 from fstream._workers.opening import OPEN
 from fstream._workers.sync import aclose, iterate, iterate_async
 
@@ -100,6 +102,8 @@ class Stream(_Chain[T_co], AsyncGenerator[T_co, None]):
         source = row.pop()
         for stream in reversed(row):
             parts = stream._outputs.as_in_order(source)
+            if parts is not None:
+                stream._outputs.replaced = True
             source = stream if parts is None else Stream(*parts)
         return source  # type: ignore[no-any-return]
 
@@ -238,6 +242,8 @@ class _Outputs:
         self.stage = stage
         self.lock = RLock()
         self.started = self.over = False
+        #: Another stream does what this one was to do.
+        self.replaced = False
         #: How many stages without workers there are in a row, up to this one: each calls the one before it.
         self.depth = 1
         if runs_in_place(stage) and isinstance(source, Stream):
@@ -318,7 +324,19 @@ class _Outputs:
             row.insert(0, upstream)
         return row
 
+    def start_inline(self) -> tuple[Any, bool, Account]:
+        """Start to run in the thread of who takes the outputs: give the source, whether f awaits, and the account."""
+        awaits = isinstance(self.stage, Stage) and backend_of(self.stage).awaits
+        self.stage = in_place(self.stage)
+        account = self.ready([self])
+        self.started, source, self.source = True, self.source, None
+        return source, awaits, account
+
     def start(self) -> None:
+        if is_inline():
+            source, awaits, account = self.start_inline()
+            self.current = iterate_inline(self.stage, awaits, source, self.depth, account)
+            return
         try:
             with _LINKING:
                 row = self._row()
@@ -401,6 +419,10 @@ class _Outputs:
         if self.started:
             return self._give_async()
         self.loop = running()
+        if is_inline():
+            source, _, account = self.start_inline()
+            self.here = iterate_inline_async(self.stage, source, self, account)
+            return self.here
         if not runs_in_place(self.stage):
             self.start()
             return self._give_async()
@@ -469,6 +491,17 @@ class _Outputs:
         self.count()
 
     def __del__(self) -> None:
+        if (
+            not (self.started or self.replaced)
+            and isinstance(self.stage, Stage)
+            and self.stage.kernel == EACH
+        ):
+            warnings.warn(
+                f"peach({self.stage.name}) was dropped before it was consumed, and f was never called: "
+                f"write run(peach({self.stage.name}, source))",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         # The stream was dropped. Wait for nothing, as this may be any thread, anywhere.
         if self.run is not None:
             self.run.drop()

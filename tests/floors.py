@@ -23,7 +23,7 @@ BELOW: Final = {
     "transformer": {"_plan", "_workers", "stream"},
     "combinators": {"_plan", "stream", "transformer"},
     "testing": {"_workers"},
-    "fstream": {"_flow", "_plan", "_seen", "combinators", "errors", "stream", "transformer"},
+    "fstream": {"_flow", "_plan", "_seen", "_workers", "combinators", "errors", "stream", "transformer"},
 }
 
 

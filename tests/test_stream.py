@@ -34,6 +34,7 @@ def test_a_stream_is_a_generator(combinator: Callable[..., Stream[Any]], kind: s
     assert isinstance(stream, Stream)
     assert isinstance(stream, collections.abc.Generator)
     assert iter(stream) is stream
+    stream.close()
 
 
 def test_merge_and_ordered_give_streams(kind: str):

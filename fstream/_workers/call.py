@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from inspect import BoundArguments, Parameter, signature
 from time import perf_counter
+from types import CoroutineType
 from typing import Any, Final, Protocol, TypeAlias
 
 from fstream._flow.span import Failure
@@ -54,6 +55,9 @@ def _always(_tries: int, _error: BaseException) -> bool:
 
 class Call:
     """One worker's f, with the resources that ``on_start`` made."""
+
+    #: f may give coroutines: somebody awaits them, or takes them as they are.
+    takes_coroutines = False
 
     def __init__(self, stage: Stage, index: int) -> None:
         self.stage = stage
@@ -135,7 +139,30 @@ class Call:
 
         else:
             bound = f
-        return self.wrap(bound)
+        return self.wrap(bound) if self.takes_coroutines else self.checking(bound)
+
+    def checking(self, bound: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """Make item -> slot that raises if f gives a coroutine: for the items of the first span, as it costs time."""
+        step = self.wrap(bound)
+
+        def checked(item: Any) -> Any:
+            result = bound(item)
+            if type(result) is CoroutineType:
+                result.close()
+                raise TypeError(
+                    f"{self.stage.name} returned a coroutine, which kind={self.stage.kind!r} cannot run: "
+                    "use kind='task'"
+                )
+            return result
+
+        first = self.wrap(checked)
+
+        def begin(item: Any) -> Any:
+            slot = first(item)
+            self.step = step
+            return slot
+
+        return begin
 
     def wrap(self, bound: Callable[[Any], Any]) -> Callable[[Any], Any]:
         return self.stage.kernel.step(bound)

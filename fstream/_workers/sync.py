@@ -40,6 +40,12 @@ class Account(Protocol):
     def is_over(self) -> None: ...
 
 
+class CallHere(Call):
+    """f as `map` has it: what it gives is an output, also a coroutine."""
+
+    takes_coroutines = True
+
+
 class Here:
     """The caller as the stage's only worker."""
 
@@ -53,7 +59,7 @@ class Here:
         self.stage = stage
         #: How many items have come.
         self.count = count
-        self.call: Any = Call(stage, 0)
+        self.call: Any = CallHere(stage, 0)
         self.call.place = self
         #: Passes on what happens, if somebody observes, and how many items it was told of.
         self.observer = reports_of([(stage.name, stage.kind, 1)])

@@ -180,6 +180,8 @@ class Workers(Crew):
 class AsyncCall(Call):
     """One worker's f on an event loop. What f, ``on_start`` and ``on_done`` return may be awaitable."""
 
+    takes_coroutines = True
+
     async def abegin(self) -> None:
         if self.stage.on_start is not None:
             resources = self._start()
