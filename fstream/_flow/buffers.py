@@ -52,8 +52,8 @@ class Work:
 
     def report_starvation(self, starved: bool) -> bool:
         window = self.window
-        idle = 0 if window.takable() else max(0, window.workers - window.busy)
-        window.tally.wait(self.clock(), idle, window.upstream.waiting)
+        idle = 0 if window.takable() else max(0, window.workers - window.ledger.busy)
+        window.tally.wait(self.clock(), idle, window.upstream.blocked > 0)
         if starved and not self.window.upstream.available():
             self.window.upstream.grow()
         return starved

@@ -54,9 +54,11 @@ class Entry:
         self.taken, self.given, self.held, busy = tally.taken, tally.given, 0, tally.busy
         if window is not None:
             pending = len(window.upstream.pending) if isinstance(window.upstream, Feed) else 0
-            self.held = window.next_index - window.gone + pending
+            self.held = window.ledger.next_index - window.room.gone + pending
             # Processes have spans that wait for their turn: the oldest are those at work.
-            at_work = sorted(span.begun for span in window.spans.values() if not span.closed)[: self.workers]
+            at_work = sorted(span.begun for span in window.ledger.spans.values() if not span.closed)[
+                : self.workers
+            ]
             busy += sum(now - begun for begun in at_work) + tally.lone * now - tally.lone_begun
             if window.exhausted and not at_work and not tally.lone:
                 end = tally.latest

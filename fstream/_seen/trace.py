@@ -296,7 +296,7 @@ class Tracer(Observer):
         if run is not None:
             number, _ = self.stage(stage)
             window = run.windows[stage.index]
-            held = window.next_index - window.gone
+            held = window.ledger.next_index - window.room.gone
             self.events.append(
                 f'{{"ph":"C","pid":{number},"tid":0,"name":"held",{self.at(now)},"args":{{"items":{held}}}}}'
             )

@@ -333,7 +333,8 @@ class Worker(Cancellable):
         self.span = call.place = place = Span(0, ())
         self.came_back()
         begun, count = perf_counter(), 0
-        window.tally.begin_lone(begun)
+        tally = crew.window.tally
+        tally.begin_lone(begun)
         while items:
             try:
                 index, item = items.popleft()
@@ -361,7 +362,7 @@ class Worker(Cancellable):
             if crew.latest is self:
                 waited = False
                 break
-        window.tally.end_lone(begun, perf_counter(), count)
+        tally.end_lone(begun, perf_counter(), count)
         crew.latest = self
         self.span = call.place = None
         return CLOSED if crew.over else crew.next_lone(waited)
