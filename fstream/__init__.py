@@ -23,12 +23,14 @@ errors          the exceptions of fstream's own
 from fstream._flow.observer import Observer, RunInfo, StageInfo, observe
 from fstream._plan.kernels import SKIP
 from fstream._plan.stages import StageStatus, WorkerInfo
+from fstream._workers.failed import Failed
 from fstream.combinators import batch, merge, ordered, peach, pfilter, pflat_map, pmap, run, star
-from fstream.errors import NotPicklable, RemoteError, WorkerDied, WorkerTraceback
+from fstream.errors import NotPicklable, RemoteError, TooManyFailures, WorkerDied, WorkerTraceback
 from fstream.stream import Stream
 from fstream.transformer import Transformer
 
 __all__ = [
+    "Failed",
     "NotPicklable",
     "Observer",
     "RemoteError",
@@ -37,6 +39,7 @@ __all__ = [
     "StageInfo",
     "StageStatus",
     "Stream",
+    "TooManyFailures",
     "Transformer",
     "WorkerDied",
     "WorkerInfo",

@@ -20,8 +20,9 @@ from typing import (
 )
 
 from fstream._plan.kernels import BATCH, EACH, FILTER, FLAT_MAP, MAP, Sentinel
-from fstream._plan.options import OnError, Options, checked
+from fstream._plan.options import Keep, OnError, Options, checked
 from fstream._plan.stages import MISSING, declared, is_async, name_of
+from fstream._workers.failed import Failed
 from fstream.stream import Stream
 from fstream.transformer import Signed, Transformer, check_source, curry, hashable, signature_with
 
@@ -50,6 +51,25 @@ Many: TypeAlias = AsyncIterable[R] | Awaitable[Iterable[R]] | Awaitable[AsyncIte
 
 #: An ``on_error`` that is a coroutine function.
 Later: TypeAlias = Callable[[Exception, Any], Awaitable[D | Sentinel]]
+
+
+class _KeepMap(Protocol):
+    @overload
+    def __call__(self, f: Verb[T, Awaitable[R]], /) -> Transformer[T, R | Failed]: ...
+    @overload
+    def __call__(self, f: Verb[T, R], /) -> Transformer[T, R | Failed]: ...
+
+
+class _KeepFilter(Protocol):
+    def __call__(self, f: Verb[T, object], /) -> Transformer[T, T | Failed]: ...
+
+
+class _KeepFlatMap(Protocol):
+    def __call__(self, f: Verb[T, Many[R]], /) -> Transformer[T, R | Failed]: ...
+
+
+class _KeepEach(Protocol):
+    def __call__(self, f: Verb[T, object], /) -> Transformer[T, Failed]: ...
 
 
 class _Map(Protocol[D_co]):
@@ -82,6 +102,22 @@ class _Starred(Protocol[R_co]):
     def __call__(self, args: Iterable[Any], /, *more: Any, **named: Any) -> R_co: ...
 
 
+@overload
+def pmap(
+    f: Verb[T, Awaitable[R]], source: Source[T], /, *, on_error: Keep, **options: Unpack[Options]
+) -> Stream[R | Failed]: ...
+@overload
+def pmap(
+    f: Verb[T, R], source: Source[T], /, *, on_error: Keep, **options: Unpack[Options]
+) -> Stream[R | Failed]: ...
+@overload
+def pmap(
+    f: Verb[T, Awaitable[R]], /, *, on_error: Keep, **options: Unpack[Options]
+) -> Transformer[T, R | Failed]: ...
+@overload
+def pmap(f: Verb[T, R], /, *, on_error: Keep, **options: Unpack[Options]) -> Transformer[T, R | Failed]: ...
+@overload
+def pmap(*, on_error: Keep, **options: Unpack[Options]) -> _KeepMap: ...
 @overload
 def pmap(
     f: Verb[T, Awaitable[R]], source: Source[T], /, *, on_error: Later[D], **options: Unpack[Options]
@@ -156,10 +192,17 @@ def pmap(f: Any = MISSING, source: Any = MISSING, /, *more: Any, **options: Any)
     the whole *timeout*. Default 0.
 
     *on_error* is what becomes of an item that failed for good: ``"raise"`` (the default), ``"skip"``, or a function
-    ``g(error, item)`` whose result stands for f's; it runs in this process and may return `SKIP`, or raise.
+    ``g(error, item)`` whose result stands for f's; it runs in this process and may return `SKIP`, or raise. With
+    ``"keep"`` a `Failed` stands in its place, and later stages hand that on untouched.
 
         >>> pipe([1, 0], pmap(lambda x: 1 / x, on_error=lambda error, item: type(error).__name__), list)
         [1.0, 'ZeroDivisionError']
+        >>> pipe([1, 0], pmap(lambda x: 1 / x, on_error="keep"), pmap(str), list)[1].error
+        ZeroDivisionError('division by zero')
+
+    *max_failures* ends the stream with `TooManyFailures`, in the place of the item that tipped it, when more items
+    than this have failed for good: a number of items, or a share, as a float, of the last hundred that were worked
+    off. Default None: no limit. It goes with another *on_error* than ``"raise"``.
 
     *on_start* runs once in each worker before its first item and returns its resources: None, one object, a tuple of
     them, or a dict. f and *on_done* are given them as further arguments, those of a dict by name.
@@ -172,8 +215,10 @@ def pmap(f: Any = MISSING, source: Any = MISSING, /, *more: Any, **options: Any)
 
     *max_items_per_worker* replaces a worker process after so many items, against C libraries that leak. Default None.
 
-    f, *on_start* and *on_done* may have a parameter ``worker_info`` (its ``index`` is in ``range(workers)``), and f a
-    parameter ``element_index``, the item's position.
+    f, *on_start* and *on_done* may have a parameter ``worker_info`` (its ``index`` is in ``range(workers)``), and f
+    parameters ``element_index``, the item's position, and ``attempt``, how often it was tried before.
+
+    f may return `SKIP`: the item has no output.
 
     An option that is wrong raises `TypeError` or `ValueError` here. An error of f is raised by the stream, after the
     outputs of all items before; a worker process that ends in f raises `WorkerDied`; a function, item or output that
@@ -186,6 +231,16 @@ def pmap(f: Any = MISSING, source: Any = MISSING, /, *more: Any, **options: Any)
     return curry(MAP, f, source, more, options)
 
 
+@overload
+def pfilter(
+    f: Verb[T, object], source: Source[T], /, *, on_error: Keep, **options: Unpack[Options]
+) -> Stream[T | Failed]: ...
+@overload
+def pfilter(
+    f: Verb[T, object], /, *, on_error: Keep, **options: Unpack[Options]
+) -> Transformer[T, T | Failed]: ...
+@overload
+def pfilter(*, on_error: Keep, **options: Unpack[Options]) -> _KeepFilter: ...
 @overload
 def pfilter(
     f: Verb[T, object],
@@ -213,6 +268,16 @@ def pfilter(f: Any = MISSING, source: Any = MISSING, /, *more: Any, **options: A
     return curry(FILTER, f, source, more, options)
 
 
+@overload
+def pflat_map(
+    f: Verb[T, Many[R]], source: Source[T], /, *, on_error: Keep, **options: Unpack[Options]
+) -> Stream[R | Failed]: ...
+@overload
+def pflat_map(
+    f: Verb[T, Many[R]], /, *, on_error: Keep, **options: Unpack[Options]
+) -> Transformer[T, R | Failed]: ...
+@overload
+def pflat_map(*, on_error: Keep, **options: Unpack[Options]) -> _KeepFlatMap: ...
 @overload
 def pflat_map(
     f: Verb[T, Many[R]], source: Source[T], /, *, on_error: Later[Iterable[D]], **options: Unpack[Options]
@@ -251,6 +316,14 @@ def pflat_map(f: Any = MISSING, source: Any = MISSING, /, *more: Any, **options:
     return curry(FLAT_MAP, f, source, more, options)
 
 
+@overload
+def peach(
+    f: Verb[T, object], source: Source[T], /, *, on_error: Keep, **options: Unpack[Options]
+) -> Stream[Failed]: ...
+@overload
+def peach(f: Verb[T, object], /, *, on_error: Keep, **options: Unpack[Options]) -> Transformer[T, Failed]: ...
+@overload
+def peach(*, on_error: Keep, **options: Unpack[Options]) -> _KeepEach: ...
 @overload
 def peach(
     f: Verb[T, object],

@@ -8,13 +8,14 @@ from dataclasses import replace
 from itertools import chain
 from operator import length_hint
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 from weakref import ReferenceType, ref
 
 from fstream._engine.interrupts import Uninterrupted
 from fstream._engine.run import RLock, Run, let_go
 from fstream._plan.kernels import MAP
 from fstream._plan.stages import Batch, Stage
+from fstream._workers.failed import Failed
 from fstream._workers.kinds import IN_PLACE, runs_in_place
 from fstream._workers.opening import OPEN
 from fstream._workers.sync import aclose, iterate, iterate_async
@@ -101,8 +102,12 @@ class Stream(_Chain[T_co], AsyncGenerator[T_co, None]):
             source = stream if parts is None else Stream(*parts)
         return source  # type: ignore[no-any-return]
 
-    def __or__(self, g: Callable[[Self], U]) -> U:
-        return g(self) if callable(g) else NotImplemented  # type: ignore[redundant-expr]
+    @overload
+    def __or__(self, g: Callable[[Self], U]) -> U: ...
+    @overload
+    def __or__(self: Stream[T | Failed], g: Callable[[Stream[T]], Stream[U]]) -> Stream[U | Failed]: ...
+    def __or__(self, g: Any) -> Any:
+        return g(self) if callable(g) else NotImplemented
 
     def __repr__(self) -> str:
         return f"<fstream.Stream {self._outputs!r}>"
@@ -126,6 +131,10 @@ class Stream(_Chain[T_co], AsyncGenerator[T_co, None]):
         if isinstance(typ, type):
             typ = typ() if val is None else val if isinstance(val, BaseException) else typ(val)
         raise typ.with_traceback(tb) if tb is not None else typ
+
+    def _blame(self, error: BaseException) -> None:
+        """Note that this stream will be closed for an *error* of whoever takes its outputs."""
+        self._outputs.blame(error)
 
     def close(self) -> None:
         """End the pipeline at once: its workers, threads, tasks and processes, and its source.
@@ -222,6 +231,8 @@ class _Outputs:
         self.stage = stage
         self.lock = RLock()
         self.started = self.over = False
+        #: What ended whoever takes the outputs.
+        self.blamed: BaseException | None = None
         #: How many stages without workers there are in a row, up to this one: each calls the one before it.
         self.depth = 1
         if runs_in_place(stage) and isinstance(source, Stream):
@@ -323,7 +334,7 @@ class _Outputs:
             if not isinstance(source, Iterable):
                 source = Stream((source,), None)
                 source._outputs.loop = self.loop
-            self.current = iterate(self.stage, source, self.depth)
+            self.current = iterate(self.stage, source, self)
         else:
             with Uninterrupted():
                 self.run = OPEN.get()(sources, stages, self.loop)
@@ -376,6 +387,11 @@ class _Outputs:
             await self.aclose()
 
     # ------------------------------------------------------------------------------------------------ ending
+
+    def blame(self, error: BaseException) -> None:
+        self.blamed = error
+        if self.run is not None:
+            self.run.blamed = error
 
     def end(self) -> None:
         self.over = self.started = True

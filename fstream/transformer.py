@@ -19,8 +19,9 @@ from typing import (
 )
 
 from fstream._plan.kernels import BATCH, MAP, Kernel
-from fstream._plan.options import _NONE_IS_DEFAULT, BATCH_CHECKS, CHECKS, Options, U, check_n, checked
+from fstream._plan.options import _NONE_IS_DEFAULT, Options, U, check_n, checked, checks_of
 from fstream._plan.stages import MISSING, NO_LIMIT, Batch, Stage, is_async, name_of
+from fstream._workers.failed import Failed
 from fstream._workers.kinds import IN_PLACE, backend_for, by_default, is_kind, that_await
 
 if TYPE_CHECKING:
@@ -30,16 +31,19 @@ __all__ = ["Curried", "Signed", "Transformer", "check_source", "curry", "hashabl
 
 T_contra = TypeVar("T_contra", contravariant=True)
 R_co = TypeVar("R_co", covariant=True)
+V = TypeVar("V")
 
 _DEFAULTS: Final = {each.name: each.default for each in fields(Stage)} | dict.fromkeys(_NONE_IS_DEFAULT)
 
 
 def signature_with(given: Mapping[str, Any], kernel: Kernel = MAP) -> Signature:
     """What a combinator takes that has the options *given*: they are its defaults."""
-    checks = BATCH_CHECKS if kernel == BATCH else CHECKS
-    hints = {"within": float | None, "weight": Callable[[Any], float] | None}
+    hints = {
+        "within": float | None,
+        "weight": Callable[[Any], float] | None,
+    }
     hints |= get_type_hints(Options) | {
-        "on_error": Literal["raise", "skip"] | Callable[[Exception, Any], Any]
+        "on_error": Literal["raise", "skip", "keep"] | Callable[[Exception, Any], Any]
     }
     return Signature(
         [Parameter(name, Parameter.POSITIONAL_ONLY, default=MISSING) for name in (kernel.first, "source")]
@@ -50,7 +54,7 @@ def signature_with(given: Mapping[str, Any], kernel: Kernel = MAP) -> Signature:
                 default=given.get(name, _DEFAULTS[name]),
                 annotation=hints[name],
             )
-            for name in checks
+            for name in checks_of(kernel.verb)
         ]
     )
 
@@ -75,8 +79,18 @@ def resolve(kernel: Kernel, f: Any, options: dict[str, Any]) -> Stage:
         timeout = None
     engine = None if given is kind or isinstance(given, str) else given
     stage = Stage(kernel, f, **{**options, "kind": kind, "name": name, "timeout": timeout, "engine": engine})
+    _check_together(stage)
     backend.check(stage)
     return stage
+
+
+def _check_together(stage: Stage) -> None:
+    """Refuse options that do not go together."""
+    if stage.max_failures is not None and stage.on_error == "raise":
+        raise ValueError(
+            "max_failures is for another on_error than 'raise', with which the first failure ends the stream: "
+            "write on_error='keep', 'skip' or a function"
+        )
 
 
 def _check_none_awaits(f: Any, kind: str, options: dict[str, Any]) -> None:
@@ -95,13 +109,18 @@ def resolve_batch(n: Any, options: dict[str, Any]) -> Batch:
     check_n(n, weighed=weight is not None)
     if is_async(weight):
         raise TypeError(f"weight {name_of(weight)!r} is a coroutine function, which batch() cannot run")
-    weigh = (
-        None if weight is None else Stage(MAP, partial(_weighed, weight), IN_PLACE.name, name=name_of(weight))
-    )
+    weigh = None if weight is None else _in_place(partial(_weighed, weight), name_of(weight))
     return Batch(n, None if within is None or within >= NO_LIMIT else within, weigh)
 
 
+def _in_place(f: Callable[[Any], Any], name: str) -> Stage:
+    """A stage of fstream's own, which sees each `Failed` that comes."""
+    return Stage(MAP, f, IN_PLACE.name, name=name, hands_on=False)
+
+
 def _weighed(weight: Callable[[Any], Any], item: Any) -> tuple[Any, Any]:
+    if isinstance(item, Failed):
+        return item, 1
     heavy = weight(item)
     if isinstance(heavy, bool) or not isinstance(heavy, Real):
         raise TypeError(f"weight must give a number, got {heavy!r}")
@@ -274,6 +293,10 @@ class Transformer(_Value, Generic[T_contra, R_co]):
 
     @overload
     def __or__(self, after: Transformer[R_co, U], /) -> Transformer[T_contra, U]: ...
+    @overload
+    def __or__(
+        self: Transformer[T_contra, V | Failed], after: Transformer[V, U], /
+    ) -> Transformer[T_contra, U | Failed]: ...
     @overload
     def __or__(self, after: Callable[[Stream[R_co]], Any], /) -> Transformer[T_contra, Any]: ...
     def __or__(self, after: Any, /) -> Any:

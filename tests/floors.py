@@ -20,9 +20,9 @@ BELOW: Final = {
     "_workers": {"_plan", "_flow", "_engine", "errors"},
     "stream": {"_plan", "_engine", "_workers"},
     "transformer": {"_plan", "_workers", "stream"},
-    "combinators": {"_plan", "stream", "transformer"},
+    "combinators": {"_plan", "_workers", "stream", "transformer"},
     "testing": {"_workers"},
-    "fstream": {"_flow", "_plan", "combinators", "errors", "stream", "transformer"},
+    "fstream": {"_flow", "_plan", "_workers", "combinators", "errors", "stream", "transformer"},
 }
 
 

@@ -23,6 +23,7 @@ DEFAULTS = {
     "timeout": None,
     "retries": 0,
     "on_error": "raise",
+    "max_failures": None,
     "on_start": None,
     "on_done": None,
     "name": None,

@@ -12,6 +12,7 @@ from typing import Never, assert_type
 
 from fstream import (
     SKIP,
+    Failed,
     StageStatus,
     Stream,
     Transformer,
@@ -253,6 +254,33 @@ def what_gives_no_output_is_no_output(ints: list[int], either: bool) -> None:
     assert_type(pflat_map(digits, ints, on_error="skip"), Stream[str])
     assert_type(pflat_map(digits, ints, on_error=lambda error, item: SKIP), Stream[str])
     assert_type(pflat_map(digits, ints, on_error=lambda error, item: ()), Stream[str])
+
+
+def what_fails_may_be_kept(ints: list[int]) -> None:
+    assert_type(pmap(spell, ints, on_error="keep"), Stream[str | Failed])
+    assert_type(pmap(spell, on_error="keep")(ints), Stream[str | Failed])
+    assert_type(pmap(on_error="keep")(spell)(ints), Stream[str | Failed])
+    assert_type(ints | pmap(fetch, on_error="keep", max_failures=0.1), Stream[str | Failed])
+    assert_type(pfilter(is_even, ints, on_error="keep"), Stream[int | Failed])
+    assert_type(pfilter(on_error="keep")(is_even)(ints), Stream[int | Failed])
+    assert_type(pflat_map(digits, ints, on_error="keep"), Stream[str | Failed])
+    assert_type(pflat_map(on_error="keep")(fetch_lines)(ints), Stream[str | Failed])
+    assert_type(peach(spell, ints, on_error="keep"), Stream[Failed])
+    assert_type(peach(on_error="keep")(spell)(ints), Stream[Failed])
+
+    # Later stages take it, and hand it on.
+    assert_type(pmap(spell, on_error="keep") | pmap(len), Transformer[int, int | Failed])
+    assert_type(ints | (pmap(spell, on_error="keep") | pfilter(is_long)), Stream[str | Failed])
+    assert_type(ints | pmap(spell, on_error="keep") | pmap(len), Stream[int | Failed])
+    for output in pmap(spell, ints, on_error="keep"):
+        if isinstance(output, Failed):
+            assert_type((output.index, output.tries, output.stage), tuple[int, int, str])
+            output.raise_()
+        assert_type(output, str)
+
+
+def on_error_of_a_stage(stage_status: StageStatus) -> None:
+    assert_type(stage_status.error, BaseException | None)
 
 
 def add(one: int, other: int) -> float: ...

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "HERE",
+    "SHORT_ROW",
     "ConsumerQueue",
     "Feeder",
     "Lock",
@@ -75,6 +76,11 @@ class StageWorkers(Protocol):
 
     @property
     def window(self) -> Window: ...
+
+    @property
+    def error(self) -> BaseException | None:
+        """What the stage has failed with."""
+        ...
 
     def start(self) -> None: ...
 
@@ -185,6 +191,8 @@ class Run:
         self.members: set[Member] = set()
         #: Called, on whatever thread, when a member leaves.
         self.on_leave: list[Callable[[], object]] = []
+        #: The error that its consumer ended with, if that is another stage.
+        self.blamed: BaseException | None = None
         #: Errors of ``on_done``, raised to the consumer when all is over.
         self.complaints: list[BaseException] = []
         #: Passes on what happens, if somebody observes this run. Its lock is the run's, then.
@@ -195,6 +203,8 @@ class Run:
         self.crews: list[StageWorkers] = []
         #: The nodes between them.
         self.nodes: list[Batches] = []
+        #: The windows that are to give out at once what needs no worker, also while all of their workers are busy.
+        self.sorting: list[Window] = []
         self.feed: Feed
         #: What the first stage draws from.
         self.origin: Feed | Slices
@@ -253,6 +263,8 @@ class Run:
         # The time of an open batch begins when its first item is there, also while its taker is busy.
         for node in self.nodes:
             node.look()
+        for window in self.sorting:
+            window.look()
         # True once a taker nearer the consumer starves. Only then may windows further up grow.
         starved = False
         for queue in queues:
@@ -349,6 +361,13 @@ class Run:
         self.close(complain=taken.error is None)
         raise taken.error or StopIteration
 
+    @property
+    def error(self) -> BaseException | None:
+        """What has ended the row, so far as is known: what the consumer gets in the end. Under the lock."""
+        of_source = self.origin.error if isinstance(self.origin, Feed) else None
+        errors = (*(crew.error for crew in reversed(self.crews)), of_source, self.blamed)
+        return next((error for error in errors if error is not None), None)
+
     def ends_with(self, error: BaseException | None) -> None:
         """The consumer gets *error*, or the end."""
         if self.observer is not None:
@@ -366,8 +385,10 @@ class Run:
             for window in self.windows:
                 window.stop()
             self.origin.stopped = True
-            for part in (*self.feeders, *self.crews):
-                part.stop()
+            for feeder in self.feeders:
+                feeder.stop()
+            for crew in self.crews:
+                crew.stop()
             for queue in self.queues:
                 # Once more than there are takers: an interrupt in the middle of a wake-up may have left `signalled`
                 # set, or a waiter in the list that waits no more.

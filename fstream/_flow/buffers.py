@@ -40,8 +40,9 @@ class Work:
     def ready(self) -> bool:
         return self.window.takable() or self.window.exhausted
 
-    def take(self) -> Span | Closed:
-        return self.poll() or Closed()
+    def take(self) -> Span | Closed | None:
+        """Take the next span; None if what there was has turned out to need no worker."""
+        return self.poll() or (None if self.window.knowns is not None else Closed())
 
     def poll(self) -> Span | Closed | None:
         """Take the next span without waiting; None if there is none now."""

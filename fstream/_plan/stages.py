@@ -41,13 +41,16 @@ class WorkerInfo:
 
 @dataclass(frozen=True, slots=True)
 class StageStatus:
-    """What ``on_done`` is told: how many other workers of the stage are still active.
+    """What ``on_done`` is told: how many other workers of the stage are still active, and what ended the stage.
 
     >>> StageStatus(active_workers=0).done
     True
     """
 
     active_workers: int
+    #: What ended the stage: an error of its own, of a stage or a source before it, or of one behind. None after
+    #: exhaustion and `Stream.close`.
+    error: BaseException | None = None
 
     @property
     def done(self) -> bool:
@@ -73,6 +76,9 @@ class Stage:
     on_done: Callable[..., Any] | None = None
     name: str = ""
     max_items_per_worker: int | None = None
+    max_failures: float | None = None
+    #: It hands on a `Failed` of the stage before it. What stands for the weight of a `batch` does not.
+    hands_on: bool = True
     #: What the option ``kind`` was, if that was no name but an object.
     engine: Any = None
     #: The stages that this one stands for, if there are several.

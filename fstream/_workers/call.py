@@ -7,11 +7,26 @@ from inspect import BoundArguments, Parameter, signature
 from typing import Any, Protocol, TypeAlias
 
 from fstream._flow.span import Failure
-from fstream._plan.kernels import DROP, SKIP
+from fstream._flow.tolerance import Tolerance
+from fstream._plan import kernels
+from fstream._plan.kernels import DROP
 from fstream._plan.stages import Stage, StageStatus, WorkerInfo, declared
+from fstream._workers.failed import Failed
 from fstream._workers.notes import annotate, annotate_item, describe, notes_of, shown
+from fstream.errors import TooManyFailures
 
-__all__ = ["Call", "FusedCall", "Place", "call_of", "handled", "handler_failed", "is_failure", "replaced"]
+__all__ = [
+    "Call",
+    "FusedCall",
+    "Place",
+    "call_of",
+    "handled",
+    "handler_failed",
+    "is_failure",
+    "judged",
+    "replaced",
+    "tolerance_of",
+]
 
 
 class Place(Protocol):
@@ -22,6 +37,11 @@ class Place(Protocol):
 
     @property
     def slots(self) -> Sequence[Any]: ...
+
+    @property
+    def tries(self) -> int:
+        """How often its first item was tried before, by workers that are gone."""
+        ...
 
 
 #: Is asked before a further try of an item: how often it was tried, and what the last try ended with.
@@ -56,6 +76,8 @@ class Call:
         self.resources: Any = None
         #: The span that is worked on, for `element_index`. None while a worker waits: it keeps no item and no output.
         self.place: Place | None = None
+        #: How often the item at work was tried by this worker, for `attempt`.
+        self.tries = 0
         self.step: Callable[[Any], Any] = self.bind(None)
 
     def set_place(self, place: Place | None) -> None:
@@ -114,7 +136,17 @@ class Call:
         self.resources = resources
         f = self.stage.f
         args, named = self._arguments(self.stage.names)
-        if "element_index" in self.stage.names:
+        indexed = "element_index" in self.stage.names
+        if "attempt" in self.stage.names:
+
+            def bound(item: Any) -> Any:
+                place = self.place
+                assert place is not None
+                done = len(place.slots)
+                told = {"element_index": place.start + done} if indexed else {}
+                return f(item, *args, attempt=self.tries or (0 if done else place.tries), **told, **named)
+
+        elif indexed:
 
             def bound(item: Any) -> Any:
                 place = self.place
@@ -156,10 +188,13 @@ class Call:
             tries += 1
             if not (self.may_retry(error, tries) and again(tries, error)):
                 return self.given_up(error, item, index, tries)
+            self.tries = tries
             try:
                 return self.step(item)
             except BaseException as another:
                 error = another
+            finally:
+                self.tries = 0
 
     def given_up(self, error: BaseException, item: Any, index: int, tries: int) -> Failure:
         self.explain(error, item)
@@ -171,17 +206,16 @@ class Call:
 
         Here, as it costs nothing where nothing fails; and a function that can be called may have a wrong signature.
         """
-        if item is SKIP:
+        if item is kernels.SKIP:
             self.hint(
                 error,
-                "SKIP is for on_error handlers to return: this item, from the source or from f, is SKIP",
+                "SKIP is for on_error handlers to return, and for f: this item, from the source, is SKIP",
             )
         if type(error) is not TypeError or "argument" not in repr(error.args[:1]):
             return
         f, verb = self.stage.f, self.stage.kernel.verb
         args, named = self._arguments(self.stage.names)
-        if "element_index" in self.stage.names:
-            named = named | {"element_index": 0}
+        named = named | {name: 0 for name in ("element_index", "attempt") if name in self.stage.names}
         if fits(f, item, *args, **named):
             return
         if isinstance(item, tuple | list) and fits(f, *item, *args, **named):
@@ -250,8 +284,10 @@ class FusedCall:
         for call in self.calls:
             self.at, self.item = call, item
             item = call.step(item)
-            if item is DROP:
+            if item is DROP or item is kernels.SKIP:
                 return self.stage.kernel.nothing
+            if Failed._made and type(item) is Failed and call is not self.calls[-1]:
+                return self.stage.kernel.kept(item)
         return item
 
     def rescue(
@@ -283,13 +319,39 @@ def is_failure(slot: Any) -> bool:
     return type(slot) is Failure
 
 
+def judged(
+    stage: Stage, tolerance: Tolerance | None, failure: Failure, worked_off: Callable[[], int]
+) -> Failure:
+    """Give *failure*, which `handled` is to see; or, if it is one too many, the one that ends the stream in its place.
+
+    *worked_off* tells how many items were, this one among them.
+    """
+    error = failure.error
+    if tolerance is None or failure.final or not isinstance(error, Exception):
+        return failure
+    if (what := tolerance.add(error, worked_off())) is None:
+        return failure
+    group = TooManyFailures(
+        f"stage {stage.name!r} ({stage.kind}): {what}, max_failures is {stage.max_failures}",
+        [*tolerance.errors],
+    )
+    annotate_item(group, stage, describe(stage, failure.index, failure.item))
+    return Failure(failure.index, failure.item, group, failure.tries, final=True)
+
+
+def tolerance_of(stage: Stage) -> Tolerance | None:
+    return None if stage.max_failures is None else Tolerance(stage.max_failures)
+
+
 def handled(stage: Stage, failure: Failure) -> Any:
     """Apply ``on_error``: give the slot that stands for the failed item, or the failure that stays."""
     error = failure.error
-    if stage.on_error == "raise" or not isinstance(error, Exception):
+    if stage.on_error == "raise" or failure.final or not isinstance(error, Exception):
         return failure
     if stage.on_error == "skip":
         return stage.kernel.nothing
+    if stage.on_error == "keep":
+        return stage.kernel.kept(Failed(failure.item, error, failure.index, stage.name, failure.tries))
     assert callable(stage.on_error)
     try:
         return replaced(stage, failure.item, stage.on_error(error, failure.item))
@@ -305,4 +367,4 @@ def handler_failed(stage: Stage, failure: Failure, raised: BaseException) -> Fai
 
 def replaced(stage: Stage, item: Any, result: Any) -> Any:
     """The slot for what a handler returned."""
-    return stage.kernel.nothing if result is SKIP else stage.kernel.slot(item, result)
+    return stage.kernel.nothing if result is kernels.SKIP else stage.kernel.slot(item, result)

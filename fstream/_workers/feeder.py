@@ -11,6 +11,7 @@ from fstream._engine.queues import ThreadQueue
 from fstream._engine.run import HERE, Run
 from fstream._flow.buffers import Credits
 from fstream._flow.span import Closed
+from fstream._workers.sync import blame
 
 __all__ = ["ThreadFeeder"]
 
@@ -42,6 +43,7 @@ class ThreadFeeder:
     def stop(self) -> None:
         """Wake it from a source that is a stream; another one that blocks cannot be stopped."""
         for run in list(self.inner):
+            run.blamed = self.run.error
             run.stop()
 
     def join(self, timeout: float) -> None:
@@ -60,7 +62,7 @@ class ThreadFeeder:
             items = iter(source)  # type: ignore[arg-type]
             del source
             # What a node draws is looked at as it comes, and by whoever waits behind that.
-            taker = None if feed.alone else run.crews[0].queue
+            taker = None if feed.alone or run.windows[0] in run.sorting else run.crews[0].queue
             pending, append = feed.pending, feed.pending.append
             if (credits := self.grant()) > 0:
                 for item in items:
@@ -80,6 +82,7 @@ class ThreadFeeder:
         except BaseException as raised:
             error = raised
         try:
+            blame(items, run.error)
             if isinstance(items, Generator):
                 items.close()
             items = None

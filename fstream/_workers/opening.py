@@ -8,9 +8,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from fstream._engine.reports import reports_of
-from fstream._engine.run import Feeder, Run, StageWorkers
+from fstream._engine.run import SHORT_ROW, Feeder, Run, StageWorkers
 from fstream._flow.batching import Batches
 from fstream._flow.buffers import Outlet
+from fstream._flow.known import Knowns
 from fstream._flow.observer import Observer
 from fstream._flow.protocols import Upstream
 from fstream._flow.room import Room
@@ -18,8 +19,10 @@ from fstream._flow.sources import Feed, Slices, sliceable
 from fstream._flow.window import Window
 from fstream._plan.fusion import fuse
 from fstream._plan.stages import Batch, Stage
+from fstream._workers.failed import Failed
 from fstream._workers.feeder import ThreadFeeder
 from fstream._workers.kinds import backend_of
+from fstream._workers.sync import is_stream
 
 if TYPE_CHECKING:
     import asyncio
@@ -74,6 +77,11 @@ def room_of(stage: Stage) -> Room:
     return Room(stage.maxsize, 2 * workers_of(stage))
 
 
+def knowns_of(stage: Stage) -> Knowns:
+    """What needs no worker of *stage*: each `Failed`, which is given out as it is."""
+    return Knowns({Failed: stage.kernel.kept}, lambda: Failed._made)
+
+
 def lay(
     run: Run,
     sources: list[Any],
@@ -95,6 +103,7 @@ def lay(
         run.observer, run.lock = reports, reports.lock
     first = stages[0] if stages else None
     room = room_of(first) if isinstance(first, Stage) else Room(None, 2 * len(sources))
+    handing_on = len(sources) > 1 or is_stream(sources[0])
     if len(sources) == 1 and stages and sliceable(sources[0]):
         origin: Slices | Feed = Slices(sources[0])
     else:
@@ -112,6 +121,7 @@ def lay(
             )
             if stage.within is not None:
                 run.nodes.append(upstream)
+            handing_on = False  # lists
             continue
         if number:
             room = room_of(stage)
@@ -125,7 +135,12 @@ def lay(
             one_each=stage.kernel.plain and stage.on_error == "raise",
             numbers=backend.numbers,
             loses=backend.loses(stage),
+            knowns=knowns_of(stage) if handing_on else None,
         )
+        handing_on = True
+        # In a long row that would be looked at too often: there they wait for a worker.
+        if window.knowns is not None and not stage.ordered and len(stages) <= SHORT_ROW:
+            run.sorting.append(window)
         if reports is not None:
             window.observer, window.info = reports, reports.run.stages[len(run.windows)]
         run.windows.append(window)

@@ -13,12 +13,13 @@ from typing import Any, Final, Protocol
 from fstream._engine.reports import reports_of
 from fstream._flow.sizing import SPAN_SECONDS
 from fstream._flow.sources import sliceable
-from fstream._plan.kernels import DROP
+from fstream._plan.kernels import DROP, SKIP
 from fstream._plan.stages import MISSING, Stage, StageStatus
-from fstream._workers.call import Call, handled, is_failure
+from fstream._workers.call import Call, handled, is_failure, judged, tolerance_of
+from fstream._workers.failed import Failed
 from fstream._workers.notes import annotate
 
-__all__ = ["aclose", "iterate", "iterate_async"]
+__all__ = ["Owner", "aclose", "blame", "is_stream", "iterate", "iterate_async"]
 
 #: An observer is told of so many items at once, at most: they may be cheap, and those behind them slow.
 MOST_TOLD: Final = 4096
@@ -29,6 +30,8 @@ class Here:
 
     #: Always empty: `call` adds its length to `start`, and here `start` alone is the index of the present item.
     slots: Final = ()
+    #: No other worker has tried the item before.
+    tries: Final = 0
 
     def __init__(self, stage: Stage, count: Callable[[], int]) -> None:
         self.stage = stage
@@ -41,6 +44,9 @@ class Here:
         self.told = 0
         #: How many items ended the run: their errors are its.
         self.fatal = 0
+        #: What ended the stage.
+        self.error: BaseException | None = None
+        self.tolerance = tolerance_of(stage)
 
     @property
     def start(self) -> int:
@@ -80,8 +86,12 @@ class Here:
             self.observer.retried(self.observer.run.stages[0], self.start, error, tries)
         return True
 
-    def ends_with(self, error: BaseException) -> None:
-        if self.observer is not None and not isinstance(error, GeneratorExit):
+    def ends_with(self, error: BaseException, owner: Owner) -> None:
+        if isinstance(error, GeneratorExit):
+            self.error = owner.blamed
+            return
+        self.error = error
+        if self.observer is not None:
             self.observer.error = error
 
     def over(self) -> None:
@@ -99,9 +109,7 @@ class Here:
             slot = self.call.step(item)
         except BaseException as error:
             slot = self.failed(error, item)
-        if self.stage.kernel.spread:
-            return slot  # type: ignore[no-any-return]
-        return () if slot is DROP else (slot,)
+        return self.stage.kernel.outputs([slot], skips=True)
 
     def failed(self, error: BaseException, item: Any) -> Any:
         """Give the slot that stands for a failed *item*, or raise."""
@@ -111,15 +119,15 @@ class Here:
         if is_failure(slot):
             if self.observer is not None:
                 self.observer.failed(self.observer.run.stages[0], slot.index, slot.error, slot.tries)
-            slot = handled(self.stage, slot)
+            slot = handled(self.stage, judged(self.stage, self.tolerance, slot, self.count))
         if is_failure(slot):
             self.fatal = 1
             raise slot.error
-        return slot
+        return SKIP if slot is DROP else slot
 
     def end(self) -> None:
         with self.naming("on_done"):
-            self.call.end(StageStatus(0))
+            self.call.end(StageStatus(0, self.error))
 
     @contextmanager
     def naming(self, role: str) -> Iterator[None]:
@@ -127,7 +135,9 @@ class Here:
             yield
         except BaseException as error:
             annotate(error, f"in {role} of stage {self.stage.name!r} ({self.stage.kind})")
-            self.ends_with(error)
+            self.error = error
+            if self.observer is not None:
+                self.observer.error = error
             raise
 
 
@@ -142,8 +152,32 @@ def counted(source: Iterable[Any], items: Iterator[Any]) -> tuple[Iterator[Any],
     return compress(items, marks), lambda: sys.maxsize - length_hint(marks)
 
 
-def iterate(stage: Stage, source: Iterable[Any], depth: int = 1) -> Generator[Any, None, None]:
-    """Give the outputs of *stage*, the last of *depth* in a row that call one another, over *source*.
+class Owner(Protocol):
+    """Whose outputs they are."""
+
+    #: It was asked to close.
+    closing: bool
+    #: What ended whoever takes the outputs, if it closes them for that.
+    blamed: BaseException | None
+    #: How many stages in a row, up to this one, call one another.
+    depth: int
+
+    def end(self) -> None: ...
+
+
+def is_stream(source: Any) -> bool:
+    """Tell whether it is a `Stream`, which this floor cannot import."""
+    return hasattr(type(source), "_blame")
+
+
+def blame(items: Any, error: BaseException | None) -> None:
+    """Tell a stream, which is closed next, that this is for an *error* of whoever takes its outputs."""
+    if error is not None and is_stream(items):
+        items._blame(error)
+
+
+def iterate(stage: Stage, source: Iterable[Any], owner: Owner) -> Generator[Any, None, None]:
+    """Give the outputs of *stage* over *source*, on behalf of *owner*.
 
     The loops are all that happens for an item, as what is called there, or looked at, counts: `map` takes 50 ns.
     """
@@ -156,25 +190,27 @@ def iterate(stage: Stage, source: Iterable[Any], depth: int = 1) -> Generator[An
             if (item := next(items, MISSING)) is MISSING:
                 return
         except RecursionError as error:
-            if depth > 64:  # else it is the source's own
+            if owner.depth > 64:  # else it is the source's own
                 error.args = (
-                    f"{depth} stages of kind 'sync' in a row: each calls the one before it, and the limit of recursion"
-                    f" is {sys.getrecursionlimit()}; raise it by sys.setrecursionlimit, or join their functions",
+                    f"{owner.depth} stages of kind 'sync' in a row: each calls the one before it, and the limit of"
+                    f" recursion is {sys.getrecursionlimit()}; raise it by sys.setrecursionlimit, or join their"
+                    " functions",
                 )
             raise
         here.begin()
         step = here.call.step
+        if is_stream(source) and stage.hands_on:
+            step = handed_on(stage, step)
         # The first item again, in what keeps it no longer than needed, and the others.
         rest = (items,) if here.observer is None else here.parts(items)
         for part in chain((iter([item]),), rest):
             if plain:
                 for item in part:
                     try:
-                        yield step(item)
-                        continue
+                        slot = step(item)
                     except BaseException as error:
                         slot = failed(error, item)
-                    if slot is not DROP:
+                    if slot is not SKIP:
                         yield slot
                 continue
             for item in part:
@@ -184,27 +220,29 @@ def iterate(stage: Stage, source: Iterable[Any], depth: int = 1) -> Generator[An
                     slot = failed(error, item)
                 if spread:
                     yield from slot
-                elif slot is not DROP:
+                elif slot is not DROP and slot is not SKIP:
                     yield slot
     except BaseException as error:
-        here.ends_with(error)
+        here.ends_with(error, owner)
         raise
     finally:
         try:
             here.end()
         finally:
+            blame(given, here.error)
             if isinstance(given, Generator):
                 given.close()
             here.over()
 
 
-class Owner(Protocol):
-    """Whose outputs they are."""
+def handed_on(stage: Stage, step: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Keep each `Failed` from f."""
+    kept = stage.kernel.kept
 
-    #: It was asked to close.
-    closing: bool
+    def handing_on(item: Any) -> Any:
+        return kept(item) if type(item) is Failed else step(item)
 
-    def end(self) -> None: ...
+    return handing_on
 
 
 async def aclose(items: Any) -> None:
@@ -220,11 +258,12 @@ async def aclose(items: Any) -> None:
 async def iterate_async(
     stage: Stage, source: Iterable[Any] | AsyncIterable[Any], owner: Owner
 ) -> AsyncGenerator[Iterable[Any], None]:
-    """The same for an ``async for``, some at a time, on behalf of *owner*."""
+    """The same for an ``async for``, some at a time."""
     from asyncio import sleep
 
     number = 0
     here = Here(stage, lambda: number)
+    handing_on = is_stream(source) and stage.hands_on
     items: Any = None
     try:
         if isinstance(source, AsyncIterable):
@@ -232,13 +271,13 @@ async def iterate_async(
             paused = perf_counter()
             async for item in items:
                 number += 1
-                yield here.outputs(item)
+                yield (item,) if handing_on and type(item) is Failed else here.outputs(item)
                 if perf_counter() - paused > SPAN_SECONDS:  # a source that never waits leaves others a turn
                     here.tell(number)
                     await sleep(0)
                     paused = perf_counter()
         else:
-            items = iterate(stage, source)
+            items = iterate(stage, source, owner)
             for output in items:
                 yield (output,)
     except GeneratorExit:
@@ -246,7 +285,7 @@ async def iterate_async(
             items = None  # collected, or at the end of the loop: whoever closes this closes that, too
         raise
     except BaseException as error:
-        here.ends_with(error)
+        here.ends_with(error, owner)
         raise
     finally:
         owner.end()
@@ -254,6 +293,7 @@ async def iterate_async(
             here.end()
         finally:
             if isinstance(items, AsyncIterable):
+                blame(items, here.error)
                 await aclose(items)
             elif isinstance(items, Generator):
                 items.close()

@@ -135,8 +135,7 @@ class Hand:
         if is_failure(slot):
             if self.left_alone():
                 return slot
-            self.crew.failed(slot)
-            slot = handled(self.stage, slot)
+            slot = handled(self.stage, self.crew.failed(slot))
             if is_failure(slot):
                 self.crew.fail(slot)
         return slot

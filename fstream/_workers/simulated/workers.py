@@ -30,6 +30,7 @@ from fstream._flow.protocols import Buffer
 from fstream._flow.span import Closed, Failure, Span
 from fstream._flow.window import Window
 from fstream._plan.stages import Batch, Stage
+from fstream._workers import sync
 from fstream._workers.call import Call, FusedCall, handled, is_failure
 from fstream._workers.crew import Crew
 from fstream._workers.notes import describe
@@ -39,7 +40,6 @@ from fstream._workers.process.errors import decode_error, encode_error
 from fstream._workers.process.wire import dumps, loads
 from fstream._workers.simulated.loop import CONSUMER, Loop
 from fstream._workers.simulated.schedule import Actor, Fault, SimulatedError, Simulation, Steps
-from fstream._workers.sync import aclose
 from fstream._workers.task.workers import AsyncCall
 from fstream.errors import NotPicklable, WorkerDied
 
@@ -167,11 +167,12 @@ class Queue:
         while True:
             self.signalled = False
             if self.buffer.ready():
-                break
+                taken = self.buffer.take()
+                if taken is not None:
+                    break
             self.run.settle()
             if not self.signalled:
                 yield lambda: self.signalled
-        taken = self.buffer.take()
         self.takers -= 1
         self.run.settle()
         return taken
@@ -249,6 +250,7 @@ class Feeder(Member):
     def stop(self) -> None:
         """Wake it from a source that is a stream, or an async one that blocks."""
         for run in self.inner:
+            run.blamed = self.run.error
             run.stop()
         if not self.closing:
             self.cancel()
@@ -283,8 +285,9 @@ class Feeder(Member):
         self.closing = True
         try:
             if is_async:
-                yield from self.awaited(aclose(items))
+                yield from self.awaited(sync.aclose(items))
             elif isinstance(items, Generator):
+                sync.blame(items, run.error)
                 items.close()
         except BaseException as raised:
             error = error or raised
@@ -363,10 +366,11 @@ class Lost(BaseException):
 
 @dataclass
 class Place:
-    """Where a worker is, for ``element_index``."""
+    """Where a worker is, for ``element_index`` and ``attempt``."""
 
     start: int
     slots: list[Any]
+    tries: int
 
 
 class FaultyCall(Call):
@@ -467,7 +471,7 @@ class Worker(Member):
         crew.taken(span, self)
         self.span, self.slots = span, span.slots if self.stage.kind != "process" else []
         span.filled = self.slots
-        self.call.set_place(Place(span.start, self.slots))
+        self.call.set_place(Place(span.start, self.slots, span.tries))
         self.in_f = True
         try:
             if not self.call.started:
@@ -562,8 +566,7 @@ class Worker(Member):
             except BaseException as error:
                 slot = call.rescue(error, item, index, tries, self.again)
         if is_failure(slot) and type(slot.error) is not Lost:
-            self.crew.failed(slot)
-            slot = handled(self.stage, slot)
+            slot = handled(self.stage, self.crew.failed(slot))
         return slot
 
     def slot_of_process(self, call: Call | FusedCall, item: Any, index: int, tries: int) -> Any:
@@ -597,8 +600,7 @@ class Worker(Member):
             slot = await call.arescue(error, item, index, tries, self.again)
             if not is_failure(slot) or type(slot.error) is Lost:
                 return slot
-            self.crew.failed(slot)
-            return await call.ahandled(slot)
+            return await call.ahandled(self.crew.failed(slot))
 
     def fail(self, span: Span, failure: Failure) -> Steps:
         """The span ends with *failure*, or with the worker's end."""

@@ -210,15 +210,18 @@ class AsyncCall(Call):
             tries += 1
             if not (self.may_retry(error, tries) and again(tries, error)):
                 return self.given_up(error, item, index, tries)
+            self.tries = tries
             try:
                 return await self.step(item)
             except BaseException as another:
                 error = another
+            finally:
+                self.tries = 0
 
     async def ahandled(self, failure: Failure) -> Any:
         """`handled`, with a handler that may be a coroutine function."""
         error, handler = failure.error, self.stage.on_error
-        if isinstance(handler, str) or not isinstance(error, Exception):
+        if isinstance(handler, str) or failure.final or not isinstance(error, Exception):
             return handled(self.stage, failure)
         try:
             result = handler(error, failure.item)
@@ -433,8 +436,7 @@ class Worker(Cancellable):
         if is_failure(slot) and not self.abandoned:
             if self.is_stopped(slot.error):
                 raise slot.error
-            self.crew.failed(slot)
-            slot = await self.call.ahandled(slot)
+            slot = await self.call.ahandled(self.crew.failed(slot))
             if is_failure(slot):
                 if self.is_stopped(slot.error):
                     raise slot.error

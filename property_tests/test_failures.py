@@ -1,0 +1,97 @@
+"""What fails, under all interleavings: kept failures, limits."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fstream import SKIP, Failed, TooManyFailures, batch, pfilter, pflat_map, pmap
+from fstream.testing import Schedule, schedules, simulated
+from property_tests.worlds import WORLDS, law
+
+kinds = st.sampled_from(["sync", "thread", "process", "task"])
+#: Those that are negative fail.
+values = st.lists(st.integers(-3, 3), max_size=25)
+rooms = st.sampled_from([None, 1, 2, 5, 0])
+
+
+class Negative(Exception):
+    pass
+
+
+def checked(value: int) -> int:
+    if value < 0:
+        raise Negative(value)
+    return value
+
+
+def doubled(value: int) -> int:
+    return 2 * value
+
+
+def positions(outputs: list[Any]) -> list[Any]:
+    """The outputs, with what failed as ("failed", its position)."""
+    return [("failed", each.index) if isinstance(each, Failed) else each for each in outputs]
+
+
+def same(left: list[Any], right: list[Any], ordered: bool) -> bool:
+    return left == right if ordered else Counter(left) == Counter(right)
+
+
+@law(*WORLDS, items=values, ordered=st.booleans(), room=rooms)
+def test_what_fails_is_kept_and_handed_on(
+    items: list[int], ordered: bool, room: int | None, kind: Any
+) -> None:
+    options: Any = {"kind": kind, "ordered": ordered, "maxsize": room, "workers": 3}
+    kept = pmap(checked, on_error="keep", **options)
+    for source in (items, iter(items)):
+        outputs = list((kept | pmap(doubled, **options) | pfilter(bool, **options))(source))
+        expected = [("failed", index) if item < 0 else 2 * item for index, item in enumerate(items) if item]
+        assert same(positions(outputs), expected, ordered)
+
+
+@given(items=values, before=kinds, after=kinds, ordered=st.booleans(), schedule=schedules())
+def test_between_stages_of_all_kinds(
+    items: list[int], before: Any, after: Any, ordered: bool, schedule: Schedule
+) -> None:
+    with simulated(schedule):
+        stages = (
+            pmap(checked, kind=before, on_error="keep", ordered=ordered, workers=2)
+            | pflat_map(lambda value: [value] * value, kind=after, ordered=ordered, workers=2)
+            | batch(2)
+        )
+        outputs = [output for outputs in stages(items) for output in outputs]
+        expected: list[Any] = []
+        for index, item in enumerate(items):
+            expected += [("failed", index)] if item < 0 else [item] * item
+        assert same(positions(outputs), expected, ordered)
+
+
+@given(items=values, most=st.integers(0, 6), kind=kinds, schedule=schedules())
+def test_a_limit_of_failures_ends_the_stream_or_changes_nothing(
+    items: list[int], most: int, kind: Any, schedule: Schedule
+) -> None:
+    bad = [item for item in items if item < 0]
+    outputs: list[int] = []
+    error = None
+    with simulated(schedule):
+        try:
+            for output in pmap(checked, items, kind=kind, workers=3, on_error="skip", max_failures=most):
+                outputs.append(output)
+        except TooManyFailures as raised:
+            error = raised
+    assert (error is not None) == (len(bad) > most)
+    good = [item for item in items if item >= 0]
+    assert outputs == good[: len(outputs)] if error else outputs == good
+
+
+@given(items=values, kind=kinds, ordered=st.booleans(), schedule=schedules())
+def test_skip_gives_nothing(items: list[int], kind: Any, ordered: bool, schedule: Schedule) -> None:
+    with simulated(schedule):
+        stream = pmap(
+            lambda value: SKIP if value < 0 else value, iter(items), kind=kind, ordered=ordered, maxsize=2
+        )
+        assert same(list(stream), [item for item in items if item >= 0], ordered)
