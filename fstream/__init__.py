@@ -24,7 +24,7 @@ from fstream._flow.observer import Observer, RunInfo, StageInfo, observe
 from fstream._plan.kernels import SKIP
 from fstream._plan.stages import StageStatus, WorkerInfo
 from fstream._workers.failed import Failed
-from fstream.combinators import batch, merge, ordered, peach, pfilter, pflat_map, pmap, run, star
+from fstream.combinators import batch, divert, merge, ordered, peach, pfilter, pflat_map, pmap, run, star
 from fstream.errors import NotPicklable, RemoteError, TooManyFailures, WorkerDied, WorkerTraceback
 from fstream.stream import Stream
 from fstream.transformer import Transformer
@@ -45,6 +45,7 @@ __all__ = [
     "WorkerInfo",
     "WorkerTraceback",
     "batch",
+    "divert",
     "merge",
     "observe",
     "ordered",

@@ -19,7 +19,7 @@ from typing import (
     overload,
 )
 
-from fstream._plan.kernels import BATCH, EACH, FILTER, FLAT_MAP, MAP, Sentinel
+from fstream._plan.kernels import BATCH, DIVERT, EACH, FILTER, FLAT_MAP, MAP, Sentinel
 from fstream._plan.options import Keep, OnError, Options, checked
 from fstream._plan.stages import MISSING, declared, is_async, name_of
 from fstream._workers.failed import Failed
@@ -36,7 +36,7 @@ else:
     D = TypeVar("D")
     D_co = TypeVar("D_co", covariant=True)
 
-__all__ = ["batch", "merge", "ordered", "peach", "pfilter", "pflat_map", "pmap", "run", "star"]
+__all__ = ["batch", "divert", "merge", "ordered", "peach", "pfilter", "pflat_map", "pmap", "run", "star"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -96,6 +96,13 @@ class _Batch(Protocol):
     def __call__(self, n: float, /) -> Transformer[Any, list[Any]]: ...
     @overload
     def __call__(self, n: float, source: Source[T], /) -> Stream[list[T]]: ...
+
+
+class _Divert(Protocol):
+    @overload
+    def __call__(self, sink: Callable[[Any], object], /) -> Transformer[Any, Any]: ...
+    @overload
+    def __call__(self, sink: Callable[[Any], object], source: Source[T], /) -> Stream[T]: ...
 
 
 class _Starred(Protocol[R_co]):
@@ -407,6 +414,48 @@ def batch(
     of them may hold fewer items than a batch does. To the stage after it, a batch is one item.
     """
     return curry(BATCH, n, source, more, checked("batch", {"within": within, "weight": weight}))
+
+
+@overload
+def divert(sink: Callable[[Any], object], source: Source[T | Failed], /) -> Stream[T]: ...
+@overload
+def divert(sink: Callable[[Any], object], source: Source[T | D], /, *, where: type[D]) -> Stream[T]: ...
+@overload
+def divert(
+    sink: Callable[[Any], object],
+    source: Source[T],
+    /,
+    *,
+    where: tuple[type, ...] | Callable[[Any], object] | None = None,
+) -> Stream[T]: ...
+@overload
+def divert(
+    sink: Callable[[Any], object],
+    /,
+    *,
+    where: type | tuple[type, ...] | Callable[[Any], object] | None = None,
+) -> Transformer[Any, Any]: ...
+@overload
+def divert(*, where: type | tuple[type, ...] | Callable[[Any], object] | None = None) -> _Divert: ...
+def divert(sink: Any = MISSING, source: Any = MISSING, /, *more: Any, where: Any = None) -> Any:
+    """Give what is an instance of *where* to *sink*, and everything else on.
+
+        >>> dead = []
+        >>> pmap(lambda x: 1 / x, [4, 0, 2], on_error="keep") | divert(dead.append) | list
+        [0.25, 0.5]
+        >>> dead[0].item
+        0
+
+    It takes the data last, as `pmap` does: ``divert(sink, source)``, ``divert(sink)(source)``,
+    ``divert(where=...)(sink)(source)`` and ``source | divert(sink)`` are the same. It is lazy, and keeps the order.
+
+    *where* is a class, a tuple of classes, or a function of an item that says whether this goes to the sink. Default
+    `Failed`.
+
+    ``sink(item)`` runs in the thread that iterates the outputs of this: put it last for your own thread. It needs no
+    worker. An error of it ends the stream.
+    """
+    return curry(DIVERT, sink, source, more, checked("divert", {"where": where}))
 
 
 def ordered(stream: Source[T], /) -> Stream[T]:

@@ -18,7 +18,8 @@ from typing import (
     overload,
 )
 
-from fstream._plan.kernels import BATCH, MAP, Kernel
+from fstream._plan import kernels
+from fstream._plan.kernels import BATCH, DIVERT, MAP, Kernel
 from fstream._plan.options import _NONE_IS_DEFAULT, Options, U, check_n, checked, checks_of
 from fstream._plan.stages import MISSING, NO_LIMIT, Batch, Stage, is_async, name_of
 from fstream._workers.failed import Failed
@@ -33,7 +34,9 @@ T_contra = TypeVar("T_contra", contravariant=True)
 R_co = TypeVar("R_co", covariant=True)
 V = TypeVar("V")
 
-_DEFAULTS: Final = {each.name: each.default for each in fields(Stage)} | dict.fromkeys(_NONE_IS_DEFAULT)
+_DEFAULTS: Final = (
+    {each.name: each.default for each in fields(Stage)} | dict.fromkeys(_NONE_IS_DEFAULT) | {"where": Failed}
+)
 
 
 def signature_with(given: Mapping[str, Any], kernel: Kernel = MAP) -> Signature:
@@ -41,6 +44,7 @@ def signature_with(given: Mapping[str, Any], kernel: Kernel = MAP) -> Signature:
     hints = {
         "within": float | None,
         "weight": Callable[[Any], float] | None,
+        "where": type | tuple[type, ...] | Callable[[Any], object],
     }
     hints |= get_type_hints(Options) | {
         "on_error": Literal["raise", "skip", "keep"] | Callable[[Exception, Any], Any]
@@ -116,6 +120,25 @@ def resolve_batch(n: Any, options: dict[str, Any]) -> Batch:
 def _in_place(f: Callable[[Any], Any], name: str) -> Stage:
     """A stage of fstream's own, which sees each `Failed` that comes."""
     return Stage(MAP, f, IN_PLACE.name, name=name, hands_on=False)
+
+
+def resolve_divert(sink: Any, options: dict[str, Any]) -> Stage:
+    """The same for `divert`."""
+    where = options.get("where", Failed)
+    if not callable(sink):
+        slip = "; write divert(sink, source), not divert(source, sink)" if hasattr(sink, "__iter__") else ""
+        raise TypeError(f"sink must be a function of an item, got {type(sink).__name__}{slip}")
+    for name, call in ("sink", sink), ("where", where):
+        if is_async(call):
+            raise TypeError(f"{name} {name_of(call)!r} is a coroutine function, which divert() cannot run")
+    return _in_place(partial(_diverted, sink, where), "divert")
+
+
+def _diverted(sink: Callable[[Any], object], where: Any, item: Any) -> Any:
+    if isinstance(item, where) if isinstance(where, type | tuple) else where(item):
+        sink(item)
+        return kernels.SKIP
+    return item
 
 
 def _weighed(weight: Callable[[Any], Any], item: Any) -> tuple[Any, Any]:
@@ -241,7 +264,7 @@ class Step(_Value):
         object.__setattr__(self, "kernel", kernel)
         object.__setattr__(self, "f", f)
         object.__setattr__(self, "options", given)
-        stage = resolve_batch(f, given) if kernel == BATCH else resolve(kernel, f, given)
+        stage = {BATCH: resolve_batch, DIVERT: resolve_divert}.get(kernel, partial(resolve, kernel))(f, given)
         object.__setattr__(self, "stage", stage)
 
     def __repr__(self) -> str:
@@ -335,9 +358,10 @@ def curry(kernel: Kernel, f: Any, source: Any, more: tuple[Any, ...], options: d
     """Give what the arguments so far come to: a `Curried`, a `Transformer` or a `Stream`."""
     if more:
         verb, third = kernel.verb, more[0]
-        if kernel == BATCH:
+        if kernel in (BATCH, DIVERT):
+            option = "within=0.5" if kernel == BATCH else "where=ValueError"
             raise TypeError(
-                f"batch() takes its options by keyword, got {third!r}: write batch(n, source, within=0.5)"
+                f"{verb}() takes its options by keyword, got {third!r}: write {verb}({kernel.first}, source, {option})"
             )
         if isinstance(third, str) or not hasattr(third, "__iter__"):
             word = f"kind={third!r}" if is_kind(third) else "workers=2"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Generator, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
-from typing import Never, assert_type
+from typing import Any, Never, assert_type
 
 from fstream import (
     SKIP,
@@ -17,6 +17,7 @@ from fstream import (
     Stream,
     Transformer,
     WorkerInfo,
+    divert,
     merge,
     ordered,
     peach,
@@ -277,6 +278,15 @@ def what_fails_may_be_kept(ints: list[int]) -> None:
             assert_type((output.index, output.tries, output.stage), tuple[int, int, str])
             output.raise_()
         assert_type(output, str)
+
+
+def what_failed_may_be_diverted(ints: list[int]) -> None:
+    dead: list[Failed] = []
+    assert_type(divert(dead.append, pmap(spell, ints, on_error="keep")), Stream[str])
+    assert_type(divert(print, ints, where=is_even), Stream[int])
+    assert_type(divert(print, where=int), Transformer[Any, Any])
+    assert_type(pmap(spell, ints, on_error="keep") | divert(print) | list, list[Any])
+    divert(ints, print)  # type: ignore[call-overload]
 
 
 def on_error_of_a_stage(stage_status: StageStatus) -> None:

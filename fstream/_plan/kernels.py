@@ -28,6 +28,7 @@ from typing import Any, Final, Never
 
 __all__ = [
     "BATCH",
+    "DIVERT",
     "DROP",
     "EACH",
     "FILTER",
@@ -113,7 +114,7 @@ class Kernel:
     @property
     def first(self) -> str:
         """What a call of it begins with."""
-        return "n" if self.verb == "batch" else "f"
+        return {"batch": "n", "divert": "sink"}.get(self.verb, "f")
 
     @property
     def nothing(self) -> Any:
@@ -165,4 +166,6 @@ FILTER: Final = Kernel("pfilter", _keep, drops=True)
 EACH: Final = Kernel("peach", _drop, drops=True)
 #: Stands for `batch`, whose steps are described as those of the others are, with n in the place of f.
 BATCH: Final = Kernel("batch", None)
+#: The same for `divert`, with the sink in the place of f.
+DIVERT: Final = Kernel("divert", None)
 FLAT_MAP: Final = Kernel("pflat_map", _unroll, spread=True)

@@ -174,13 +174,21 @@ BATCH_CHECKS: Final[dict[str, Callable[[Any], None]]] = {
 }
 
 
+def _check_where(value: object) -> None:
+    classes = value if isinstance(value, tuple) else (value,)
+    if not callable(value) and not (classes and all(isinstance(each, type) for each in classes)):
+        raise TypeError(f"where must be a class, a tuple of classes, or a function of an item, got {value!r}")
+
+
+DIVERT_CHECKS: Final[dict[str, Callable[[Any], None]]] = {"where": _check_where}
+
 #: Options whose None means "not given": what a wrapper passes on unset.
-_NONE_IS_DEFAULT: Final = frozenset({"kind", "workers", "name", "within", "weight"})
+_NONE_IS_DEFAULT: Final = frozenset({"kind", "workers", "name", "within", "weight", "where"})
 
 
 def checks_of(verb: str) -> dict[str, Callable[[Any], None]]:
     """The options of a combinator, and what checks them."""
-    return BATCH_CHECKS if verb == "batch" else CHECKS
+    return {"batch": BATCH_CHECKS, "divert": DIVERT_CHECKS}.get(verb, CHECKS)
 
 
 def checked(verb: str, options: dict[str, Any]) -> dict[str, Any]:

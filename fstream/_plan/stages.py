@@ -77,7 +77,7 @@ class Stage:
     name: str = ""
     max_items_per_worker: int | None = None
     max_failures: float | None = None
-    #: It hands on a `Failed` of the stage before it. What stands for the weight of a `batch` does not.
+    #: It hands on a `Failed` of the stage before it. What stands for `divert` and for the weight of a `batch` does not.
     hands_on: bool = True
     #: What the option ``kind`` was, if that was no name but an object.
     engine: Any = None
