@@ -1,4 +1,4 @@
-"""What fails, under all interleavings: kept failures, limits."""
+"""What fails, under all interleavings: kept failures, limits, drained streams."""
 
 from __future__ import annotations
 
@@ -95,3 +95,26 @@ def test_skip_gives_nothing(items: list[int], kind: Any, ordered: bool, schedule
             lambda value: SKIP if value < 0 else value, iter(items), kind=kind, ordered=ordered, maxsize=2
         )
         assert same(list(stream), [item for item in items if item >= 0], ordered)
+
+
+@given(count=st.integers(0, 30), after=st.integers(0, 10), before=kinds, kind=kinds, schedule=schedules())
+def test_a_drained_stream_gives_what_was_pulled(
+    count: int, after: int, before: Any, kind: Any, schedule: Schedule
+) -> None:
+    pulled: list[int] = []
+
+    def source() -> Any:
+        for number in range(count):
+            pulled.append(number)
+            yield number
+
+    with simulated(schedule):
+        stream = pmap(abs, source(), kind=before, workers=2) | pmap(abs, kind=kind, workers=2)
+        outputs = [output for output, _ in zip(stream, range(after), strict=False)]
+        # `zip` has taken one more, unless there was none.
+        at_drain = len(pulled)
+        stream.drain()
+        rest = list(stream)
+    assert len(pulled) == at_drain
+    assert outputs + pulled[len(pulled) - len(rest) :] == outputs + rest
+    assert len(outputs) + len(rest) in (len(pulled), len(pulled) - 1)

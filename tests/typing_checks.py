@@ -289,6 +289,12 @@ def what_failed_may_be_diverted(ints: list[int]) -> None:
     divert(ints, print)  # type: ignore[call-overload]
 
 
+def a_stream_may_be_drained_and_has_a_length(stream: Stream[str]) -> None:
+    assert_type(len(stream), int)
+    assert_type(bool(stream), bool)
+    stream.drain()
+
+
 def on_error_of_a_stage(stage_status: StageStatus) -> None:
     assert_type(stage_status.error, BaseException | None)
 

@@ -33,14 +33,14 @@ from _thread import start_new_thread  # the least there is: `threading` has lock
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from contextvars import Context, copy_context
-from time import monotonic, perf_counter
+from time import monotonic, perf_counter, sleep
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from fstream._engine.interrupts import Uninterrupted
 from fstream._engine.queues import ThreadQueue
 from fstream._engine.reports import Reports
 from fstream._flow.batching import Batches
-from fstream._flow.buffers import Outlet
+from fstream._flow.buffers import Credits, Outlet
 from fstream._flow.protocols import TakerQueue
 from fstream._flow.sources import Feed, Slices
 from fstream._flow.span import Closed
@@ -111,11 +111,16 @@ class Member(Protocol):
     def join(self, timeout: float) -> None: ...
 
 
-class Feeder(Protocol):
+class Feeder(Member, Protocol):
     """The thread or task that iterates a source."""
+
+    abandoned: bool  # its source blocks, and the stream is drained
 
     @property
     def queue(self) -> TakerQueue: ...
+
+    @property
+    def credits(self) -> Credits: ...
 
     def start(self) -> None: ...
 
@@ -177,6 +182,9 @@ class Run:
     #: How long `close` waits for the other members, in seconds. They have only to see that the run is over.
     LONGEST: Final = 5.0
 
+    #: How long a drained stream waits for a pull that is under way, in seconds: a source that does not block is faster.
+    PATIENCE: Final = 0.1
+
     #: The clock that its queues go by, in seconds.
     clock = staticmethod(perf_counter)
 
@@ -191,6 +199,8 @@ class Run:
         self.members: set[Member] = set()
         #: Called, on whatever thread, when a member leaves.
         self.on_leave: list[Callable[[], object]] = []
+        #: Until when it waits for pulls that are under way, if it is drained: in seconds of the clock.
+        self.patient_until = 0.0
         #: The error that its consumer ended with, if that is another stage.
         self.blamed: BaseException | None = None
         #: Errors of ``on_done``, raised to the consumer when all is over.
@@ -394,6 +404,53 @@ class Run:
                 # set, or a waiter in the list that waits no more.
                 for _ in range(queue.takers + 1 if queue.takers else 0):
                     queue.signal()
+
+    def drain(self, own: Sequence[bool]) -> None:
+        """Pull nothing more from the sources of which *own* says so; others are drained by themselves.
+
+        It is called in any thread, in the middle of anything, as `drop` is, and waits for no lock. An attribute that is
+        set needs none; for the rest there is a thread.
+        """
+        if isinstance(self.origin, Slices):
+            self.origin.over = True
+        elif self.origin.drained is None:
+            self.patient_until = self.clock() + self.PATIENCE
+            self.origin.drained = self.is_drained
+            for feeder, is_own in zip(self.feeders, own, strict=True):
+                feeder.credits.halted |= is_own
+        self.settle_elsewhere()
+
+    def settle_elsewhere(self) -> None:
+        """Settle in another thread: now, and when a pull under way is not waited for any more."""
+        try:
+            start_new_thread(self.settle_drained, ())
+        except Exception:  # too many threads: whoever settles next sees to it
+            self.patient_until = 0.0
+
+    def settle_drained(self) -> None:
+        with self.lock:
+            self.settle()
+        sleep(self.PATIENCE)
+        with self.lock:
+            self.settle()
+
+    def is_drained(self) -> bool:
+        """Tell whether nothing is held any more, while the sources that are pulled no more block. Under the lock.
+
+        Then nobody waits for these: what they bring is dropped.
+        """
+        blocked = [feeder for feeder in self.feeders if feeder in self.members]
+        if (
+            self.clock() < self.patient_until
+            or not all(feeder.credits.halted for feeder in blocked)
+            or any(window.outbox.has_more for window in self.windows)
+        ):
+            return False
+        self.origin.stopped = True
+        for feeder in blocked:
+            feeder.abandoned = True
+            feeder.stop()
+        return True
 
     def drop(self) -> None:
         """Stop the run, because its stream was collected: in any thread, in the middle of anything.

@@ -138,12 +138,14 @@ class Credits:
 
     def __init__(self, feed: Feed) -> None:
         self.feed = feed
+        #: Its feeder is to pull nothing more.
+        self.halted = False
 
     def ready(self) -> bool:
-        return self.feed.stopped or self.feed.room.free > 0
+        return self.halted or self.feed.stopped or self.feed.room.free > 0
 
     def take(self) -> int | Closed:
-        return Closed() if self.feed.stopped else self.feed.credits()
+        return Closed() if self.halted or self.feed.stopped else self.feed.credits()
 
     def report_starvation(self, starved: bool) -> bool:
         return starved

@@ -33,6 +33,8 @@ class Feed(Upstream):
         self.alone = False
         #: The run is over, or failed downstream of here.
         self.stopped = False
+        #: The stream is drained: tells, and sees to it, that nothing more is waited for.
+        self.drained: Callable[[], bool] | None = None
         #: Is told how many items are drawn, if somebody observes.
         self.pulled: Callable[[int], None] | None = None
 
@@ -81,7 +83,11 @@ class Feed(Upstream):
     def end(self) -> Closed | None:
         if self.stopped:
             return CLOSED
-        return Closed(self.error) if self.feeders <= 0 and not self.pending else None
+        if self.pending:
+            return None
+        if self.feeders <= 0:
+            return Closed(self.error)
+        return CLOSED if self.drained is not None and self.drained() else None
 
 
 def sliceable(source: object) -> bool:

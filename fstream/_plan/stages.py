@@ -18,6 +18,7 @@ __all__ = [
     "StageStatus",
     "WorkerInfo",
     "declared",
+    "gives_one_for_one",
     "is_async",
     "name_of",
 ]
@@ -49,7 +50,7 @@ class StageStatus:
 
     active_workers: int
     #: What ended the stage: an error of its own, of a stage or a source before it, or of one behind. None after
-    #: exhaustion and `Stream.close`.
+    #: exhaustion, `Stream.drain` and `Stream.close`.
     error: BaseException | None = None
 
     @property
@@ -106,6 +107,16 @@ class Batch:
     ordered: bool = True
     kind: Final = "batch"
     name: Final = "batch"
+
+
+def gives_one_for_one(stage: Stage | Batch) -> bool:
+    """Tell whether each item has one output, unless f says `SKIP`."""
+    return (
+        isinstance(stage, Stage)
+        and stage.kernel.plain
+        and stage.hands_on
+        and stage.on_error in ("raise", "keep")
+    )
 
 
 # --------------------------------------------------------------------------------------------------- options

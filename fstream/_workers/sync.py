@@ -157,10 +157,15 @@ class Owner(Protocol):
 
     #: It was asked to close.
     closing: bool
+    #: Nothing more is to be pulled from sources that are no streams: what `halt` sees to, once there is one.
+    draining: bool
+    halt: Callable[[], None]
     #: What ended whoever takes the outputs, if it closes them for that.
     blamed: BaseException | None
     #: How many stages in a row, up to this one, call one another.
     depth: int
+    #: Tells how many items have come.
+    count: Callable[[], int]
 
     def end(self) -> None: ...
 
@@ -176,18 +181,27 @@ def blame(items: Any, error: BaseException | None) -> None:
         items._blame(error)
 
 
-def iterate(stage: Stage, source: Iterable[Any], owner: Owner) -> Generator[Any, None, None]:
-    """Give the outputs of *stage* over *source*, on behalf of *owner*.
+def iterate(
+    stage: Stage, source: Iterable[Any], owner: Owner, handing_on: bool
+) -> Generator[Any, None, None]:
+    """Give the outputs of *stage* over *source*, on behalf of *owner*; *handing_on* says that the source is a stream.
 
     The loops are all that happens for an item, as what is called there, or looked at, counts: `map` takes 50 ns.
     """
+    halted = False
+
+    def halt() -> None:
+        nonlocal halted
+        halted = True
+
     given = iter(source)
     items, count = counted(source, given)
+    owner.count, owner.halt = count, halt
     here = Here(stage, count)
     failed, spread, plain = here.failed, stage.kernel.spread, stage.kernel.finish is None
     try:
         try:
-            if (item := next(items, MISSING)) is MISSING:
+            if (owner.draining and not handing_on) or (item := next(items, MISSING)) is MISSING:
                 return
         except RecursionError as error:
             if owner.depth > 64:  # else it is the source's own
@@ -199,7 +213,7 @@ def iterate(stage: Stage, source: Iterable[Any], owner: Owner) -> Generator[Any,
             raise
         here.begin()
         step = here.call.step
-        if is_stream(source) and stage.hands_on:
+        if handing_on and stage.hands_on:
             step = handed_on(stage, step)
         # The first item again, in what keeps it no longer than needed, and the others.
         rest = (items,) if here.observer is None else here.parts(items)
@@ -212,6 +226,8 @@ def iterate(stage: Stage, source: Iterable[Any], owner: Owner) -> Generator[Any,
                         slot = failed(error, item)
                     if slot is not SKIP:
                         yield slot
+                    if halted:
+                        return
                 continue
             for item in part:
                 try:
@@ -222,6 +238,8 @@ def iterate(stage: Stage, source: Iterable[Any], owner: Owner) -> Generator[Any,
                     yield from slot
                 elif slot is not DROP and slot is not SKIP:
                     yield slot
+                if halted:
+                    return
     except BaseException as error:
         here.ends_with(error, owner)
         raise
@@ -256,28 +274,38 @@ async def aclose(items: Any) -> None:
 
 
 async def iterate_async(
-    stage: Stage, source: Iterable[Any] | AsyncIterable[Any], owner: Owner
+    stage: Stage, source: Iterable[Any] | AsyncIterable[Any], owner: Owner, handing_on: bool
 ) -> AsyncGenerator[Iterable[Any], None]:
     """The same for an ``async for``, some at a time."""
     from asyncio import sleep
 
     number = 0
+    halted = False
+
+    def halt() -> None:
+        nonlocal halted
+        halted = True
+
+    owner.halt = halt
     here = Here(stage, lambda: number)
-    handing_on = is_stream(source) and stage.hands_on
+    handing_on = handing_on and stage.hands_on
     items: Any = None
     try:
         if isinstance(source, AsyncIterable):
             items = aiter(source)
+            owner.count = here.count
             paused = perf_counter()
             async for item in items:
                 number += 1
                 yield (item,) if handing_on and type(item) is Failed else here.outputs(item)
+                if halted:
+                    break
                 if perf_counter() - paused > SPAN_SECONDS:  # a source that never waits leaves others a turn
                     here.tell(number)
                     await sleep(0)
                     paused = perf_counter()
         else:
-            items = iterate(stage, source, owner)
+            items = iterate(stage, source, owner, handing_on)
             for output in items:
                 yield (output,)
     except GeneratorExit:

@@ -130,6 +130,10 @@ class SimulatedRun(Run):
         """The loop of its tasks: that of the task which iterates it, or one of its own."""
         return cast(Loop | None, self.loop) or Loop(self.simulation)  # type: ignore[abstract]  # at run time it is not
 
+    def settle_elsewhere(self) -> None:
+        self.patient_until = 0.0  # its sources do not block
+        self.settle()
+
     def wait(self, timeout: float | None) -> None:
         """Let all members come to their end."""
         with outside_of_loops():
@@ -233,7 +237,8 @@ class Feeder(Member):
     def __init__(self, run: SimulatedRun, source: Iterable[Any] | AsyncIterable[Any]) -> None:
         super().__init__(run, "the feeder", CONSUMER + 1 if run.simulation.schedule.ahead else 0)
         self.source: Any = source
-        self.queue = Queue(run, Credits(run.feed))
+        self.credits = Credits(run.feed)
+        self.queue = Queue(run, self.credits)
         #: The runs that were started by its source: streams that it iterates, however wrapped.
         self.inner: list[SimulatedRun] = []
         self.closing = False
@@ -249,6 +254,7 @@ class Feeder(Member):
 
     def stop(self) -> None:
         """Wake it from a source that is a stream, or an async one that blocks."""
+        self.credits.halted = True
         for run in self.inner:
             run.blamed = self.run.error
             run.stop()
@@ -268,12 +274,14 @@ class Feeder(Member):
             del source
             while credits or (credits := (yield from self.grant())):
                 yield None
+                if credits and self.credits.halted:
+                    break
                 item = (yield from self.awaited(_next(items))) if is_async else next(items)
                 self.log(f"pulls item {next(run.pulled)}: {reprlib.repr(item)}")
                 feed.pending.append(item)
                 credits -= 1
                 run.settle()
-                if feed.stopped:
+                if self.credits.halted:
                     break
             item = None
         except (StopIteration, StopAsyncIteration):
@@ -293,8 +301,8 @@ class Feeder(Member):
             error = error or raised
         feed.ended(credits, error)
         with run.lock:
-            run.settle()
             run.leave(self)
+            run.settle()
 
     def grant(self) -> Steps:
         self.run.feed.blocked += 1
