@@ -18,6 +18,7 @@ _engine         owns and waits: the run of a row of stages, the queues of thread
 _flow           decides: what to take, how much, what is next, whether there is room
 _plan           describes: options, stages, what an operation means for one item
 errors          the exceptions of fstream's own
+journal         `Journal`, a memo in one file
 """
 
 from fstream._flow.observer import Observer, RunInfo, StageInfo, observe
@@ -26,11 +27,13 @@ from fstream._plan.stages import StageStatus, WorkerInfo
 from fstream._workers.failed import Failed
 from fstream.combinators import batch, divert, merge, ordered, peach, pfilter, pflat_map, pmap, run, star
 from fstream.errors import NotPicklable, RemoteError, TooManyFailures, WorkerDied, WorkerTraceback
+from fstream.journal import Journal
 from fstream.stream import Stream
 from fstream.transformer import Transformer
 
 __all__ = [
     "Failed",
+    "Journal",
     "NotPicklable",
     "Observer",
     "RemoteError",

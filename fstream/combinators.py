@@ -211,6 +211,18 @@ def pmap(f: Any = MISSING, source: Any = MISSING, /, *more: Any, **options: Any)
     than this have failed for good: a number of items, or a share, as a float, of the last hundred that were worked
     off. Default None: no limit. It goes with another *on_error* than ``"raise"``.
 
+    *memo* is a mutable mapping, a dict or a `Journal` for one, in which f's results are looked up and kept. A result
+    that is there takes no worker, items of equal keys that are under way are run once, and failures are not kept. A key
+    that cannot be hashed is an error of the stream. Default None.
+
+        >>> known = {1: "one"}
+        >>> pmap(str, [1, 2, 2], memo=known) | list
+        ['one', '2', '2']
+        >>> known
+        {1: 'one', 2: '2'}
+
+    *memo_key* gives the key of an item. It needs *memo*. Default None: the item is the key.
+
     *on_start* runs once in each worker before its first item and returns its resources: None, one object, a tuple of
     them, or a dict. f and *on_done* are given them as further arguments, those of a dict by name.
 

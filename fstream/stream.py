@@ -14,7 +14,7 @@ from weakref import ReferenceType, ref
 from fstream._engine.interrupts import Uninterrupted
 from fstream._engine.run import RLock, Run, let_go
 from fstream._plan.kernels import MAP
-from fstream._plan.stages import Batch, Stage, gives_one_for_one
+from fstream._plan.stages import Batch, Stage, gives_one_for_one, has_memo
 from fstream._workers.failed import Failed
 from fstream._workers.kinds import IN_PLACE, runs_in_place
 from fstream._workers.opening import OPEN
@@ -355,7 +355,8 @@ class _Outputs:
     def _row(self) -> list[_Outputs]:
         """The stages that run as one row: this one, and those upstream that have workers and have not started."""
         row = [self]
-        while row[0].stage is not None and not runs_in_place(row[0].stage):
+        # What a memo knows is looked up by a feeder, so a stage that has one begins a row.
+        while row[0].stage is not None and not runs_in_place(row[0].stage) and not has_memo(row[0].stage):
             upstream = row[0].source._outputs if isinstance(row[0].source, Stream) else None
             if upstream is None or upstream.started or runs_in_place(upstream.stage):
                 break

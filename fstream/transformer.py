@@ -95,6 +95,12 @@ def _check_together(stage: Stage) -> None:
             "max_failures is for another on_error than 'raise', with which the first failure ends the stream: "
             "write on_error='keep', 'skip' or a function"
         )
+    if stage.memo_key is not None and stage.memo is None:
+        raise ValueError("memo_key is for memo: write memo={} or memo=Journal(path) with it")
+    if stage.memo_key is not None and is_async(stage.memo_key):
+        raise TypeError(f"memo_key {name_of(stage.memo_key)!r} is a coroutine function: write a plain one")
+    if stage.memo is not None and (check := getattr(type(stage.memo), "check_stage", None)) is not None:
+        check(stage.memo, stage.name)
 
 
 def _check_none_awaits(f: Any, kind: str, options: dict[str, Any]) -> None:
@@ -201,7 +207,10 @@ def hashable(content: Any) -> Any:
     if isinstance(content, tuple):
         return tuple(map(hashable, content))
     if isinstance(content, dict):
-        return frozenset((name, hashable(value)) for name, value in content.items())
+        # Not the contents of a memo, which change.
+        return frozenset(
+            (name, name if name == "memo" else hashable(value)) for name, value in content.items()
+        )
     try:
         hash(content)
     except TypeError:  # an unhashable callable: equal ones are of one type

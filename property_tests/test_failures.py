@@ -1,4 +1,4 @@
-"""What fails, under all interleavings: kept failures, limits, drained streams."""
+"""What fails and what is known, under all interleavings: kept failures, memos, limits, drained streams."""
 
 from __future__ import annotations
 
@@ -68,6 +68,48 @@ def test_between_stages_of_all_kinds(
         for index, item in enumerate(items):
             expected += [("failed", index)] if item < 0 else [item] * item
         assert same(positions(outputs), expected, ordered)
+
+
+@law(*WORLDS, items=values, ordered=st.booleans(), room=rooms, known=st.sets(st.integers(-3, 3)))
+def test_a_memo_changes_nothing_but_how_often_f_runs(
+    items: list[int], ordered: bool, room: int | None, known: set[int], kind: Any
+) -> None:
+    memo = {value: 2 * value for value in known}
+    options: Any = {"kind": kind, "ordered": ordered, "maxsize": room, "workers": 3}
+    outputs = list(pmap(doubled, iter(items), memo=memo, **options))
+    assert same(outputs, [2 * item for item in items], ordered)
+    assert memo == {value: 2 * value for value in {*known, *items}}
+
+
+@given(
+    items=values,
+    kind=kinds,
+    ordered=st.booleans(),
+    retries=st.integers(0, 2),
+    schedule=schedules(faults=True),
+)
+def test_a_memo_under_faults(
+    items: list[int], kind: Any, ordered: bool, retries: int, schedule: Schedule
+) -> None:
+    memo: dict[int, int] = {}
+    with simulated(schedule):
+        stream = pmap(
+            checked, items, kind=kind, ordered=ordered, retries=retries, workers=3, timeout=9, on_error="keep",
+            memo=memo,
+        )  # fmt: skip
+        outputs = list(stream)
+    assert len(outputs) == len(items)
+    for output in outputs:
+        if isinstance(output, Failed):
+            assert output.item == items[output.index]
+            assert output.tries == retries + 1
+    good = [output for output in outputs if not isinstance(output, Failed)]
+    if ordered:
+        assert [each.index if isinstance(each, Failed) else each for each in outputs] == [
+            index if isinstance(output, Failed) else items[index] for index, output in enumerate(outputs)
+        ]
+    assert {*good} == {*memo}
+    assert memo == {value: value for value in memo}
 
 
 @given(items=values, most=st.integers(0, 6), kind=kinds, schedule=schedules())

@@ -24,6 +24,8 @@ DEFAULTS = {
     "retries": 0,
     "on_error": "raise",
     "max_failures": None,
+    "memo": None,
+    "memo_key": None,
     "on_start": None,
     "on_done": None,
     "name": None,

@@ -13,6 +13,7 @@ from typing import Any, Never, assert_type
 from fstream import (
     SKIP,
     Failed,
+    Journal,
     StageStatus,
     Stream,
     Transformer,
@@ -287,6 +288,12 @@ def what_failed_may_be_diverted(ints: list[int]) -> None:
     assert_type(divert(print, where=int), Transformer[Any, Any])
     assert_type(pmap(spell, ints, on_error="keep") | divert(print) | list, list[Any])
     divert(ints, print)  # type: ignore[call-overload]
+
+
+def a_memo_is_a_mapping(ints: list[int]) -> None:
+    with Journal("pages.jsonl", dumps=str, loads=int) as journal:
+        assert_type(pmap(spell, ints, memo=journal, memo_key=lambda number: number % 2), Stream[str])
+    assert_type(pmap(spell, ints, memo={}), Stream[str])
 
 
 def a_stream_may_be_drained_and_has_a_length(stream: Stream[str]) -> None:

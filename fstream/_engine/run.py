@@ -201,6 +201,8 @@ class Run:
         self.on_leave: list[Callable[[], object]] = []
         #: Until when it waits for pulls that are under way, if it is drained: in seconds of the clock.
         self.patient_until = 0.0
+        #: What its first stage knows of its memo, if it has one: `fstream._workers.memory`.
+        self.memory: Any = None
         #: The error that its consumer ended with, if that is another stage.
         self.blamed: BaseException | None = None
         #: Errors of ``on_done``, raised to the consumer when all is over.
@@ -399,6 +401,8 @@ class Run:
                 feeder.stop()
             for crew in self.crews:
                 crew.stop()
+            if self.memory is not None:
+                self.memory.end()
             for queue in self.queues:
                 # Once more than there are takers: an interrupt in the middle of a wake-up may have left `signalled`
                 # set, or a waiter in the list that waits no more.

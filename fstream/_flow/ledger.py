@@ -49,13 +49,15 @@ class Ledger:
         self.lone = 0
         #: How many items needed no worker, as their slots were known.
         self.known = 0
+        #: Items that wait for the slot of another one, by their indices. Each is an open span that no worker has.
+        self.waiting: dict[int, Span] = {}
         #: Nothing is wanted from this index on: it is not started any more. Infinite before a failure or a stop.
         self.cutoff = inf
 
     @property
     def busy(self) -> int:
         """How many workers have something in hand. A lone item that nobody has taken yet counts as taken."""
-        return self.open + self.lone - len(self.lone_slots)
+        return self.open + self.lone - len(self.lone_slots) - len(self.waiting)
 
     @property
     def worked_off(self) -> int:
@@ -66,8 +68,8 @@ class Ledger:
 
     @property
     def settled(self) -> bool:
-        """Nothing of what workers have in hand can come back."""
-        if not (self.stealable or self.loses):
+        """Nothing of what workers have in hand, nor what waits for it, can come back."""
+        if not (self.stealable or self.loses or self.waiting):
             return True
         return all(span.closed or span.start >= self.cutoff for span in self.spans.values())
 
@@ -168,5 +170,6 @@ class Ledger:
         for span in self.spans.values():
             if span.start >= index:
                 span.halt()
+        self.waiting = {start: span for start, span in self.waiting.items() if start < index}
         self.requeued = [span for span in self.requeued if span.start < index]
         self.lone_items.clear()

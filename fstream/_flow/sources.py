@@ -25,6 +25,8 @@ class Feed(Upstream):
         self.room = room
         #: Feeders append without the lock: an append is atomic, and takers ask `available` again before they wait.
         self.pending: deque[Item] = deque()
+        #: What feeders call for an item.
+        self.append: Callable[[Item], None] = self.pending.append
         self.feeders = feeders
         #: How many feeders wait for room.
         self.blocked = 0

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from fstream._flow.known import Knowns
+from fstream._flow.known import PENDING, Known, Knowns
 from fstream._flow.ledger import Ledger
 from fstream._flow.observer import Observer, StageInfo
 from fstream._flow.outbox import Outbox, Outputs
@@ -162,11 +162,29 @@ class Window(Upstream):
         self.sorting = True
         ledger = self.ledger
         for part, slots in self.knowns.sorted_out(items):
-            if slots is not None:
+            if slots is not None and slots[0] is not PENDING:
                 self.outbox.close(ledger.add_known(part, slots))
+                continue
+            span = Span(ledger.next_index, part)
+            ledger.next_index += len(part)
+            if slots is None:
+                ledger.requeue(span)
             else:
-                ledger.requeue(Span(ledger.next_index, part))
-                ledger.next_index += len(part)
+                ledger.waiting[span.start] = span
+                self.keep_place(span)
+
+    def bring(self, index: int, known: Known) -> None:
+        """The slot of an item that waits for another one is known now."""
+        if (span := self.ledger.waiting.pop(index, None)) is not None:
+            span.slots.append(known.slot)
+            self.done(span)
+
+    def run_alone(self, index: int, known: Known) -> None:
+        """An item that waits for another one is to be run now."""
+        if self.ledger.waiting.pop(index, None) is not None:
+            del self.ledger.spans[index]
+            self.ledger.open -= 1
+            self.ledger.requeue(Span(index, [known.item]))
 
     def _drawable(self) -> int:
         """How many items upstream has that there is room for; none when no more are to be drawn."""

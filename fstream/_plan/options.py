@@ -67,6 +67,8 @@ class Options(TypedDict, total=False):
     on_start: Callable[..., Any] | None
     on_done: Callable[..., Any] | None
     max_failures: float | None
+    memo: Any
+    memo_key: Callable[[Any], Any] | None
     name: str | None
     max_items_per_worker: int | None
 
@@ -135,6 +137,13 @@ def _check_max_failures(value: object) -> None:
         )
 
 
+def _check_memo(value: object) -> None:
+    if value is not None and not all(
+        hasattr(type(value), name) for name in ("get", "__getitem__", "__setitem__")
+    ):
+        raise TypeError(f"memo must be a mutable mapping or None, got {value!r}")
+
+
 def _optional_call(name: str) -> Callable[[object], None]:
     def check(value: object) -> None:
         if value is not None and not callable(value):
@@ -162,6 +171,8 @@ CHECKS: Final[dict[str, Callable[[Any], None]]] = {
     "retries": lambda value: _whole("retries", value, 0),
     "on_error": _check_on_error,
     "max_failures": _check_max_failures,
+    "memo": _check_memo,
+    "memo_key": _optional_call("memo_key"),
     "on_start": _optional_call("on_start"),
     "on_done": _optional_call("on_done"),
     "name": _check_name,

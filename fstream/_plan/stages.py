@@ -19,6 +19,7 @@ __all__ = [
     "WorkerInfo",
     "declared",
     "gives_one_for_one",
+    "has_memo",
     "is_async",
     "name_of",
 ]
@@ -78,6 +79,8 @@ class Stage:
     name: str = ""
     max_items_per_worker: int | None = None
     max_failures: float | None = None
+    memo: Any = None
+    memo_key: Callable[[Any], Any] | None = None
     #: It hands on a `Failed` of the stage before it. What stands for `divert` and for the weight of a `batch` does not.
     hands_on: bool = True
     #: What the option ``kind`` was, if that was no name but an object.
@@ -107,6 +110,10 @@ class Batch:
     ordered: bool = True
     kind: Final = "batch"
     name: Final = "batch"
+
+
+def has_memo(stage: Stage | Batch) -> bool:
+    return isinstance(stage, Stage) and stage.memo is not None
 
 
 def gives_one_for_one(stage: Stage | Batch) -> bool:

@@ -12,6 +12,7 @@ from fstream._plan import kernels
 from fstream._plan.kernels import DROP
 from fstream._plan.stages import Stage, StageStatus, WorkerInfo, declared
 from fstream._workers.failed import Failed
+from fstream._workers.memory import Unkept
 from fstream._workers.notes import annotate, annotate_item, describe, notes_of, shown
 from fstream.errors import TooManyFailures
 
@@ -68,9 +69,11 @@ def _always(_tries: int, _error: BaseException) -> bool:
 class Call:
     """One worker's f, with the resources that ``on_start`` made."""
 
-    def __init__(self, stage: Stage, index: int) -> None:
+    def __init__(self, stage: Stage, index: int, keep: Callable[[int, Any], object] | None = None) -> None:
         self.stage = stage
         self.index = index
+        #: Keeps the slot of the item of an index in the stage's memo, if it has one, and this is its process.
+        self.keep = keep
         #: ``on_start`` has returned, so ``on_done`` has to run.
         self.started = False
         self.resources: Any = None
@@ -163,7 +166,21 @@ class Call:
         return self.wrap(bound)
 
     def wrap(self, bound: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        return self.stage.kernel.step(bound)
+        step = self.stage.kernel.step(bound)
+        if self.keep is None:
+            return step
+
+        def kept(item: Any) -> Any:
+            return self.kept(step(item))
+
+        return kept
+
+    def kept(self, slot: Any) -> Any:
+        """Keep the slot of the item at work, and give it back."""
+        assert self.place is not None
+        assert self.keep is not None
+        self.keep(self.place.start + len(self.place.slots), slot)
+        return slot
 
     def _known(self, names: frozenset[str]) -> dict[str, Any]:
         return {"worker_info": WorkerInfo(self.index)} if "worker_info" in names else {}
@@ -197,9 +214,11 @@ class Call:
                 self.tries = 0
 
     def given_up(self, error: BaseException, item: Any, index: int, tries: int) -> Failure:
+        if unkept := isinstance(error, Unkept):
+            error = error.error
         self.explain(error, item)
         annotate_item(error, self.stage, describe(self.stage, index, item))
-        return Failure(index, item, error, tries)
+        return Failure(index, item, error, tries, final=unkept)
 
     def explain(self, error: BaseException, item: Any) -> None:
         """Note on *error* what to write, where f cannot be called as it is, or the item is none.

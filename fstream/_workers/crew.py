@@ -11,7 +11,8 @@ from fstream._flow.span import Closed, Failure, Span
 from fstream._flow.window import Window
 from fstream._plan.stages import Stage, StageStatus
 from fstream._workers.call import Call, handled, is_failure, judged, tolerance_of
-from fstream._workers.notes import annotate, describe
+from fstream._workers.memory import Memory, Unkept
+from fstream._workers.notes import annotate, annotate_item, describe
 from fstream.errors import NotPicklable
 
 if TYPE_CHECKING:
@@ -51,6 +52,9 @@ class Crew:
         self.error: BaseException | None = None
         #: How many items may fail, if there is a limit.
         self.tolerance = tolerance_of(stage)
+        #: What is known of the stage's memo, if it has one, and what keeps a result there.
+        self.memory: Memory | None = run.memory if stage.memo is not None else None
+        self.keep = self.remember if self.memory is not None else None
 
     def launch(self, worker: Any) -> None:
         """Start a worker that `enlist` made."""
@@ -141,10 +145,22 @@ class Crew:
         """An item has failed for good: give the failure that ``on_error`` is to decide about."""
         if self.observer is not None and failure.error is not None:
             self.observer.failed(self.window.info, failure.index, failure.error, failure.tries)
-        if self.tolerance is None:
+        if self.memory is None and self.tolerance is None:
             return failure
         with self.run.lock:
+            if self.memory is not None and (follower := self.memory.failed(failure.index)) is not None:
+                self.window.run_alone(*follower)
+                self.run.settle()
             return judged(self.stage, self.tolerance, failure, lambda: self.window.ledger.worked_off + 1)
+
+    def remember(self, index: int, slot: Any) -> None:
+        """Keep the slot of the item at *index* in the memo, before it is given out. Not under the lock."""
+        assert self.memory is not None
+        if followers := self.memory.remember(index, slot):
+            with self.run.lock:
+                for follower in followers:
+                    self.window.bring(*follower)
+                self.run.settle()
 
     def retried(self, index: int, error: BaseException, tries: int) -> None:
         if self.observer is not None:
@@ -287,6 +303,15 @@ class Crew:
             slot = handled(self.stage, self.failed(slot))
             if is_failure(slot):
                 self.fail(slot)
+                return False
+        elif self.keep is not None:
+            index = span.start + len(span.slots)
+            try:
+                self.keep(index, slot)
+            except Unkept as unkept:
+                item = span.items[len(span.slots)]
+                annotate_item(unkept.error, self.stage, describe(self.stage, index, item))
+                self.fail(Failure(index, item, unkept.error))
                 return False
         span.slots.append(slot)
         return True

@@ -66,7 +66,7 @@ class ThreadFeeder:
             del source
             # What a node draws is looked at as it comes, and by whoever waits behind that.
             taker = None if feed.alone or run.windows[0] in run.sorting else run.crews[0].queue
-            pending, append, mine = feed.pending, feed.pending.append, self.credits
+            pending, append, mine = feed.pending, feed.append, self.credits
             if (credits := self.grant()) > 0:
                 for item in items:
                     append(item)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterable, Callable, Iterable
 from contextvars import ContextVar
 from functools import partial
+from itertools import count
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from fstream._engine.reports import reports_of
@@ -18,10 +19,11 @@ from fstream._flow.room import Room
 from fstream._flow.sources import Feed, Slices, sliceable
 from fstream._flow.window import Window
 from fstream._plan.fusion import fuse
-from fstream._plan.stages import Batch, Stage
+from fstream._plan.stages import Batch, Stage, has_memo
 from fstream._workers.failed import Failed
 from fstream._workers.feeder import ThreadFeeder
 from fstream._workers.kinds import backend_of
+from fstream._workers.memory import Memory
 from fstream._workers.sync import is_stream
 
 if TYPE_CHECKING:
@@ -78,8 +80,20 @@ def room_of(stage: Stage) -> Room:
 
 
 def knowns_of(stage: Stage) -> Knowns:
-    """What needs no worker of *stage*: each `Failed`, which is given out as it is."""
-    return Knowns({Failed: stage.kernel.kept}, lambda: Failed._made)
+    """What needs no worker of *stage*: what its memo knows, and each `Failed`, which is given out as it is."""
+    memo = stage.memo is not None
+    return Knowns({Failed: stage.kernel.kept}, lambda: memo or Failed._made)
+
+
+def looked_up(memory: Memory, append: Callable[[Any], None], handing_on: bool) -> Callable[[Any], None]:
+    """Give what a feeder does with an item, where there is a memo."""
+    numbers = count()
+
+    def look_up(item: Any) -> None:
+        index = next(numbers)
+        append(item if handing_on and type(item) is Failed else memory.arrived(item, index))
+
+    return look_up
 
 
 def lay(
@@ -103,12 +117,17 @@ def lay(
         run.observer, run.lock = reports, reports.lock
     first = stages[0] if stages else None
     room = room_of(first) if isinstance(first, Stage) else Room(None, 2 * len(sources))
+    memo = first is not None and has_memo(first)
     handing_on = len(sources) > 1 or is_stream(sources[0])
-    if len(sources) == 1 and stages and sliceable(sources[0]):
+    if len(sources) == 1 and stages and not memo and sliceable(sources[0]):
         origin: Slices | Feed = Slices(sources[0])
     else:
         origin = run.feed = Feed(room, len(sources))
         run.feed.alone = not isinstance(first, Stage)
+        if memo:
+            assert isinstance(first, Stage)
+            run.memory = Memory(first)
+            run.feed.append = looked_up(run.memory, run.feed.append, handing_on)
         run.feeders = [open_feeder(run, source) for source in sources]
     if reports is not None:
         origin.pulled = partial(reports.pulled, reports.run)
@@ -135,11 +154,12 @@ def lay(
             one_each=stage.kernel.plain and stage.on_error == "raise",
             numbers=backend.numbers,
             loses=backend.loses(stage),
-            knowns=knowns_of(stage) if handing_on else None,
+            knowns=knowns_of(stage) if stage.memo is not None or handing_on else None,
         )
+        window.sorting = has_memo(stage)
         handing_on = True
         # In a long row that would be looked at too often: there they wait for a worker.
-        if window.knowns is not None and not stage.ordered and len(stages) <= SHORT_ROW:
+        if window.knowns is not None and not stage.ordered and (memo or len(stages) <= SHORT_ROW):
             run.sorting.append(window)
         if reports is not None:
             window.observer, window.info = reports, reports.run.stages[len(run.windows)]

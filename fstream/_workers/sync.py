@@ -11,12 +11,14 @@ from time import perf_counter
 from typing import Any, Final, Protocol
 
 from fstream._engine.reports import reports_of
+from fstream._flow.known import Known
 from fstream._flow.sizing import SPAN_SECONDS
 from fstream._flow.sources import sliceable
 from fstream._plan.kernels import DROP, SKIP
 from fstream._plan.stages import MISSING, Stage, StageStatus
 from fstream._workers.call import Call, handled, is_failure, judged, tolerance_of
 from fstream._workers.failed import Failed
+from fstream._workers.memory import Memory, Unkept
 from fstream._workers.notes import annotate
 
 __all__ = ["Owner", "aclose", "blame", "is_stream", "iterate", "iterate_async"]
@@ -37,7 +39,8 @@ class Here:
         self.stage = stage
         #: How many items have come.
         self.count = count
-        self.call = Call(stage, 0)
+        self.memory = Memory(stage) if stage.memo is not None else None
+        self.call = Call(stage, 0, None if self.memory is None else self.memory.remember)
         self.call.place = self
         #: Passes on what happens, if somebody observes, and how many items it was told of.
         self.observer = reports_of([(stage.name, stage.kind, 1)])
@@ -81,6 +84,21 @@ class Here:
                 self.observer.taken(stage, start, count, 0)
                 self.observer.done(stage, start, count - self.fatal, None, 0)
 
+    def step(self, step: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """Have *step* look an item up before f is called."""
+        memory = self.memory
+        if memory is None:
+            return step
+
+        def look_up(item: Any) -> Any:
+            try:
+                known = memory.arrived(item, self.start)
+            except BaseException as error:
+                raise Unkept(error) from None
+            return known.slot if type(known) is Known else step(item)
+
+        return look_up
+
     def again(self, tries: int, error: BaseException) -> bool:
         if self.observer is not None:
             self.observer.retried(self.observer.run.stages[0], self.start, error, tries)
@@ -106,7 +124,7 @@ class Here:
         if not self.call.started:
             self.begin()
         try:
-            slot = self.call.step(item)
+            slot = self.step(self.call.step)(item)
         except BaseException as error:
             slot = self.failed(error, item)
         return self.stage.kernel.outputs([slot], skips=True)
@@ -119,6 +137,8 @@ class Here:
         if is_failure(slot):
             if self.observer is not None:
                 self.observer.failed(self.observer.run.stages[0], slot.index, slot.error, slot.tries)
+            if self.memory is not None:
+                self.memory.failed(slot.index)
             slot = handled(self.stage, judged(self.stage, self.tolerance, slot, self.count))
         if is_failure(slot):
             self.fatal = 1
@@ -126,6 +146,8 @@ class Here:
         return SKIP if slot is DROP else slot
 
     def end(self) -> None:
+        if self.memory is not None:
+            self.memory.end()
         with self.naming("on_done"):
             self.call.end(StageStatus(0, self.error))
 
@@ -212,7 +234,7 @@ def iterate(
                 )
             raise
         here.begin()
-        step = here.call.step
+        step = here.step(here.call.step)
         if handing_on and stage.hands_on:
             step = handed_on(stage, step)
         # The first item again, in what keeps it no longer than needed, and the others.

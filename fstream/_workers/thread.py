@@ -153,7 +153,7 @@ class Worker(Hand):
     crew: Workers
 
     def __init__(self, crew: Workers, index: int) -> None:
-        super().__init__(crew, index, Call(crew.stage, index))
+        super().__init__(crew, index, Call(crew.stage, index, crew.keep))
         self.thread = threading.Thread(
             target=crew.run.context.copy().run,
             args=(self.main,),

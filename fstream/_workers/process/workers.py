@@ -498,7 +498,7 @@ class Workers(Crew):
         except BaseException as error:
             self.unloadable(span, count, closed, error)
             return
-        if failed:
+        if failed or self.keep is not None:
             if not self.put_all(span, slots, failed):
                 return
         else:

@@ -33,6 +33,7 @@ from fstream._plan.stages import Batch, Stage
 from fstream._workers import sync
 from fstream._workers.call import Call, FusedCall, handled, is_failure
 from fstream._workers.crew import Crew
+from fstream._workers.memory import Unkept
 from fstream._workers.notes import describe
 from fstream._workers.opening import lay
 from fstream._workers.process.blame import blame
@@ -278,7 +279,7 @@ class Feeder(Member):
                     break
                 item = (yield from self.awaited(_next(items))) if is_async else next(items)
                 self.log(f"pulls item {next(run.pulled)}: {reprlib.repr(item)}")
-                feed.pending.append(item)
+                feed.append(item)
                 credits -= 1
                 run.settle()
                 if self.credits.halted:
@@ -386,7 +387,7 @@ class FaultyCall(Call):
 
     def __init__(self, stage: Stage, worker: Worker) -> None:
         self.worker = worker
-        super().__init__(stage, worker.index)
+        super().__init__(stage, worker.index, None if stage.kind == "process" else worker.crew.keep)
 
     def wrap(self, bound: Callable[[Any], Any]) -> Callable[[Any], Any]:
         step, worker = super().wrap(bound), self.worker
@@ -448,7 +449,7 @@ class Worker(Member):
 
     def load(self) -> None:
         """A process has a stage of its own; handlers stay in the parent."""
-        shape = replace(self.stage, on_error="raise")
+        shape = replace(self.stage, on_error="raise", memo=None, memo_key=None)
         try:
             stage: Stage = loads(dumps(shape))
         except Exception as error:
@@ -594,10 +595,16 @@ class Worker(Member):
                 index, item, slot.error if lost else decode_error(encode_error(slot.error)), slot.tries
             )
         try:
-            return loads(dumps(slot))
+            came = loads(dumps(slot))
         except Exception as error:
             problem = self.not_picklable(f"{where}: its output, of type {type(slot).__name__},", error)
             return Failure(index, item, Lost(None, problem) if self.stage.retries else problem)
+        try:
+            if self.crew.keep is not None:
+                self.crew.keep(index, came)
+        except Unkept as unkept:
+            return self.call.given_up(unkept, item, index, tries)  # type: ignore[union-attr]  # it is not fused
+        return came
 
     async def slot_on_loop(self, call: AsyncCall, item: Any, index: int, tries: int) -> Any:
         try:

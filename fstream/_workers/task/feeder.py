@@ -72,7 +72,7 @@ class TaskFeeder(Cancellable):
             source, self.source = self.source, None
             items = aiter(source)  # type: ignore[arg-type]
             del source
-            append, mine = feed.pending.append, self.credits
+            append, mine = feed.append, self.credits
             if (credits := await self.grant()) > 0:
                 async for item in items:
                     append(item)

@@ -196,7 +196,14 @@ class AsyncCall(Call):
     def wrap(self, bound: Callable[[Any], Any]) -> Callable[[Any], Any]:
         kernel = self.stage.kernel
         # A function that gives coroutines and nothing else is awaited as it is.
-        return bound if kernel.finish is None and self.stage.asynchronous else kernel.async_step(bound)
+        step = bound if kernel.finish is None and self.stage.asynchronous else kernel.async_step(bound)
+        if self.keep is None:
+            return step
+
+        async def kept(item: Any) -> Any:
+            return self.kept(await step(item))
+
+        return kept
 
     def named(self, error: BaseException) -> BaseException:
         if error.args == ("coroutine raised StopIteration",) and isinstance(error.__cause__, StopIteration):
@@ -237,7 +244,7 @@ class Worker(Cancellable):
         self.crew = crew
         self.run = crew.run
         self.index = index
-        self.call = AsyncCall(crew.stage, index)
+        self.call = AsyncCall(crew.stage, index, crew.keep)
         #: What it has in hand.
         self.span: Span | None = None
         #: When its present item was begun, if the stage has a time-out.
