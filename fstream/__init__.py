@@ -19,6 +19,7 @@ _engine         owns and waits: the run of a row of stages, the queues of thread
 _flow           decides: what to take, how much, what is next, whether there is room
 _plan           describes: options, stages, what an operation means for one item
 errors          the exceptions of fstream's own
+journal         `Journal`, a memo in one file
 """
 
 from fstream._flow.observer import Observer, RunInfo, StageInfo, observe
@@ -28,14 +29,18 @@ from fstream._seen.bottleneck import Bottleneck
 from fstream._seen.stats import StageStats, Stats
 from fstream._seen.trace import trace
 from fstream._seen.watch import watch
+from fstream._workers.failed import Failed
 from fstream._workers.inline import inline
-from fstream.combinators import batch, merge, ordered, peach, pfilter, pflat_map, pmap, run, star
-from fstream.errors import NotPicklable, RemoteError, WorkerDied, WorkerTraceback
+from fstream.combinators import batch, divert, merge, ordered, peach, pfilter, pflat_map, pmap, run, star
+from fstream.errors import NotPicklable, RemoteError, TooManyFailures, WorkerDied, WorkerTraceback
+from fstream.journal import Journal
 from fstream.stream import Stream
 from fstream.transformer import Transformer
 
 __all__ = [
     "Bottleneck",
+    "Failed",
+    "Journal",
     "NotPicklable",
     "Observer",
     "RemoteError",
@@ -46,11 +51,13 @@ __all__ = [
     "StageStatus",
     "Stats",
     "Stream",
+    "TooManyFailures",
     "Transformer",
     "WorkerDied",
     "WorkerInfo",
     "WorkerTraceback",
     "batch",
+    "divert",
     "inline",
     "merge",
     "observe",

@@ -19,9 +19,10 @@ from typing import (
     overload,
 )
 
-from fstream._plan.kernels import BATCH, EACH, FILTER, FLAT_MAP, MAP, Sentinel
-from fstream._plan.options import OnError, Options, checked
+from fstream._plan.kernels import BATCH, DIVERT, EACH, FILTER, FLAT_MAP, MAP, Sentinel
+from fstream._plan.options import Keep, OnError, Options, checked
 from fstream._plan.stages import MISSING, declared, is_async, name_of
+from fstream._workers.failed import Failed
 from fstream.stream import Stream
 from fstream.transformer import Signed, Transformer, check_source, curry, hashable, signature_with
 
@@ -35,7 +36,7 @@ else:
     D = TypeVar("D")
     D_co = TypeVar("D_co", covariant=True)
 
-__all__ = ["batch", "merge", "ordered", "peach", "pfilter", "pflat_map", "pmap", "run", "star"]
+__all__ = ["batch", "divert", "merge", "ordered", "peach", "pfilter", "pflat_map", "pmap", "run", "star"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -50,6 +51,25 @@ Many: TypeAlias = AsyncIterable[R] | Awaitable[Iterable[R]] | Awaitable[AsyncIte
 
 #: An ``on_error`` that is a coroutine function.
 Later: TypeAlias = Callable[[Exception, Any], Awaitable[D | Sentinel]]
+
+
+class _KeepMap(Protocol):
+    @overload
+    def __call__(self, f: Verb[T, Awaitable[R]], /) -> Transformer[T, R | Failed]: ...
+    @overload
+    def __call__(self, f: Verb[T, R], /) -> Transformer[T, R | Failed]: ...
+
+
+class _KeepFilter(Protocol):
+    def __call__(self, f: Verb[T, object], /) -> Transformer[T, T | Failed]: ...
+
+
+class _KeepFlatMap(Protocol):
+    def __call__(self, f: Verb[T, Many[R]], /) -> Transformer[T, R | Failed]: ...
+
+
+class _KeepEach(Protocol):
+    def __call__(self, f: Verb[T, object], /) -> Transformer[T, Failed]: ...
 
 
 class _Map(Protocol[D_co]):
@@ -78,10 +98,33 @@ class _Batch(Protocol):
     def __call__(self, n: float, source: Source[T], /) -> Stream[list[T]]: ...
 
 
+class _Divert(Protocol):
+    @overload
+    def __call__(self, sink: Callable[[Any], object], /) -> Transformer[Any, Any]: ...
+    @overload
+    def __call__(self, sink: Callable[[Any], object], source: Source[T], /) -> Stream[T]: ...
+
+
 class _Starred(Protocol[R_co]):
     def __call__(self, args: Iterable[Any], /, *more: Any, **named: Any) -> R_co: ...
 
 
+@overload
+def pmap(
+    f: Verb[T, Awaitable[R]], source: Source[T], /, *, on_error: Keep, **options: Unpack[Options]
+) -> Stream[R | Failed]: ...
+@overload
+def pmap(
+    f: Verb[T, R], source: Source[T], /, *, on_error: Keep, **options: Unpack[Options]
+) -> Stream[R | Failed]: ...
+@overload
+def pmap(
+    f: Verb[T, Awaitable[R]], /, *, on_error: Keep, **options: Unpack[Options]
+) -> Transformer[T, R | Failed]: ...
+@overload
+def pmap(f: Verb[T, R], /, *, on_error: Keep, **options: Unpack[Options]) -> Transformer[T, R | Failed]: ...
+@overload
+def pmap(*, on_error: Keep, **options: Unpack[Options]) -> _KeepMap: ...
 @overload
 def pmap(
     f: Verb[T, Awaitable[R]], source: Source[T], /, *, on_error: Later[D], **options: Unpack[Options]
@@ -156,10 +199,29 @@ def pmap(f: Any = MISSING, source: Any = MISSING, /, *more: Any, **options: Any)
     the whole *timeout*. Default 0.
 
     *on_error* is what becomes of an item that failed for good: ``"raise"`` (the default), ``"skip"``, or a function
-    ``g(error, item)`` whose result stands for f's; it runs in this process and may return `SKIP`, or raise.
+    ``g(error, item)`` whose result stands for f's; it runs in this process and may return `SKIP`, or raise. With
+    ``"keep"`` a `Failed` stands in its place, and later stages hand that on untouched.
 
         >>> pipe([1, 0], pmap(lambda x: 1 / x, on_error=lambda error, item: type(error).__name__), list)
         [1.0, 'ZeroDivisionError']
+        >>> pipe([1, 0], pmap(lambda x: 1 / x, on_error="keep"), pmap(str), list)[1].error
+        ZeroDivisionError('division by zero')
+
+    *max_failures* ends the stream with `TooManyFailures`, in the place of the item that tipped it, when more items
+    than this have failed for good: a number of items, or a share, as a float, of the last hundred that were worked
+    off. Default None: no limit. It goes with another *on_error* than ``"raise"``.
+
+    *memo* is a mutable mapping, a dict or a `Journal` for one, in which f's results are looked up and kept. A result
+    that is there takes no worker, items of equal keys that are under way are run once, and failures are not kept. A key
+    that cannot be hashed is an error of the stream. Default None.
+
+        >>> known = {1: "one"}
+        >>> pmap(str, [1, 2, 2], memo=known) | list
+        ['one', '2', '2']
+        >>> known
+        {1: 'one', 2: '2'}
+
+    *memo_key* gives the key of an item. It needs *memo*. Default None: the item is the key.
 
     *on_start* runs once in each worker before its first item and returns its resources: None, one object, a tuple of
     them, or a dict. f and *on_done* are given them as further arguments, those of a dict by name.
@@ -172,8 +234,10 @@ def pmap(f: Any = MISSING, source: Any = MISSING, /, *more: Any, **options: Any)
 
     *max_items_per_worker* replaces a worker process after so many items, against C libraries that leak. Default None.
 
-    f, *on_start* and *on_done* may have a parameter ``worker_info`` (its ``index`` is in ``range(workers)``), and f a
-    parameter ``element_index``, the item's position.
+    f, *on_start* and *on_done* may have a parameter ``worker_info`` (its ``index`` is in ``range(workers)``), and f
+    parameters ``element_index``, the item's position, and ``attempt``, how often it was tried before.
+
+    f may return `SKIP`: the item has no output.
 
     An option that is wrong raises `TypeError` or `ValueError` here. An error of f is raised by the stream, after the
     outputs of all items before; a worker process that ends in f raises `WorkerDied`; a function, item or output that
@@ -186,6 +250,16 @@ def pmap(f: Any = MISSING, source: Any = MISSING, /, *more: Any, **options: Any)
     return curry(MAP, f, source, more, options)
 
 
+@overload
+def pfilter(
+    f: Verb[T, object], source: Source[T], /, *, on_error: Keep, **options: Unpack[Options]
+) -> Stream[T | Failed]: ...
+@overload
+def pfilter(
+    f: Verb[T, object], /, *, on_error: Keep, **options: Unpack[Options]
+) -> Transformer[T, T | Failed]: ...
+@overload
+def pfilter(*, on_error: Keep, **options: Unpack[Options]) -> _KeepFilter: ...
 @overload
 def pfilter(
     f: Verb[T, object],
@@ -213,6 +287,16 @@ def pfilter(f: Any = MISSING, source: Any = MISSING, /, *more: Any, **options: A
     return curry(FILTER, f, source, more, options)
 
 
+@overload
+def pflat_map(
+    f: Verb[T, Many[R]], source: Source[T], /, *, on_error: Keep, **options: Unpack[Options]
+) -> Stream[R | Failed]: ...
+@overload
+def pflat_map(
+    f: Verb[T, Many[R]], /, *, on_error: Keep, **options: Unpack[Options]
+) -> Transformer[T, R | Failed]: ...
+@overload
+def pflat_map(*, on_error: Keep, **options: Unpack[Options]) -> _KeepFlatMap: ...
 @overload
 def pflat_map(
     f: Verb[T, Many[R]], source: Source[T], /, *, on_error: Later[Iterable[D]], **options: Unpack[Options]
@@ -251,6 +335,14 @@ def pflat_map(f: Any = MISSING, source: Any = MISSING, /, *more: Any, **options:
     return curry(FLAT_MAP, f, source, more, options)
 
 
+@overload
+def peach(
+    f: Verb[T, object], source: Source[T], /, *, on_error: Keep, **options: Unpack[Options]
+) -> Stream[Failed]: ...
+@overload
+def peach(f: Verb[T, object], /, *, on_error: Keep, **options: Unpack[Options]) -> Transformer[T, Failed]: ...
+@overload
+def peach(*, on_error: Keep, **options: Unpack[Options]) -> _KeepEach: ...
 @overload
 def peach(
     f: Verb[T, object],
@@ -334,6 +426,48 @@ def batch(
     of them may hold fewer items than a batch does. To the stage after it, a batch is one item.
     """
     return curry(BATCH, n, source, more, checked("batch", {"within": within, "weight": weight}))
+
+
+@overload
+def divert(sink: Callable[[Any], object], source: Source[T | Failed], /) -> Stream[T]: ...
+@overload
+def divert(sink: Callable[[Any], object], source: Source[T | D], /, *, where: type[D]) -> Stream[T]: ...
+@overload
+def divert(
+    sink: Callable[[Any], object],
+    source: Source[T],
+    /,
+    *,
+    where: tuple[type, ...] | Callable[[Any], object] | None = None,
+) -> Stream[T]: ...
+@overload
+def divert(
+    sink: Callable[[Any], object],
+    /,
+    *,
+    where: type | tuple[type, ...] | Callable[[Any], object] | None = None,
+) -> Transformer[Any, Any]: ...
+@overload
+def divert(*, where: type | tuple[type, ...] | Callable[[Any], object] | None = None) -> _Divert: ...
+def divert(sink: Any = MISSING, source: Any = MISSING, /, *more: Any, where: Any = None) -> Any:
+    """Give what is an instance of *where* to *sink*, and everything else on.
+
+        >>> dead = []
+        >>> pmap(lambda x: 1 / x, [4, 0, 2], on_error="keep") | divert(dead.append) | list
+        [0.25, 0.5]
+        >>> dead[0].item
+        0
+
+    It takes the data last, as `pmap` does: ``divert(sink, source)``, ``divert(sink)(source)``,
+    ``divert(where=...)(sink)(source)`` and ``source | divert(sink)`` are the same. It is lazy, and keeps the order.
+
+    *where* is a class, a tuple of classes, or a function of an item that says whether this goes to the sink. Default
+    `Failed`.
+
+    ``sink(item)`` runs in the thread that iterates the outputs of this: put it last for your own thread. It needs no
+    worker. An error of it ends the stream.
+    """
+    return curry(DIVERT, sink, source, more, checked("divert", {"where": where}))
 
 
 def ordered(stream: Source[T], /) -> Stream[T]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Sequence
 
-__all__ = ["NotPicklable", "RemoteError", "WorkerDied", "WorkerTraceback"]
+__all__ = ["NotPicklable", "RemoteError", "TooManyFailures", "WorkerDied", "WorkerTraceback"]
 
 
 class WorkerDied(RuntimeError):
@@ -29,6 +30,21 @@ class NotPicklable(pickle.PicklingError):
 
 class RemoteError(RuntimeError):
     """Stands for an exception that cannot leave its worker process; the message holds its type, text and traceback."""
+
+
+class TooManyFailures(ExceptionGroup[Exception]):
+    """More items of a stage failed than *max_failures* allows; *exceptions* are the errors of the last ten.
+
+    >>> from fstream import pmap
+    >>> try:
+    ...     list(pmap(int, "12abc", on_error="skip", max_failures=1))
+    ... except TooManyFailures as error:
+    ...     len(error.exceptions)
+    2
+    """
+
+    def derive(self, errors: Sequence[Exception], /) -> TooManyFailures:  # type: ignore[override]  # it is one again
+        return TooManyFailures(self.message, errors)
 
 
 class WorkerTraceback(Exception):

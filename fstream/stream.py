@@ -9,15 +9,16 @@ from dataclasses import replace
 from itertools import chain
 from operator import length_hint
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 from weakref import ReferenceType, ref
 
 from fstream._engine.interrupts import Uninterrupted
 from fstream._engine.run import RLock, Run, let_go
 from fstream._plan.kernels import EACH, MAP
-from fstream._plan.stages import Batch, Stage
+from fstream._plan.stages import Batch, Stage, gives_one_for_one, has_memo
 from fstream._seen.account import Account
 from fstream._seen.stats import Stats, stats_of
+from fstream._workers.failed import Failed
 from fstream._workers.inline import in_place, is_inline, iterate_inline, iterate_inline_async
 from fstream._workers.kinds import IN_PLACE, backend_of, runs_in_place
 from fstream._workers.opening import OPEN
@@ -107,8 +108,29 @@ class Stream(_Chain[T_co], AsyncGenerator[T_co, None]):
             source = stream if parts is None else Stream(*parts)
         return source  # type: ignore[no-any-return]
 
-    def __or__(self, g: Callable[[Self], U]) -> U:
-        return g(self) if callable(g) else NotImplemented  # type: ignore[redundant-expr]
+    @overload
+    def __or__(self, g: Callable[[Self], U]) -> U: ...
+    @overload
+    def __or__(self: Stream[T | Failed], g: Callable[[Stream[T]], Stream[U]]) -> Stream[U | Failed]: ...
+    def __or__(self, g: Any) -> Any:
+        return g(self) if callable(g) else NotImplemented
+
+    def __len__(self) -> int:
+        """How many outputs there are in all, where each stage gives one for one and the source has a length.
+
+        Functions that take a sequence or an iterator, as those of toolz, count on a length that stays.
+        """
+        return self._outputs.length()
+
+    def __length_hint__(self) -> int:
+        """How many of them are left."""
+        try:
+            return self._outputs.left()
+        except TypeError:
+            return NotImplemented  # type: ignore[no-any-return]
+
+    def __bool__(self) -> bool:
+        return True
 
     def __repr__(self) -> str:
         return f"<fstream.Stream {self._outputs!r}>"
@@ -146,6 +168,29 @@ class Stream(_Chain[T_co], AsyncGenerator[T_co, None]):
         if isinstance(typ, type):
             typ = typ() if val is None else val if isinstance(val, BaseException) else typ(val)
         raise typ.with_traceback(tb) if tb is not None else typ
+
+    def drain(self) -> None:
+        """Pull nothing more from the source, give out what is held, and end.
+
+            >>> from itertools import count
+            >>> from fstream import pmap
+            >>> numbers = pmap(abs, count())
+            >>> for number in numbers:
+            ...     if number == 3:
+            ...         numbers.drain()
+            >>> number >= 3
+            True
+
+        It returns at once, and may be called in any thread and in a signal handler. A source that blocks is not waited
+        for: what it brings before the last output is given out still comes out, later it is dropped. Before the first
+        ``next`` the stream is then empty. An error ends it as ever. An iterator between two stages that is not
+        fstream's ends the reach of this: it is a source that nothing more is pulled from.
+        """
+        self._outputs.drain()
+
+    def _blame(self, error: BaseException) -> None:
+        """Note that this stream will be closed for an *error* of whoever takes its outputs."""
+        self._outputs.blame(error)
 
     def close(self) -> None:
         """End the pipeline at once: its workers, threads, tasks and processes, and its source.
@@ -228,6 +273,10 @@ def _itself(item: T) -> T:
     return item
 
 
+def _nothing() -> None:
+    pass
+
+
 class _Outputs:
     """What a stream iterates: iterators over outputs, one after the other. It starts the run, and ends it.
 
@@ -244,6 +293,18 @@ class _Outputs:
         self.started = self.over = False
         #: Another stream does what this one was to do.
         self.replaced = False
+        #: It is drained: nothing more is to be pulled. Without workers there is what sees to that.
+        self.draining = False
+        self.halt: Callable[[], None] = _nothing
+        #: The streams among the sources, and which of the sources are none.
+        self.streams: list[ReferenceType[Stream[Any]]] = []
+        self.own: list[bool] = []
+        #: How many outputs there will be, if that is known, and how many were given out. Without workers: what tells
+        #: how many items have come.
+        self.total: int | None = None
+        self.given = 0
+        self.count: Callable[[], int] = lambda: 0
+        self.blamed: BaseException | None = None
         #: How many stages without workers there are in a row, up to this one: each calls the one before it.
         self.depth = 1
         if runs_in_place(stage) and isinstance(source, Stream):
@@ -291,7 +352,9 @@ class _Outputs:
                         return self.current
                     if self.queue is None:
                         self.queue = self.run.consumer_queue()
-                    self.current = iter(self.run.take(self.queue))
+                    taken = self.run.take(self.queue)
+                    self.given += len(taken)
+                    self.current = iter(taken)
                 except BaseException:
                     self.end()
                     raise
@@ -317,7 +380,8 @@ class _Outputs:
     def _row(self) -> list[_Outputs]:
         """The stages that run as one row: this one, and those upstream that have workers and have not started."""
         row = [self]
-        while row[0].stage is not None and not runs_in_place(row[0].stage):
+        # What a memo knows is looked up by a feeder, so a stage that has one begins a row.
+        while row[0].stage is not None and not runs_in_place(row[0].stage) and not has_memo(row[0].stage):
             upstream = row[0].source._outputs if isinstance(row[0].source, Stream) else None
             if upstream is None or upstream.started or runs_in_place(upstream.stage):
                 break
@@ -329,14 +393,18 @@ class _Outputs:
         awaits = isinstance(self.stage, Stage) and backend_of(self.stage).awaits
         self.stage = in_place(self.stage)
         account = self.ready([self])
+        self.total = self._total()
         self.started, source, self.source = True, self.source, None
+        sources = source if self.stage is None else [source]
+        self.streams = [ref(each) for each in sources if isinstance(each, Stream)]
         return source, awaits, account
 
     def start(self) -> None:
         if is_inline():
             source, awaits, account = self.start_inline()
-            self.current = iterate_inline(self.stage, awaits, source, self.depth, account)
+            self.current = iterate_inline(self.stage, awaits, source, self, account)
             return
+        self.total = self._total()
         try:
             with _LINKING:
                 row = self._row()
@@ -353,6 +421,8 @@ class _Outputs:
         for number, outputs in enumerate(row[:-1]):
             outputs.account = account
             outputs.place = sum(isinstance(each.stage, Stage) for each in row[: number + 1])
+        self.streams = [ref(source) for source in sources if isinstance(source, Stream)]
+        self.own = [not isinstance(source, Stream) for source in sources]
         for outputs in row:
             outputs.source = None
         if self.loop is not None:
@@ -364,12 +434,15 @@ class _Outputs:
             if not isinstance(source, Iterable):
                 source = Stream((source,), None)
                 source._outputs.loop = self.loop
-            self.current = iterate(self.stage, source, self.depth, account)
+                self.streams = [ref(source)]
+            self.current = iterate(self.stage, source, self, bool(self.streams), account)
         else:
             with Uninterrupted():
                 self.run = OPEN.get()(sources, stages, self.loop)
                 account.opens(self.run, sources)
                 self.run.start()
+        if self.draining:
+            self.drain()
 
     def ready(self, row: list[_Outputs]) -> Account:
         """Give the account of this stage, the last of *row*, that knows those of what the row iterates."""
@@ -423,6 +496,7 @@ class _Outputs:
             source, _, account = self.start_inline()
             self.here = iterate_inline_async(self.stage, source, self, account)
             return self.here
+        self.total = self._total()
         if not runs_in_place(self.stage):
             self.start()
             return self._give_async()
@@ -430,7 +504,8 @@ class _Outputs:
         self.started, source, self.source = True, self.source, None
         if isinstance(source, Stream):
             source._outputs.loop = self.loop
-        self.here = iterate_async(self.stage, source, self, account)
+            self.streams = [ref(source)]
+        self.here = iterate_async(self.stage, source, self, bool(self.streams), account)
         return self.here
 
     async def _give_async(self) -> AsyncGenerator[Iterable[Any], None]:
@@ -442,11 +517,82 @@ class _Outputs:
         queue = consumer.queue_of(self.run)
         try:
             while (taken := await consumer.take(self.run, queue)) is not None:
+                self.given += len(taken)
                 yield taken
         finally:
             await self.aclose()
 
+    # ------------------------------------------------------------------------------------------------ length
+
+    def length(self) -> int:
+        """How many outputs there are in all; raise TypeError if that is not known."""
+        at, source = self._first()
+        if at.started:
+            if at is not self:
+                return self.left()
+            if at.total is None:
+                raise TypeError("the stream has started, and has not noted the length of its source")
+            return at.total
+        try:
+            self.total = len(source)
+        except TypeError:
+            raise
+        except Exception as error:  # longer than `len` can say, or an error of the source's own
+            raise TypeError(f"the length of the source cannot be told: {error}") from error
+        return self.total
+
+    def left(self) -> int:
+        """How many outputs are still to come; raise TypeError if that is not known."""
+        at, _ = self._first()
+        if not at.started:
+            return self.length()
+        given = at.count() if at.run is None else at.given - length_hint(at.current)
+        return 0 if at.over else max(0, at.length() - given)
+
+    def _first(self) -> tuple[_Outputs, Any]:
+        """The first part upstream that has not started, or the last one that has; and its source."""
+        at = self
+        while not at.started:
+            if at.stage is None or not gives_one_for_one(at.stage):
+                name = "merge" if at.stage is None else at.stage.name
+                raise TypeError(f"{name!r} does not give one output for each item: the stream has no length")
+            if not isinstance(at.source, Stream):
+                break
+            at = at.source._outputs
+        return at, at.source
+
+    def _total(self) -> int | None:
+        """How many outputs there will be, if to ask costs nothing: some sources load all they have to tell."""
+        try:
+            at, source = self._first()
+            known = at.started or type(source).__module__ in ("builtins", "collections")
+            return self.left() if known else self.total
+        except TypeError:
+            return None
+
     # ------------------------------------------------------------------------------------------------ ending
+
+    def drain(self) -> None:
+        """Pull nothing more: in any thread, in the middle of anything."""
+        if (taker := self.taken_by) is not None:
+            taker.drain()
+            return
+        self.draining = True
+        if not self.started:
+            self.over = self.started = True
+        for stream in self.streams:
+            if (upstream := stream()) is not None:
+                upstream.drain()
+        if (run := self.run) is not None:
+            run.drain(self.own)
+        else:
+            if not self.streams:
+                self.halt()
+
+    def blame(self, error: BaseException) -> None:
+        self.blamed = error
+        if self.run is not None:
+            self.run.blamed = error
 
     def end(self) -> None:
         self.over = self.started = True
@@ -454,9 +600,9 @@ class _Outputs:
             self.run.stop()
         self.run = self.source = None
         self.current = iter(())
-        self.count()
+        self.note_end()
 
-    def count(self) -> None:
+    def note_end(self) -> None:
         """Keep the numbers of the run, which is over."""
         if self.account is not None and self._taker is None:
             self.account.is_over()
@@ -470,7 +616,7 @@ class _Outputs:
         give_up(current)
         if run is not None:
             run.close()
-        self.count()
+        self.note_end()
         if self.here is not None and self.loop is not None:
             from fstream._workers.task import consumer
 
@@ -488,7 +634,7 @@ class _Outputs:
             from fstream._workers.task import consumer
 
             await consumer.close(run)
-        self.count()
+        self.note_end()
 
     def __del__(self) -> None:
         if (

@@ -18,9 +18,11 @@ from typing import (
     overload,
 )
 
-from fstream._plan.kernels import BATCH, MAP, Kernel
-from fstream._plan.options import _NONE_IS_DEFAULT, BATCH_CHECKS, CHECKS, Options, U, check_n, checked
+from fstream._plan import kernels
+from fstream._plan.kernels import BATCH, DIVERT, MAP, Kernel
+from fstream._plan.options import _NONE_IS_DEFAULT, Options, U, check_n, checked, checks_of
 from fstream._plan.stages import MISSING, NO_LIMIT, Batch, Stage, is_async, name_of
+from fstream._workers.failed import Failed
 from fstream._workers.kinds import IN_PLACE, backend_for, by_default, is_kind, that_await
 
 if TYPE_CHECKING:
@@ -30,16 +32,22 @@ __all__ = ["Curried", "Signed", "Transformer", "check_source", "curry", "hashabl
 
 T_contra = TypeVar("T_contra", contravariant=True)
 R_co = TypeVar("R_co", covariant=True)
+V = TypeVar("V")
 
-_DEFAULTS: Final = {each.name: each.default for each in fields(Stage)} | dict.fromkeys(_NONE_IS_DEFAULT)
+_DEFAULTS: Final = (
+    {each.name: each.default for each in fields(Stage)} | dict.fromkeys(_NONE_IS_DEFAULT) | {"where": Failed}
+)
 
 
 def signature_with(given: Mapping[str, Any], kernel: Kernel = MAP) -> Signature:
     """What a combinator takes that has the options *given*: they are its defaults."""
-    checks = BATCH_CHECKS if kernel == BATCH else CHECKS
-    hints = {"within": float | None, "weight": Callable[[Any], float] | None}
+    hints = {
+        "within": float | None,
+        "weight": Callable[[Any], float] | None,
+        "where": type | tuple[type, ...] | Callable[[Any], object],
+    }
     hints |= get_type_hints(Options) | {
-        "on_error": Literal["raise", "skip"] | Callable[[Exception, Any], Any]
+        "on_error": Literal["raise", "skip", "keep"] | Callable[[Exception, Any], Any]
     }
     return Signature(
         [Parameter(name, Parameter.POSITIONAL_ONLY, default=MISSING) for name in (kernel.first, "source")]
@@ -50,7 +58,7 @@ def signature_with(given: Mapping[str, Any], kernel: Kernel = MAP) -> Signature:
                 default=given.get(name, _DEFAULTS[name]),
                 annotation=hints[name],
             )
-            for name in checks
+            for name in checks_of(kernel.verb)
         ]
     )
 
@@ -75,8 +83,24 @@ def resolve(kernel: Kernel, f: Any, options: dict[str, Any]) -> Stage:
         timeout = None
     engine = None if given is kind or isinstance(given, str) else given
     stage = Stage(kernel, f, **{**options, "kind": kind, "name": name, "timeout": timeout, "engine": engine})
+    _check_together(stage)
     backend.check(stage)
     return stage
+
+
+def _check_together(stage: Stage) -> None:
+    """Refuse options that do not go together."""
+    if stage.max_failures is not None and stage.on_error == "raise":
+        raise ValueError(
+            "max_failures is for another on_error than 'raise', with which the first failure ends the stream: "
+            "write on_error='keep', 'skip' or a function"
+        )
+    if stage.memo_key is not None and stage.memo is None:
+        raise ValueError("memo_key is for memo: write memo={} or memo=Journal(path) with it")
+    if stage.memo_key is not None and is_async(stage.memo_key):
+        raise TypeError(f"memo_key {name_of(stage.memo_key)!r} is a coroutine function: write a plain one")
+    if stage.memo is not None and (check := getattr(type(stage.memo), "check_stage", None)) is not None:
+        check(stage.memo, stage.name)
 
 
 def _check_none_awaits(f: Any, kind: str, options: dict[str, Any]) -> None:
@@ -95,13 +119,37 @@ def resolve_batch(n: Any, options: dict[str, Any]) -> Batch:
     check_n(n, weighed=weight is not None)
     if is_async(weight):
         raise TypeError(f"weight {name_of(weight)!r} is a coroutine function, which batch() cannot run")
-    weigh = (
-        None if weight is None else Stage(MAP, partial(_weighed, weight), IN_PLACE.name, name=name_of(weight))
-    )
+    weigh = None if weight is None else _in_place(partial(_weighed, weight), name_of(weight))
     return Batch(n, None if within is None or within >= NO_LIMIT else within, weigh)
 
 
+def _in_place(f: Callable[[Any], Any], name: str) -> Stage:
+    """A stage of fstream's own, which sees each `Failed` that comes."""
+    return Stage(MAP, f, IN_PLACE.name, name=name, hands_on=False)
+
+
+def resolve_divert(sink: Any, options: dict[str, Any]) -> Stage:
+    """The same for `divert`."""
+    where = options.get("where", Failed)
+    if not callable(sink):
+        slip = "; write divert(sink, source), not divert(source, sink)" if hasattr(sink, "__iter__") else ""
+        raise TypeError(f"sink must be a function of an item, got {type(sink).__name__}{slip}")
+    for name, call in ("sink", sink), ("where", where):
+        if is_async(call):
+            raise TypeError(f"{name} {name_of(call)!r} is a coroutine function, which divert() cannot run")
+    return _in_place(partial(_diverted, sink, where), "divert")
+
+
+def _diverted(sink: Callable[[Any], object], where: Any, item: Any) -> Any:
+    if isinstance(item, where) if isinstance(where, type | tuple) else where(item):
+        sink(item)
+        return kernels.SKIP
+    return item
+
+
 def _weighed(weight: Callable[[Any], Any], item: Any) -> tuple[Any, Any]:
+    if isinstance(item, Failed):
+        return item, 1
     heavy = weight(item)
     if isinstance(heavy, bool) or not isinstance(heavy, Real):
         raise TypeError(f"weight must give a number, got {heavy!r}")
@@ -159,7 +207,10 @@ def hashable(content: Any) -> Any:
     if isinstance(content, tuple):
         return tuple(map(hashable, content))
     if isinstance(content, dict):
-        return frozenset((name, hashable(value)) for name, value in content.items())
+        # Not the contents of a memo, which change.
+        return frozenset(
+            (name, name if name == "memo" else hashable(value)) for name, value in content.items()
+        )
     try:
         hash(content)
     except TypeError:  # an unhashable callable: equal ones are of one type
@@ -222,7 +273,7 @@ class Step(_Value):
         object.__setattr__(self, "kernel", kernel)
         object.__setattr__(self, "f", f)
         object.__setattr__(self, "options", given)
-        stage = resolve_batch(f, given) if kernel == BATCH else resolve(kernel, f, given)
+        stage = {BATCH: resolve_batch, DIVERT: resolve_divert}.get(kernel, partial(resolve, kernel))(f, given)
         object.__setattr__(self, "stage", stage)
 
     def __repr__(self) -> str:
@@ -275,6 +326,10 @@ class Transformer(_Value, Generic[T_contra, R_co]):
     @overload
     def __or__(self, after: Transformer[R_co, U], /) -> Transformer[T_contra, U]: ...
     @overload
+    def __or__(
+        self: Transformer[T_contra, V | Failed], after: Transformer[V, U], /
+    ) -> Transformer[T_contra, U | Failed]: ...
+    @overload
     def __or__(self, after: Callable[[Stream[R_co]], Any], /) -> Transformer[T_contra, Any]: ...
     def __or__(self, after: Any, /) -> Any:
         if isinstance(after, Transformer):
@@ -312,9 +367,10 @@ def curry(kernel: Kernel, f: Any, source: Any, more: tuple[Any, ...], options: d
     """Give what the arguments so far come to: a `Curried`, a `Transformer` or a `Stream`."""
     if more:
         verb, third = kernel.verb, more[0]
-        if kernel == BATCH:
+        if kernel in (BATCH, DIVERT):
+            option = "within=0.5" if kernel == BATCH else "where=ValueError"
             raise TypeError(
-                f"batch() takes its options by keyword, got {third!r}: write batch(n, source, within=0.5)"
+                f"{verb}() takes its options by keyword, got {third!r}: write {verb}({kernel.first}, source, {option})"
             )
         if isinstance(third, str) or not hasattr(third, "__iter__"):
             word = f"kind={third!r}" if is_kind(third) else "workers=2"

@@ -14,6 +14,7 @@ PROJECT: Final = Path(__file__).parent.parent
 #: What each floor may import, beside itself.
 BELOW: Final = {
     "errors": set[str](),
+    "journal": {"_engine"},
     "_plan": set[str](),
     "_flow": set[str](),
     "_engine": {"_plan", "_flow"},
@@ -21,9 +22,19 @@ BELOW: Final = {
     "_seen": {"_plan", "_flow", "_engine"},
     "stream": {"_plan", "_engine", "_workers", "_seen"},
     "transformer": {"_plan", "_workers", "stream"},
-    "combinators": {"_plan", "stream", "transformer"},
+    "combinators": {"_plan", "_workers", "stream", "transformer"},
     "testing": {"_workers"},
-    "fstream": {"_flow", "_plan", "_seen", "_workers", "combinators", "errors", "stream", "transformer"},
+    "fstream": {
+        "_flow",
+        "_plan",
+        "_seen",
+        "_workers",
+        "combinators",
+        "errors",
+        "journal",
+        "stream",
+        "transformer",
+    },
 }
 
 

@@ -8,14 +8,17 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Generator, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
-from typing import Never, assert_type
+from typing import Any, Never, assert_type
 
 from fstream import (
     SKIP,
+    Failed,
+    Journal,
     StageStatus,
     Stream,
     Transformer,
     WorkerInfo,
+    divert,
     merge,
     ordered,
     peach,
@@ -253,6 +256,54 @@ def what_gives_no_output_is_no_output(ints: list[int], either: bool) -> None:
     assert_type(pflat_map(digits, ints, on_error="skip"), Stream[str])
     assert_type(pflat_map(digits, ints, on_error=lambda error, item: SKIP), Stream[str])
     assert_type(pflat_map(digits, ints, on_error=lambda error, item: ()), Stream[str])
+
+
+def what_fails_may_be_kept(ints: list[int]) -> None:
+    assert_type(pmap(spell, ints, on_error="keep"), Stream[str | Failed])
+    assert_type(pmap(spell, on_error="keep")(ints), Stream[str | Failed])
+    assert_type(pmap(on_error="keep")(spell)(ints), Stream[str | Failed])
+    assert_type(ints | pmap(fetch, on_error="keep", max_failures=0.1), Stream[str | Failed])
+    assert_type(pfilter(is_even, ints, on_error="keep"), Stream[int | Failed])
+    assert_type(pfilter(on_error="keep")(is_even)(ints), Stream[int | Failed])
+    assert_type(pflat_map(digits, ints, on_error="keep"), Stream[str | Failed])
+    assert_type(pflat_map(on_error="keep")(fetch_lines)(ints), Stream[str | Failed])
+    assert_type(peach(spell, ints, on_error="keep"), Stream[Failed])
+    assert_type(peach(on_error="keep")(spell)(ints), Stream[Failed])
+
+    # Later stages take it, and hand it on.
+    assert_type(pmap(spell, on_error="keep") | pmap(len), Transformer[int, int | Failed])
+    assert_type(ints | (pmap(spell, on_error="keep") | pfilter(is_long)), Stream[str | Failed])
+    assert_type(ints | pmap(spell, on_error="keep") | pmap(len), Stream[int | Failed])
+    for output in pmap(spell, ints, on_error="keep"):
+        if isinstance(output, Failed):
+            assert_type((output.index, output.tries, output.stage), tuple[int, int, str])
+            output.raise_()
+        assert_type(output, str)
+
+
+def what_failed_may_be_diverted(ints: list[int]) -> None:
+    dead: list[Failed] = []
+    assert_type(divert(dead.append, pmap(spell, ints, on_error="keep")), Stream[str])
+    assert_type(divert(print, ints, where=is_even), Stream[int])
+    assert_type(divert(print, where=int), Transformer[Any, Any])
+    assert_type(pmap(spell, ints, on_error="keep") | divert(print) | list, list[Any])
+    divert(ints, print)  # type: ignore[call-overload]
+
+
+def a_memo_is_a_mapping(ints: list[int]) -> None:
+    with Journal("pages.jsonl", dumps=str, loads=int) as journal:
+        assert_type(pmap(spell, ints, memo=journal, memo_key=lambda number: number % 2), Stream[str])
+    assert_type(pmap(spell, ints, memo={}), Stream[str])
+
+
+def a_stream_may_be_drained_and_has_a_length(stream: Stream[str]) -> None:
+    assert_type(len(stream), int)
+    assert_type(bool(stream), bool)
+    stream.drain()
+
+
+def on_error_of_a_stage(stage_status: StageStatus) -> None:
+    assert_type(stage_status.error, BaseException | None)
 
 
 def add(one: int, other: int) -> float: ...

@@ -70,6 +70,8 @@ class ThreadQueue(queue.Queue[Any]):
                         counted = True
                     if self._qsize():
                         taken = self._get()
+                        if taken is None:
+                            continue
                         self.takers -= 1
                         counted = False
                         return taken

@@ -33,14 +33,14 @@ from _thread import start_new_thread  # the least there is: `threading` has lock
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from contextvars import Context, copy_context
-from time import monotonic, perf_counter
+from time import monotonic, perf_counter, sleep
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from fstream._engine.interrupts import Uninterrupted
 from fstream._engine.queues import ThreadQueue
 from fstream._engine.reports import Reports
 from fstream._flow.batching import Batches
-from fstream._flow.buffers import Outlet
+from fstream._flow.buffers import Credits, Outlet
 from fstream._flow.protocols import TakerQueue
 from fstream._flow.sources import Feed, Slices
 from fstream._flow.span import Closed
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "HERE",
+    "SHORT_ROW",
     "ConsumerQueue",
     "Feeder",
     "Lock",
@@ -75,6 +76,11 @@ class StageWorkers(Protocol):
 
     @property
     def window(self) -> Window: ...
+
+    @property
+    def error(self) -> BaseException | None:
+        """What the stage has failed with."""
+        ...
 
     def start(self) -> None: ...
 
@@ -105,11 +111,16 @@ class Member(Protocol):
     def join(self, timeout: float) -> None: ...
 
 
-class Feeder(Protocol):
+class Feeder(Member, Protocol):
     """The thread or task that iterates a source."""
+
+    abandoned: bool  # its source blocks, and the stream is drained
 
     @property
     def queue(self) -> TakerQueue: ...
+
+    @property
+    def credits(self) -> Credits: ...
 
     def start(self) -> None: ...
 
@@ -171,6 +182,9 @@ class Run:
     #: How long `close` waits for the other members, in seconds. They have only to see that the run is over.
     LONGEST: Final = 5.0
 
+    #: How long a drained stream waits for a pull that is under way, in seconds: a source that does not block is faster.
+    PATIENCE: Final = 0.1
+
     #: The clock that its queues go by, in seconds.
     clock = staticmethod(perf_counter)
 
@@ -185,6 +199,12 @@ class Run:
         self.members: set[Member] = set()
         #: Called, on whatever thread, when a member leaves.
         self.on_leave: list[Callable[[], object]] = []
+        #: Until when it waits for pulls that are under way, if it is drained: in seconds of the clock.
+        self.patient_until = 0.0
+        #: What its first stage knows of its memo, if it has one: `fstream._workers.memory`.
+        self.memory: Any = None
+        #: The error that its consumer ended with, if that is another stage.
+        self.blamed: BaseException | None = None
         #: Errors of ``on_done``, raised to the consumer when all is over.
         self.complaints: list[BaseException] = []
         #: Passes on what happens, if somebody observes this run. Its lock is the run's, then.
@@ -195,6 +215,8 @@ class Run:
         self.crews: list[StageWorkers] = []
         #: The nodes between them.
         self.nodes: list[Batches] = []
+        #: The windows that are to give out at once what needs no worker, also while all of their workers are busy.
+        self.sorting: list[Window] = []
         self.feed: Feed
         #: What the first stage draws from.
         self.origin: Feed | Slices
@@ -253,6 +275,8 @@ class Run:
         # The time of an open batch begins when its first item is there, also while its taker is busy.
         for node in self.nodes:
             node.look()
+        for window in self.sorting:
+            window.look()
         # True once a taker nearer the consumer starves. Only then may windows further up grow.
         starved = False
         for queue in queues:
@@ -349,6 +373,13 @@ class Run:
         self.close(complain=taken.error is None)
         raise taken.error or StopIteration
 
+    @property
+    def error(self) -> BaseException | None:
+        """What has ended the row, so far as is known: what the consumer gets in the end. Under the lock."""
+        of_source = self.origin.error if isinstance(self.origin, Feed) else None
+        errors = (*(crew.error for crew in reversed(self.crews)), of_source, self.blamed)
+        return next((error for error in errors if error is not None), None)
+
     def ends_with(self, error: BaseException | None) -> None:
         """The consumer gets *error*, or the end."""
         if self.observer is not None:
@@ -366,13 +397,64 @@ class Run:
             for window in self.windows:
                 window.stop()
             self.origin.stopped = True
-            for part in (*self.feeders, *self.crews):
-                part.stop()
+            for feeder in self.feeders:
+                feeder.stop()
+            for crew in self.crews:
+                crew.stop()
+            if self.memory is not None:
+                self.memory.end()
             for queue in self.queues:
                 # Once more than there are takers: an interrupt in the middle of a wake-up may have left `signalled`
                 # set, or a waiter in the list that waits no more.
                 for _ in range(queue.takers + 1 if queue.takers else 0):
                     queue.signal()
+
+    def drain(self, own: Sequence[bool]) -> None:
+        """Pull nothing more from the sources of which *own* says so; others are drained by themselves.
+
+        It is called in any thread, in the middle of anything, as `drop` is, and waits for no lock. An attribute that is
+        set needs none; for the rest there is a thread.
+        """
+        if isinstance(self.origin, Slices):
+            self.origin.over = True
+        elif self.origin.drained is None:
+            self.patient_until = self.clock() + self.PATIENCE
+            self.origin.drained = self.is_drained
+            for feeder, is_own in zip(self.feeders, own, strict=True):
+                feeder.credits.halted |= is_own
+        self.settle_elsewhere()
+
+    def settle_elsewhere(self) -> None:
+        """Settle in another thread: now, and when a pull under way is not waited for any more."""
+        try:
+            start_new_thread(self.settle_drained, ())
+        except Exception:  # too many threads: whoever settles next sees to it
+            self.patient_until = 0.0
+
+    def settle_drained(self) -> None:
+        with self.lock:
+            self.settle()
+        sleep(self.PATIENCE)
+        with self.lock:
+            self.settle()
+
+    def is_drained(self) -> bool:
+        """Tell whether nothing is held any more, while the sources that are pulled no more block. Under the lock.
+
+        Then nobody waits for these: what they bring is dropped.
+        """
+        blocked = [feeder for feeder in self.feeders if feeder in self.members]
+        if (
+            self.clock() < self.patient_until
+            or not all(feeder.credits.halted for feeder in blocked)
+            or any(window.outbox.has_more for window in self.windows)
+        ):
+            return False
+        self.origin.stopped = True
+        for feeder in blocked:
+            feeder.abandoned = True
+            feeder.stop()
+        return True
 
     def drop(self) -> None:
         """Stop the run, because its stream was collected: in any thread, in the middle of anything.

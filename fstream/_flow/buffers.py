@@ -40,8 +40,9 @@ class Work:
     def ready(self) -> bool:
         return self.window.takable() or self.window.exhausted
 
-    def take(self) -> Span | Closed:
-        return self.poll() or Closed()
+    def take(self) -> Span | Closed | None:
+        """Take the next span; None if what there was has turned out to need no worker."""
+        return self.poll() or (None if self.window.knowns is not None else Closed())
 
     def poll(self) -> Span | Closed | None:
         """Take the next span without waiting; None if there is none now."""
@@ -145,12 +146,14 @@ class Credits:
 
     def __init__(self, feed: Feed) -> None:
         self.feed = feed
+        #: Its feeder is to pull nothing more.
+        self.halted = False
 
     def ready(self) -> bool:
-        return self.feed.stopped or self.feed.room.free > 0
+        return self.halted or self.feed.stopped or self.feed.room.free > 0
 
     def take(self) -> int | Closed:
-        return Closed() if self.feed.stopped else self.feed.credits()
+        return Closed() if self.halted or self.feed.stopped else self.feed.credits()
 
     def report_starvation(self, starved: bool) -> bool:
         return starved

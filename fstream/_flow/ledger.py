@@ -47,18 +47,29 @@ class Ledger:
         self.lone_slots: dict[int, Slot] = {}
         #: How many lone items have not been made into outputs yet.
         self.lone = 0
+        #: How many items needed no worker, as their slots were known.
+        self.known = 0
+        #: Items that wait for the slot of another one, by their indices. Each is an open span that no worker has.
+        self.waiting: dict[int, Span] = {}
         #: Nothing is wanted from this index on: it is not started any more. Infinite before a failure or a stop.
         self.cutoff = inf
 
     @property
     def busy(self) -> int:
         """How many workers have something in hand. A lone item that nobody has taken yet counts as taken."""
-        return self.open + self.lone - len(self.lone_slots)
+        return self.open + self.lone - len(self.lone_slots) - len(self.waiting)
+
+    @property
+    def worked_off(self) -> int:
+        """How many items workers have worked off."""
+        at_work = sum(len(span.items) - len(span.slots) for span in self.spans.values() if not span.closed)
+        to_do = sum(len(span.items) for span in self.requeued)
+        return self.next_index - self.known - at_work - to_do - self.lone + len(self.lone_slots)
 
     @property
     def settled(self) -> bool:
-        """Nothing of what workers have in hand can come back."""
-        if not (self.stealable or self.loses):
+        """Nothing of what workers have in hand, nor what waits for it, can come back."""
+        if not (self.stealable or self.loses or self.waiting):
             return True
         return all(span.closed or span.start >= self.cutoff for span in self.spans.values())
 
@@ -88,6 +99,15 @@ class Ledger:
         self.lone_items.extend(enumerate(items, self.next_index))
         self.next_index += len(items)
         self.lone += len(items)
+
+    def add_known(self, items: Sequence[Item], slots: list[Slot]) -> Span:
+        """Take in the next items, whose *slots* are known."""
+        span = Span(self.next_index, items)
+        self.next_index += len(items)
+        self.known += len(items)
+        span.slots, span.sent, span.closed = slots, True, True
+        self.spans[span.start] = span
+        return span
 
     def next_lone(self) -> Span:
         """Make a span of a lone item. Only the thread of the loop whose tasks take lone items comes here."""
@@ -150,5 +170,6 @@ class Ledger:
         for span in self.spans.values():
             if span.start >= index:
                 span.halt()
+        self.waiting = {start: span for start, span in self.waiting.items() if start < index}
         self.requeued = [span for span in self.requeued if span.start < index]
         self.lone_items.clear()

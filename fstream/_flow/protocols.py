@@ -71,8 +71,8 @@ class Buffer(Protocol):
         """Tell whether there is something to take. The end counts."""
         ...
 
-    def take(self) -> Span | Sequence[Item] | int | Closed:
-        """Take it; called only when ready."""
+    def take(self) -> Span | Sequence[Item] | int | Closed | None:
+        """Take it, or None if there is nothing left for this taker; called only when ready."""
         ...
 
     def report_starvation(self, starved: bool) -> bool:

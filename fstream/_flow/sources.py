@@ -25,6 +25,8 @@ class Feed(Upstream):
         self.room = room
         #: Feeders append without the lock: an append is atomic, and takers ask `available` again before they wait.
         self.pending: deque[Item] = deque()
+        #: What feeders call for an item.
+        self.append: Callable[[Item], None] = self.pending.append
         self.feeders = feeders
         #: How many feeders wait for room.
         self.blocked = 0
@@ -37,6 +39,8 @@ class Feed(Upstream):
         self.alone = False
         #: The run is over, or failed downstream of here.
         self.stopped = False
+        #: The stream is drained: tells, and sees to it, that nothing more is waited for.
+        self.drained: Callable[[], bool] | None = None
         #: Is told how many items are drawn, if somebody observes.
         self.pulled: Callable[[int], None] | None = None
 
@@ -94,7 +98,11 @@ class Feed(Upstream):
     def end(self) -> Closed | None:
         if self.stopped:
             return CLOSED
-        return Closed(self.error) if self.feeders <= 0 and not self.pending else None
+        if self.pending:
+            return None
+        if self.feeders <= 0:
+            return Closed(self.error)
+        return CLOSED if self.drained is not None and self.drained() else None
 
 
 def sliceable(source: object) -> bool:

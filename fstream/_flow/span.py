@@ -24,6 +24,8 @@ class Failure:
     error: BaseException | None
     #: How often it was tried.
     tries: int = field(default=0, compare=False)
+    #: It ends the stream, whatever ``on_error`` says.
+    final: bool = field(default=False, compare=False)
 
 
 class Closed(NamedTuple):

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from fstream._flow.known import PENDING, Known, Knowns
 from fstream._flow.ledger import Ledger
 from fstream._flow.observer import Observer, StageInfo
 from fstream._flow.outbox import Outbox, Outputs
@@ -49,6 +50,7 @@ class Window(Upstream):
         one_each: bool = False,
         numbers: Numbers,
         loses: bool = True,
+        knowns: Knowns | None = None,
     ) -> None:
         self.upstream = upstream
         self.workers = workers
@@ -61,6 +63,9 @@ class Window(Upstream):
         #: The taker downstream waits, and whoever minds the remote workers is to ask them for finished slots.
         self.flush_requested = False
         self.stopped = False
+        #: Which items need no worker, if there may be such; and that some have come, so that all are sorted out now.
+        self.knowns = knowns
+        self.sorting = False
         #: How the outputs end: by a failure here, by a stop, or as upstream ended. Once it is known, nothing is drawn.
         self.ending: Closed | None = None
         #: The part of the row upstream that had more when `end` looked last. While it goes on, nothing between it and
@@ -75,8 +80,10 @@ class Window(Upstream):
 
     @property
     def backlog(self) -> int:
-        """How many items workers could take now. A requeued span counts as one."""
-        return len(self.ledger.requeued) + len(self.ledger.lone_items) + self._drawable()
+        """How many items workers could take now. A requeued span counts as one, where nothing is sorted out."""
+        requeued = self.ledger.requeued
+        held = sum(len(span.items) for span in requeued) if self.sorting else len(requeued)
+        return held + len(self.ledger.lone_items) + self._drawable()
 
     def takable(self) -> bool:
         """Tell whether a worker that comes now gets a span."""
@@ -87,10 +94,15 @@ class Window(Upstream):
         ledger, sizing = self.ledger, self.sizing
         self.tally.come(now)
         most = sizing.fair(most)
+        if self.sorting:
+            self.look()
         span: Span | None
         if ledger.requeued:
             span = ledger.next_requeued()
-            ledger.requeue(span.split(sizing.share(len(span.items), most)))
+            size = sizing.share(len(span.items), most)
+            if self.sorting and size < most:
+                self._note_lack(0)
+            ledger.requeue(span.split(size))
         elif ledger.lone_items:
             span = ledger.next_lone()
         else:
@@ -110,6 +122,9 @@ class Window(Upstream):
         most = min(self._drawable(), most)
         if most > 0:
             items = self._draw(most)
+            if self.knowns is not None and self.knowns.among(items):
+                self._sort_out(items)
+                return
             if self.observer is not None:
                 self.observer.taken(self.info, ledger.next_index, len(items), None)
             ledger.add_lone(items)
@@ -120,15 +135,59 @@ class Window(Upstream):
         available = self._drawable()
         if available <= 0:
             return None
-        upstream, room, ledger = self.upstream, self.room, self.ledger
-        size, room.lack = most, Lack.NOTHING
+        ledger = self.ledger
+        size, self.room.lack = most, Lack.NOTHING
         if most > 1 and (size := self.sizing.share(available, most)) < most:
-            more = upstream.available() > available or (upstream.blocked and room.free <= 0)
-            room.lack = Lack.ROOM if more else Lack.ITEMS
+            self._note_lack(available)
         items = self._draw(size)
+        if self.knowns is not None and self.knowns.among(items):
+            self._sort_out(items)
+            return ledger.next_requeued() if ledger.requeued else None
         span = Span(ledger.next_index, items)
         ledger.next_index += len(items)
         return span
+
+    def _note_lack(self, available: int) -> None:
+        """Note why a span is small, though it has its share of the *available* items."""
+        upstream, room = self.upstream, self.room
+        more = upstream.available() > available or (upstream.blocked and room.free <= 0)
+        room.lack = Lack.ROOM if more else Lack.ITEMS
+
+    def look(self) -> None:
+        """Draw what there is room for, if some of it may need no worker, and sort that out."""
+        if self.sorting or (self.knowns is not None and self.knowns.may_come()):
+            while (count := self._drawable()) > 0:
+                self._sort_out(self._draw(count))
+
+    def _sort_out(self, items: Sequence[Item]) -> None:
+        """Take in *items*: those that need no worker give their outputs, the others are for whoever comes next."""
+        assert self.knowns is not None
+        self.sorting = True
+        ledger = self.ledger
+        for part, slots in self.knowns.sorted_out(items):
+            if slots is not None and slots[0] is not PENDING:
+                self.outbox.close(ledger.add_known(part, slots))
+                continue
+            span = Span(ledger.next_index, part)
+            ledger.next_index += len(part)
+            if slots is None:
+                ledger.requeue(span)
+            else:
+                ledger.waiting[span.start] = span
+                self.keep_place(span)
+
+    def bring(self, index: int, known: Known) -> None:
+        """The slot of an item that waits for another one is known now."""
+        if (span := self.ledger.waiting.pop(index, None)) is not None:
+            span.slots.append(known.slot)
+            self.done(span)
+
+    def run_alone(self, index: int, known: Known) -> None:
+        """An item that waits for another one is to be run now."""
+        if self.ledger.waiting.pop(index, None) is not None:
+            del self.ledger.spans[index]
+            self.ledger.open -= 1
+            self.ledger.requeue(Span(index, [known.item]))
 
     def _drawable(self) -> int:
         """How many items upstream has that there is room for; none when no more are to be drawn."""
@@ -200,17 +259,18 @@ class Window(Upstream):
         if self.observer is not None:
             self.observer.taken(self.info, span.start, 1, None)
 
-    def fail(self, failure: Failure) -> None:
-        """Put *failure* in its item's place. No item behind it is started any more.
+    def fail(self, failure: Failure) -> bool:
+        """Put *failure* in its item's place, unless it changes nothing. No item behind it is started any more.
 
         In order, all items before it are still worked off and go out first, and an earlier failure replaces it. Without
         order, finished slots go out first, and what is finished later is dropped.
         """
         if failure.index >= self.ledger.cutoff:
-            return
+            return False
         self.outbox.harvest()
         self.ending = Closed(failure.error)
         self.ledger.cut(failure.index if self.outbox.ordered else -1)
+        return True
 
     def stop(self) -> None:
         """Start nothing more and give nothing more."""

@@ -65,6 +65,7 @@ def _plain(stage: Stage) -> bool:
         and stage.retries == 0
         and stage.on_error == "raise"
         and stage.max_items_per_worker is None
+        and stage.memo is None
     )
 
 

@@ -18,16 +18,17 @@ from typing import (
 from fstream._plan.kernels import Sentinel
 
 __all__ = [
-    "BATCH_CHECKS",
     "CHECKS",
     "_NONE_IS_DEFAULT",
     "Executor",
+    "Keep",
     "Kind",
     "OnError",
     "Options",
     "U",
     "check_n",
     "checked",
+    "checks_of",
 ]
 
 
@@ -47,6 +48,9 @@ U = TypeVar("U")
 #: What becomes of a failed item; a handler gives U, or `SKIP`, which is a Sentinel.
 OnError: TypeAlias = Literal["raise", "skip"] | Callable[[Exception, Any], U | Sentinel]
 
+#: A `Failed` stands in the place of a failed item.
+Keep: TypeAlias = Literal["keep"]
+
 
 class Options(TypedDict, total=False):
     """The options of the four combinators, as a type checker sees them; `pmap` says what they mean.
@@ -62,6 +66,9 @@ class Options(TypedDict, total=False):
     retries: int
     on_start: Callable[..., Any] | None
     on_done: Callable[..., Any] | None
+    max_failures: float | None
+    memo: Any
+    memo_key: Callable[[Any], Any] | None
     name: str | None
     max_items_per_worker: int | None
 
@@ -106,12 +113,35 @@ def check_n(value: object, weighed: bool) -> None:
         raise ValueError(f"n must be at least 1, got {value}")
 
 
+_ON_ERROR: Final = "'raise', 'skip', 'keep' or a function g(error, item)"
+
+
 def _check_on_error(value: object) -> None:
     if isinstance(value, str):
-        if value not in ("raise", "skip"):
-            raise ValueError(f"on_error must be 'raise', 'skip' or a function g(error, item), got {value!r}")
+        if value not in ("raise", "skip", "keep"):
+            raise ValueError(f"on_error must be {_ON_ERROR}, got {value!r}")
     elif not callable(value):
-        raise TypeError(f"on_error must be 'raise', 'skip' or a function g(error, item), got {value!r}")
+        raise TypeError(f"on_error must be {_ON_ERROR}, got {value!r}")
+
+
+def _check_max_failures(value: object) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"max_failures must be a number of items, a share of them, or None, got {value!r}")
+    if not value >= 0:  # nor is what is not a number
+        raise ValueError(f"max_failures must be at least 0, got {value}")
+    if isinstance(value, float) and value > 1:
+        raise ValueError(
+            f"max_failures as a share must be at most 1.0, got {value}: write an int for a number of items"
+        )
+
+
+def _check_memo(value: object) -> None:
+    if value is not None and not all(
+        hasattr(type(value), name) for name in ("get", "__getitem__", "__setitem__")
+    ):
+        raise TypeError(f"memo must be a mutable mapping or None, got {value!r}")
 
 
 def _optional_call(name: str) -> Callable[[object], None]:
@@ -140,6 +170,9 @@ CHECKS: Final[dict[str, Callable[[Any], None]]] = {
     "timeout": partial(_check_seconds, "timeout"),
     "retries": lambda value: _whole("retries", value, 0),
     "on_error": _check_on_error,
+    "max_failures": _check_max_failures,
+    "memo": _check_memo,
+    "memo_key": _optional_call("memo_key"),
     "on_start": _optional_call("on_start"),
     "on_done": _optional_call("on_done"),
     "name": _check_name,
@@ -151,14 +184,28 @@ BATCH_CHECKS: Final[dict[str, Callable[[Any], None]]] = {
     "weight": _optional_call("weight"),
 }
 
+
+def _check_where(value: object) -> None:
+    classes = value if isinstance(value, tuple) else (value,)
+    if not callable(value) and not (classes and all(isinstance(each, type) for each in classes)):
+        raise TypeError(f"where must be a class, a tuple of classes, or a function of an item, got {value!r}")
+
+
+DIVERT_CHECKS: Final[dict[str, Callable[[Any], None]]] = {"where": _check_where}
+
 #: Options whose None means "not given": what a wrapper passes on unset.
-_NONE_IS_DEFAULT: Final = frozenset({"kind", "workers", "name", "within", "weight"})
+_NONE_IS_DEFAULT: Final = frozenset({"kind", "workers", "name", "within", "weight", "where"})
+
+
+def checks_of(verb: str) -> dict[str, Callable[[Any], None]]:
+    """The options of a combinator, and what checks them."""
+    return {"batch": BATCH_CHECKS, "divert": DIVERT_CHECKS}.get(verb, CHECKS)
 
 
 def checked(verb: str, options: dict[str, Any]) -> dict[str, Any]:
     """Check the options that were given; raise for the first that is wrong."""
     given = {}
-    checks = BATCH_CHECKS if verb == "batch" else CHECKS
+    checks = checks_of(verb)
     for name, value in options.items():
         if name not in checks:
             close = difflib.get_close_matches(name, checks, 1)

@@ -18,6 +18,8 @@ __all__ = [
     "StageStatus",
     "WorkerInfo",
     "declared",
+    "gives_one_for_one",
+    "has_memo",
     "is_async",
     "name_of",
 ]
@@ -41,13 +43,16 @@ class WorkerInfo:
 
 @dataclass(frozen=True, slots=True)
 class StageStatus:
-    """What ``on_done`` is told: how many other workers of the stage are still active.
+    """What ``on_done`` is told: how many other workers of the stage are still active, and what ended the stage.
 
     >>> StageStatus(active_workers=0).done
     True
     """
 
     active_workers: int
+    #: What ended the stage: an error of its own, of a stage or a source before it, or of one behind. None after
+    #: exhaustion, `Stream.drain` and `Stream.close`.
+    error: BaseException | None = None
 
     @property
     def done(self) -> bool:
@@ -73,6 +78,11 @@ class Stage:
     on_done: Callable[..., Any] | None = None
     name: str = ""
     max_items_per_worker: int | None = None
+    max_failures: float | None = None
+    memo: Any = None
+    memo_key: Callable[[Any], Any] | None = None
+    #: It hands on a `Failed` of the stage before it. What stands for `divert` and for the weight of a `batch` does not.
+    hands_on: bool = True
     #: What the option ``kind`` was, if that was no name but an object.
     engine: Any = None
     #: The stages that this one stands for, if there are several.
@@ -100,6 +110,20 @@ class Batch:
     ordered: bool = True
     kind: Final = "batch"
     name: Final = "batch"
+
+
+def has_memo(stage: Stage | Batch) -> bool:
+    return isinstance(stage, Stage) and stage.memo is not None
+
+
+def gives_one_for_one(stage: Stage | Batch) -> bool:
+    """Tell whether each item has one output, unless f says `SKIP`."""
+    return (
+        isinstance(stage, Stage)
+        and stage.kernel.plain
+        and stage.hands_on
+        and stage.on_error in ("raise", "keep")
+    )
 
 
 # --------------------------------------------------------------------------------------------------- options

@@ -10,11 +10,27 @@ from typing import Any, Final, Protocol, TypeAlias
 
 from fstream._flow.span import Failure
 from fstream._flow.tally import Parts
-from fstream._plan.kernels import DROP, SKIP
+from fstream._flow.tolerance import Tolerance
+from fstream._plan import kernels
+from fstream._plan.kernels import DROP
 from fstream._plan.stages import Stage, StageStatus, WorkerInfo, declared
+from fstream._workers.failed import Failed
+from fstream._workers.memory import Unkept
 from fstream._workers.notes import annotate, annotate_item, describe, notes_of, shown
+from fstream.errors import TooManyFailures
 
-__all__ = ["Call", "FusedCall", "Place", "call_of", "handled", "handler_failed", "is_failure", "replaced"]
+__all__ = [
+    "Call",
+    "FusedCall",
+    "Place",
+    "call_of",
+    "handled",
+    "handler_failed",
+    "is_failure",
+    "judged",
+    "replaced",
+    "tolerance_of",
+]
 
 
 #: After a span in which the time of each part of a stage is taken come so many in which it is not: it takes 0.1
@@ -30,6 +46,11 @@ class Place(Protocol):
 
     @property
     def slots(self) -> Sequence[Any]: ...
+
+    @property
+    def tries(self) -> int:
+        """How often its first item was tried before, by workers that are gone."""
+        ...
 
 
 #: Is asked before a further try of an item: how often it was tried, and what the last try ended with.
@@ -59,14 +80,18 @@ class Call:
     #: f may give coroutines: somebody awaits them, or takes them as they are.
     takes_coroutines = False
 
-    def __init__(self, stage: Stage, index: int) -> None:
+    def __init__(self, stage: Stage, index: int, keep: Callable[[int, Any], object] | None = None) -> None:
         self.stage = stage
         self.index = index
+        #: Keeps the slot of the item of an index in the stage's memo, if it has one, and this is its process.
+        self.keep = keep
         #: ``on_start`` has returned, so ``on_done`` has to run.
         self.started = False
         self.resources: Any = None
         #: The span that is worked on, for `element_index`. None while a worker waits: it keeps no item and no output.
         self.place: Place | None = None
+        #: How often the item at work was tried by this worker, for `attempt`.
+        self.tries = 0
         self.step: Callable[[Any], Any] = self.bind(None)
 
     def set_place(self, place: Place | None) -> None:
@@ -125,7 +150,17 @@ class Call:
         self.resources = resources
         f = self.stage.f
         args, named = self._arguments(self.stage.names)
-        if "element_index" in self.stage.names:
+        indexed = "element_index" in self.stage.names
+        if "attempt" in self.stage.names:
+
+            def bound(item: Any) -> Any:
+                place = self.place
+                assert place is not None
+                done = len(place.slots)
+                told = {"element_index": place.start + done} if indexed else {}
+                return f(item, *args, attempt=self.tries or (0 if done else place.tries), **told, **named)
+
+        elif indexed:
 
             def bound(item: Any) -> Any:
                 place = self.place
@@ -165,7 +200,21 @@ class Call:
         return begin
 
     def wrap(self, bound: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        return self.stage.kernel.step(bound)
+        step = self.stage.kernel.step(bound)
+        if self.keep is None:
+            return step
+
+        def kept(item: Any) -> Any:
+            return self.kept(step(item))
+
+        return kept
+
+    def kept(self, slot: Any) -> Any:
+        """Keep the slot of the item at work, and give it back."""
+        assert self.place is not None
+        assert self.keep is not None
+        self.keep(self.place.start + len(self.place.slots), slot)
+        return slot
 
     def _known(self, names: frozenset[str]) -> dict[str, Any]:
         return {"worker_info": WorkerInfo(self.index)} if "worker_info" in names else {}
@@ -190,32 +239,36 @@ class Call:
             tries += 1
             if not (self.may_retry(error, tries) and again(tries, error)):
                 return self.given_up(error, item, index, tries)
+            self.tries = tries
             try:
                 return self.step(item)
             except BaseException as another:
                 error = another
+            finally:
+                self.tries = 0
 
     def given_up(self, error: BaseException, item: Any, index: int, tries: int) -> Failure:
+        if unkept := isinstance(error, Unkept):
+            error = error.error
         self.explain(error, item)
         annotate_item(error, self.stage, describe(self.stage, index, item))
-        return Failure(index, item, error, tries)
+        return Failure(index, item, error, tries, final=unkept)
 
     def explain(self, error: BaseException, item: Any) -> None:
         """Note on *error* what to write, where f cannot be called as it is, or the item is none.
 
         Here, as it costs nothing where nothing fails; and a function that can be called may have a wrong signature.
         """
-        if item is SKIP:
+        if item is kernels.SKIP:
             self.hint(
                 error,
-                "SKIP is for on_error handlers to return: this item, from the source or from f, is SKIP",
+                "SKIP is for on_error handlers to return, and for f: this item, from the source, is SKIP",
             )
         if type(error) is not TypeError or "argument" not in repr(error.args[:1]):
             return
         f, verb = self.stage.f, self.stage.kernel.verb
         args, named = self._arguments(self.stage.names)
-        if "element_index" in self.stage.names:
-            named = named | {"element_index": 0}
+        named = named | {name: 0 for name in ("element_index", "attempt") if name in self.stage.names}
         if fits(f, item, *args, **named):
             return
         if isinstance(item, tuple | list) and fits(f, *item, *args, **named):
@@ -296,8 +349,10 @@ class FusedCall:
         for call in self.calls:
             self.at, self.item = call, item
             item = call.step(item)
-            if item is DROP:
+            if item is DROP or item is kernels.SKIP:
                 return self.dropped()
+            if Failed._made and self.is_handed_on(item):
+                return self.stage.kernel.kept(item)
         return item
 
     def run_timed(self, item: Any) -> Any:
@@ -309,9 +364,15 @@ class FusedCall:
                 item = call.step(item)
             finally:
                 seconds[number] += perf_counter() - begun
-            if item is DROP:
+            if item is DROP or item is kernels.SKIP:
                 return self.dropped()
+            if Failed._made and self.is_handed_on(item):
+                return self.stage.kernel.kept(item)
         return item
+
+    def is_handed_on(self, item: Any) -> bool:
+        """Tell whether *item*, of the part at work, is not for the parts behind it."""
+        return type(item) is Failed and self.at is not self.calls[-1]
 
     def dropped(self) -> Any:
         self.parts.dropped[self.calls.index(self.at)] += 1
@@ -352,13 +413,39 @@ def is_failure(slot: Any) -> bool:
     return type(slot) is Failure
 
 
+def judged(
+    stage: Stage, tolerance: Tolerance | None, failure: Failure, worked_off: Callable[[], int]
+) -> Failure:
+    """Give *failure*, which `handled` is to see; or, if it is one too many, the one that ends the stream in its place.
+
+    *worked_off* tells how many items were, this one among them.
+    """
+    error = failure.error
+    if tolerance is None or failure.final or not isinstance(error, Exception):
+        return failure
+    if (what := tolerance.add(error, worked_off())) is None:
+        return failure
+    group = TooManyFailures(
+        f"stage {stage.name!r} ({stage.kind}): {what}, max_failures is {stage.max_failures}",
+        [*tolerance.errors],
+    )
+    annotate_item(group, stage, describe(stage, failure.index, failure.item))
+    return Failure(failure.index, failure.item, group, failure.tries, final=True)
+
+
+def tolerance_of(stage: Stage) -> Tolerance | None:
+    return None if stage.max_failures is None else Tolerance(stage.max_failures)
+
+
 def handled(stage: Stage, failure: Failure) -> Any:
     """Apply ``on_error``: give the slot that stands for the failed item, or the failure that stays."""
     error = failure.error
-    if stage.on_error == "raise" or not isinstance(error, Exception):
+    if stage.on_error == "raise" or failure.final or not isinstance(error, Exception):
         return failure
     if stage.on_error == "skip":
         return stage.kernel.nothing
+    if stage.on_error == "keep":
+        return stage.kernel.kept(Failed(failure.item, error, failure.index, stage.name, failure.tries))
     assert callable(stage.on_error)
     try:
         return replaced(stage, failure.item, stage.on_error(error, failure.item))
@@ -374,4 +461,4 @@ def handler_failed(stage: Stage, failure: Failure, raised: BaseException) -> Fai
 
 def replaced(stage: Stage, item: Any, result: Any) -> Any:
     """The slot for what a handler returned."""
-    return stage.kernel.nothing if result is SKIP else stage.kernel.slot(item, result)
+    return stage.kernel.nothing if result is kernels.SKIP else stage.kernel.slot(item, result)

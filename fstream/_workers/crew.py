@@ -10,8 +10,9 @@ from fstream._flow.observer import HowEnded
 from fstream._flow.span import Closed, Failure, Span
 from fstream._flow.window import Window
 from fstream._plan.stages import Stage, StageStatus
-from fstream._workers.call import Call, handled, is_failure
-from fstream._workers.notes import annotate, describe
+from fstream._workers.call import Call, handled, is_failure, judged, tolerance_of
+from fstream._workers.memory import Memory, Unkept
+from fstream._workers.notes import annotate, annotate_item, describe
 from fstream.errors import NotPicklable
 
 if TYPE_CHECKING:
@@ -47,6 +48,13 @@ class Crew:
         self.begun = 0
         #: How many indexes are given out to workers.
         self._places = 0
+        #: What the stage has failed with.
+        self.error: BaseException | None = None
+        #: How many items may fail, if there is a limit.
+        self.tolerance = tolerance_of(stage)
+        #: What is known of the stage's memo, if it has one, and what keeps a result there.
+        self.memory: Memory | None = run.memory if stage.memo is not None else None
+        self.keep = self.remember if self.memory is not None else None
 
     def launch(self, worker: Any) -> None:
         """Start a worker that `enlist` made."""
@@ -133,12 +141,28 @@ class Crew:
         span.worker = worker.index
         self.observer.taken(self.window.info, span.start, len(span.items), worker.index)
 
-    def failed(self, failure: Failure) -> None:
-        """An item has failed for good."""
+    def failed(self, failure: Failure) -> Failure:
+        """An item has failed for good: give the failure that ``on_error`` is to decide about."""
         with self.run.lock:
             self.window.tally.failed += 1
         if self.observer is not None and failure.error is not None:
             self.observer.failed(self.window.info, failure.index, failure.error, failure.tries)
+        if self.memory is None and self.tolerance is None:
+            return failure
+        with self.run.lock:
+            if self.memory is not None and (follower := self.memory.failed(failure.index)) is not None:
+                self.window.run_alone(*follower)
+                self.run.settle()
+            return judged(self.stage, self.tolerance, failure, lambda: self.window.ledger.worked_off + 1)
+
+    def remember(self, index: int, slot: Any) -> None:
+        """Keep the slot of the item at *index* in the memo, before it is given out. Not under the lock."""
+        assert self.memory is not None
+        if followers := self.memory.remember(index, slot):
+            with self.run.lock:
+                for follower in followers:
+                    self.window.bring(*follower)
+                self.run.settle()
 
     def retried(self, index: int, error: BaseException, tries: int) -> None:
         with self.run.lock:
@@ -159,7 +183,8 @@ class Crew:
         """Make the status for the worker that ends now. While the stage goes on, its successor counts as active."""
         with self.run.lock:
             self.begun -= 1
-            return StageStatus(self.begun if self.window.exhausted else max(1, self.begun))
+            active = self.begun if self.window.exhausted else max(1, self.begun)
+            return StageStatus(active, self.run.error)
 
     def not_begun(self) -> None:
         """Note that a worker has no ``on_done`` to run, because its ``on_start`` raised."""
@@ -183,7 +208,8 @@ class Crew:
     def fail(self, failure: Failure) -> None:
         """Put *failure* in its item's place, and stop everything upstream."""
         with self.run.lock:
-            self.window.fail(failure)
+            if self.window.fail(failure):
+                self.error = failure.error
             self.run.halt_before(self)
             self.run.settle()
 
@@ -245,8 +271,7 @@ class Crew:
         if again:
             self.retried(failure.index, error, failure.tries)
         else:
-            self.failed(failure)
-            self.make_good(failure, victim)
+            self.make_good(self.failed(failure), victim)
 
     def make_good(self, failure: Failure, victim: Span) -> None:
         """Have ``on_error`` decide about an item whose worker was lost. *victim* is the item's span."""
@@ -280,10 +305,18 @@ class Crew:
     def put(self, span: Span, slot: Any) -> bool:
         """Append *slot*, or what ``on_error`` makes of a failure; False if the failure stays and ends the span."""
         if is_failure(slot):
-            self.failed(slot)
-            slot = handled(self.stage, slot)
+            slot = handled(self.stage, self.failed(slot))
             if is_failure(slot):
                 self.fail(slot)
+                return False
+        elif self.keep is not None:
+            index = span.start + len(span.slots)
+            try:
+                self.keep(index, slot)
+            except Unkept as unkept:
+                item = span.items[len(span.slots)]
+                annotate_item(unkept.error, self.stage, describe(self.stage, index, item))
+                self.fail(Failure(index, item, unkept.error))
                 return False
         span.slots.append(slot)
         return True

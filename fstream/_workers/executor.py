@@ -135,7 +135,7 @@ class Flight(Hand):
     def __call__(self) -> float:
         """Work it off, in a thread of this process; give the seconds that went into it."""
         here = self.crew.here.__dict__
-        self.call = here["call"] = here.get("call") or Call(self.stage, 0)
+        self.call = here["call"] = here.get("call") or Call(self.stage, 0, self.crew.keep)
         context = self.run.context.copy()
         context.run(INSIDE.set, INSIDE.get() | {id(self.executor)})
         try:

@@ -11,6 +11,7 @@ from fstream._engine.queues import ThreadQueue
 from fstream._engine.run import HERE, Run
 from fstream._flow.buffers import Credits
 from fstream._flow.span import Closed
+from fstream._workers.sync import blame
 
 __all__ = ["ThreadFeeder"]
 
@@ -18,12 +19,14 @@ __all__ = ["ThreadFeeder"]
 class ThreadFeeder:
     """The thread that iterates one source, and closes it."""
 
+    #: Its source blocks, and the stream was drained.
     abandoned = False
 
     def __init__(self, run: Run, source: Iterable[Any]) -> None:
         self.run = run
         self.source: Iterable[Any] | None = source
-        self.queue = ThreadQueue(Credits(run.feed), run.lock, run.settle)
+        self.credits = Credits(run.feed)
+        self.queue = ThreadQueue(self.credits, run.lock, run.settle)
         self.busy = False
         #: The runs that were started by its source, in its thread: streams that it iterates, however wrapped. Under the
         #: lock.
@@ -41,7 +44,9 @@ class ThreadFeeder:
 
     def stop(self) -> None:
         """Wake it from a source that is a stream; another one that blocks cannot be stopped."""
+        self.credits.halted = True
         for run in list(self.inner):
+            run.blamed = self.run.error
             run.stop()
 
     def join(self, timeout: float) -> None:
@@ -60,13 +65,13 @@ class ThreadFeeder:
             items = iter(source)  # type: ignore[arg-type]
             del source
             # What a node draws is looked at as it comes, and by whoever waits behind that.
-            taker = None if feed.alone else run.crews[0].queue
-            pending, append = feed.pending, feed.pending.append
+            taker = None if feed.alone or run.windows[0] in run.sorting else run.crews[0].queue
+            pending, append, mine = feed.pending, feed.append, self.credits
             if (credits := self.grant()) > 0:
                 for item in items:
                     append(item)
                     credits -= 1
-                    if feed.stopped:
+                    if mine.halted:
                         break
                     # Where more was waiting, whoever can take it has been woken for that.
                     if len(pending) <= feed.feeders and (
@@ -80,6 +85,7 @@ class ThreadFeeder:
         except BaseException as raised:
             error = raised
         try:
+            blame(items, run.error)
             if isinstance(items, Generator):
                 items.close()
             items = None
@@ -88,8 +94,8 @@ class ThreadFeeder:
         with run.lock:
             feed.rest(run.clock())
             feed.ended(credits, error)
-            run.settle()
             run.leave(self)
+            run.settle()
 
     def grant(self) -> int:
         """Wait for room; 0 if the run is over."""

@@ -5,21 +5,26 @@ from __future__ import annotations
 from collections.abc import AsyncIterable, Callable, Iterable
 from contextvars import ContextVar
 from functools import partial
+from itertools import count
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from fstream._engine.reports import reports_of
-from fstream._engine.run import Feeder, Run, StageWorkers
+from fstream._engine.run import SHORT_ROW, Feeder, Run, StageWorkers
 from fstream._flow.batching import Batches
 from fstream._flow.buffers import Outlet
+from fstream._flow.known import Knowns
 from fstream._flow.observer import Observer
 from fstream._flow.protocols import Upstream
 from fstream._flow.room import Room
 from fstream._flow.sources import Feed, Slices, sliceable
 from fstream._flow.window import Window
 from fstream._plan.fusion import fuse
-from fstream._plan.stages import Batch, Stage
+from fstream._plan.stages import Batch, Stage, has_memo
+from fstream._workers.failed import Failed
 from fstream._workers.feeder import ThreadFeeder
 from fstream._workers.kinds import backend_of
+from fstream._workers.memory import Memory
+from fstream._workers.sync import is_stream
 
 if TYPE_CHECKING:
     import asyncio
@@ -74,6 +79,23 @@ def room_of(stage: Stage) -> Room:
     return Room(stage.maxsize, 2 * workers_of(stage))
 
 
+def knowns_of(stage: Stage) -> Knowns:
+    """What needs no worker of *stage*: what its memo knows, and each `Failed`, which is given out as it is."""
+    memo = stage.memo is not None
+    return Knowns({Failed: stage.kernel.kept}, lambda: memo or Failed._made)
+
+
+def looked_up(memory: Memory, append: Callable[[Any], None], handing_on: bool) -> Callable[[Any], None]:
+    """Give what a feeder does with an item, where there is a memo."""
+    numbers = count()
+
+    def look_up(item: Any) -> None:
+        index = next(numbers)
+        append(item if handing_on and type(item) is Failed else memory.arrived(item, index))
+
+    return look_up
+
+
 def lay(
     run: Run,
     sources: list[Any],
@@ -95,11 +117,17 @@ def lay(
         run.observer, run.lock = reports, reports.lock
     first = stages[0] if stages else None
     room = room_of(first) if isinstance(first, Stage) else Room(None, 2 * len(sources))
-    if len(sources) == 1 and stages and sliceable(sources[0]):
+    memo = first is not None and has_memo(first)
+    handing_on = len(sources) > 1 or any(map(is_stream, sources))
+    if len(sources) == 1 and stages and not memo and sliceable(sources[0]):
         origin: Slices | Feed = Slices(sources[0])
     else:
         origin = run.feed = Feed(room, len(sources))
         run.feed.alone = not isinstance(first, Stage)
+        if memo:
+            assert isinstance(first, Stage)
+            run.memory = Memory(first)
+            run.feed.append = looked_up(run.memory, run.feed.append, handing_on)
         run.feeders = [open_feeder(run, source) for source in sources]
     if reports is not None:
         origin.pulled = partial(reports.pulled, reports.run)
@@ -112,6 +140,7 @@ def lay(
             )
             if stage.within is not None:
                 run.nodes.append(upstream)
+            handing_on = False  # lists
             continue
         if number:
             room = room_of(stage)
@@ -125,7 +154,13 @@ def lay(
             one_each=stage.kernel.plain and stage.on_error == "raise",
             numbers=backend.numbers,
             loses=backend.loses(stage),
+            knowns=knowns_of(stage) if stage.memo is not None or handing_on else None,
         )
+        window.sorting = has_memo(stage)
+        handing_on = True
+        # In a long row that would be looked at too often: there they wait for a worker.
+        if window.knowns is not None and not stage.ordered and (memo or len(stages) <= SHORT_ROW):
+            run.sorting.append(window)
         if reports is not None:
             window.observer, window.info = reports, reports.run.stages[len(run.windows)]
         run.windows.append(window)

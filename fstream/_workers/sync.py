@@ -11,16 +11,19 @@ from time import perf_counter
 from typing import Any, Final, Protocol
 
 from fstream._engine.reports import reports_of
+from fstream._flow.known import Known
 from fstream._flow.sizing import SPAN_SECONDS
 from fstream._flow.sources import sliceable
 from fstream._flow.span import Failure
 from fstream._flow.tally import Tally
-from fstream._plan.kernels import DROP
+from fstream._plan.kernels import DROP, SKIP
 from fstream._plan.stages import MISSING, Stage, StageStatus
-from fstream._workers.call import Call, handled, is_failure
+from fstream._workers.call import Call, handled, is_failure, judged, tolerance_of
+from fstream._workers.failed import Failed
+from fstream._workers.memory import Memory, Unkept
 from fstream._workers.notes import annotate
 
-__all__ = ["aclose", "iterate", "iterate_async"]
+__all__ = ["Owner", "aclose", "blame", "is_stream", "iterate", "iterate_async"]
 
 #: So many items are one part, at most: they may be cheap, and those behind them slow. Of each part the time of the
 #: first item is taken, and an observer is told.
@@ -51,6 +54,8 @@ class Here:
 
     #: Always empty: `call` adds its length to `start`, and here `start` alone is the index of the present item.
     slots: Final = ()
+    #: No other worker has tried the item before.
+    tries: Final = 0
     clock = staticmethod(perf_counter)
 
     def __init__(
@@ -59,8 +64,11 @@ class Here:
         self.stage = stage
         #: How many items have come.
         self.count = count
-        self.call: Any = CallHere(stage, 0)
+        self.memory = Memory(stage) if stage.memo is not None else None
+        self.call: Any = CallHere(stage, 0, None if self.memory is None else self.memory.remember)
         self.call.place = self
+        #: Item -> slot.
+        self.step: Callable[[Any], Any]
         #: Passes on what happens, if somebody observes, and how many items it was told of.
         self.observer = reports_of([(stage.name, stage.kind, 1)])
         self.told = 0
@@ -80,6 +88,9 @@ class Here:
         self.counted = 0
         #: How many items ended the run: their errors are its.
         self.fatal = 0
+        #: What ended the stage.
+        self.error: BaseException | None = None
+        self.tolerance = tolerance_of(stage)
 
     @property
     def start(self) -> int:
@@ -98,10 +109,37 @@ class Here:
         """The first item of a part is there."""
         self.had = perf_counter()
 
+    def stepping(self, handing_on: bool) -> Callable[[Any], Any]:
+        """Give item -> slot; *handing_on* says that items may be `Failed`, and are not for f."""
+        step = self.looking_up(self.call.step)
+        return handed_on(self.stage, step) if handing_on and self.stage.hands_on else step
+
+    def looking_up(self, step: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """Have *step* look an item up before f is called."""
+        if self.memory is None:
+            return step
+        known = self.known
+
+        def look_up(item: Any) -> Any:
+            slot = known(item)
+            return step(item) if slot is MISSING else slot
+
+        return look_up
+
+    def known(self, item: Any) -> Any:
+        """Give the slot of *item* if the memo has it, else `MISSING`."""
+        if self.memory is None:
+            return MISSING
+        try:
+            known = self.memory.arrived(item, self.start)
+        except BaseException as error:
+            raise Unkept(error) from None
+        return known.slot if type(known) is Known else MISSING
+
     def timed(self, item: Any) -> Any:
         """Run f on it."""
         try:
-            return self.call.step(item)
+            return self.step(item)
         finally:
             self.made = perf_counter()
 
@@ -174,8 +212,12 @@ class Here:
             self.observer.retried(self.observer.run.stages[0], self.start, error, tries)
         return True
 
-    def ends_with(self, error: BaseException) -> None:
-        if self.observer is not None and not isinstance(error, GeneratorExit):
+    def ends_with(self, error: BaseException, owner: Owner) -> None:
+        if isinstance(error, GeneratorExit):
+            self.error = owner.blamed
+            return
+        self.error = error
+        if self.observer is not None:
             self.observer.error = error
 
     def over(self) -> None:
@@ -187,17 +229,22 @@ class Here:
             self.observer.ended(self, "ended")
             self.observer.close()
 
-    def outputs(self, item: Any) -> tuple[Any, ...] | list[Any]:
+    def outputs(self, item: Any) -> list[Any]:
         """Run f on *item*; give its outputs."""
         if not self.call.started:
             self.begin()
+            self.step = self.stepping(False)
         self.has()
         try:
             slot = self.timed(item)
         except BaseException as error:
             slot = self.failed(error, item)
-        outputs = slot if self.stage.kernel.spread else () if slot is DROP else (slot,)
+        return self.counted_outputs(slot)
+
+    def counted_outputs(self, slot: Any) -> list[Any]:
+        outputs = self.stage.kernel.outputs([slot], skips=True)
         self.given += len(outputs)
+        self.skipped += not outputs
         return outputs
 
     def failed(self, error: BaseException, item: Any) -> Any:
@@ -207,23 +254,26 @@ class Here:
         slot = self.call.rescue(error, item, self.start, 0, self.again)
         if is_failure(slot):
             self.has_failed(slot)
-            slot = handled(self.stage, slot)
+            slot = handled(self.stage, judged(self.stage, self.tolerance, slot, self.count))
         if is_failure(slot):
             self.fatal = 1
             raise slot.error
-        self.skipped += slot is DROP
         self.made = perf_counter()
-        return slot
+        return SKIP if slot is DROP else slot
 
     def has_failed(self, failure: Failure) -> None:
         """An item has failed for good."""
         self.tally.failed += 1
+        if self.memory is not None:
+            self.memory.failed(failure.index)
         if self.observer is not None and failure.error is not None:
             self.observer.failed(self.observer.run.stages[0], failure.index, failure.error, failure.tries)
 
     def end(self) -> None:
+        if self.memory is not None:
+            self.memory.end()
         with self.naming("on_done"):
-            self.call.end(StageStatus(0))
+            self.call.end(StageStatus(0, self.error))
 
     @contextmanager
     def naming(self, role: str) -> Iterator[None]:
@@ -231,7 +281,9 @@ class Here:
             yield
         except BaseException as error:
             annotate(error, f"in {role} of stage {self.stage.name!r} ({self.stage.kind})")
-            self.ends_with(error)
+            self.error = error
+            if self.observer is not None:
+                self.observer.error = error
             raise
 
 
@@ -246,77 +298,124 @@ def counted(source: Iterable[Any], items: Iterator[Any]) -> tuple[Iterator[Any],
     return compress(items, marks), lambda: sys.maxsize - length_hint(marks)
 
 
+class Owner(Protocol):
+    """Whose outputs they are."""
+
+    #: It was asked to close.
+    closing: bool
+    #: Nothing more is to be pulled from sources that are no streams: what `halt` sees to, once there is one.
+    draining: bool
+    halt: Callable[[], None]
+    #: What ended whoever takes the outputs, if it closes them for that.
+    blamed: BaseException | None
+    #: How many stages in a row, up to this one, call one another.
+    depth: int
+    #: Tells how many items have come.
+    count: Callable[[], int]
+
+    def end(self) -> None: ...
+
+
+def is_stream(source: Any) -> bool:
+    """Tell whether it is a `Stream`, which this floor cannot import."""
+    return hasattr(type(source), "_blame")
+
+
+def blame(items: Any, error: BaseException | None) -> None:
+    """Tell a stream, which is closed next, that this is for an *error* of whoever takes its outputs."""
+    if error is not None and is_stream(items):
+        items._blame(error)
+
+
 def iterate(
-    stage: Stage, source: Iterable[Any], depth: int = 1, account: Account | None = None
+    stage: Stage, source: Iterable[Any], owner: Owner, handing_on: bool, account: Account | None = None
 ) -> Generator[Any, None, None]:
-    """Give the outputs of *stage*, the last of *depth* in a row that call one another, over *source*.
+    """Give the outputs of *stage* over *source*, on behalf of *owner*; *handing_on* says that the source is a stream.
 
     The loops are all that happens for an item, as what is called there, or looked at, counts: `map` takes 50 ns.
     """
+    halted = False
+
+    def halt() -> None:
+        nonlocal halted
+        halted = True
+
     given = iter(source)
     items, count = counted(source, given)
+    owner.count, owner.halt = count, halt
     here = Here(stage, count, source, account)
     failed, spread, plain = here.failed, stage.kernel.spread, stage.kernel.finish is None
     try:
         try:
-            if (item := next(items, MISSING)) is MISSING:
+            if (owner.draining and not handing_on) or (item := next(items, MISSING)) is MISSING:
                 return
         except RecursionError as error:
-            if depth > 64:  # else it is the source's own
+            if owner.depth > 64:  # else it is the source's own
                 error.args = (
-                    f"{depth} stages of kind 'sync' in a row: each calls the one before it, and the limit of recursion"
-                    f" is {sys.getrecursionlimit()}; raise it by sys.setrecursionlimit, or join their functions",
+                    f"{owner.depth} stages of kind 'sync' in a row: each calls the one before it, and the limit of"
+                    f" recursion is {sys.getrecursionlimit()}; raise it by sys.setrecursionlimit, or join their"
+                    " functions",
                 )
             raise
         here.begin()
+        here.step = here.stepping(handing_on)
         while item is not MISSING:
             here.has()
             for first in (True, False):
                 # The first item of a part again, in what keeps it no longer than needed, and then the others.
-                step, part = (here.timed, iter([item])) if first else (here.call.step, here.rest(items))
+                step, part = (here.timed, iter([item])) if first else (here.step, here.rest(items))
                 if plain:
                     for item in part:
                         try:
-                            yield step(item)
-                            continue
+                            slot = step(item)
                         except BaseException as error:
                             slot = failed(error, item)
-                        if slot is not DROP:
+                        if slot is not SKIP:
                             yield slot
+                        else:
+                            here.skipped += 1
+                        if halted:
+                            return
                     continue
                 for item in part:
                     try:
                         slot = step(item)
                     except BaseException as error:
                         slot = failed(error, item)
-                    if spread:
+                    if slot is DROP or slot is SKIP:
+                        pass
+                    elif spread:
                         here.given += len(slot)
                         yield from slot
-                    elif slot is not DROP:
+                    else:
                         here.given += 1
                         yield slot
+                    if halted:
+                        return
             if not here.goes_on():
                 return
             item = next(items, MISSING)
     except BaseException as error:
-        here.ends_with(error)
+        here.ends_with(error, owner)
         raise
     finally:
         try:
             here.end()
         finally:
+            blame(given, here.error)
             if isinstance(given, Generator):
                 given.close()
             here.over()
 
 
-class Owner(Protocol):
-    """Whose outputs they are."""
+def handed_on(stage: Stage, step: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Keep each `Failed` from f."""
+    kept = stage.kernel.kept
 
-    #: It was asked to close.
-    closing: bool
+    def handing_on(item: Any) -> Any:
+        return kept(item) if type(item) is Failed else step(item)
 
-    def end(self) -> None: ...
+    return handing_on
 
 
 async def aclose(items: Any) -> None:
@@ -330,29 +429,47 @@ async def aclose(items: Any) -> None:
 
 
 async def iterate_async(
-    stage: Stage, source: Iterable[Any] | AsyncIterable[Any], owner: Owner, account: Account | None = None
+    stage: Stage,
+    source: Iterable[Any] | AsyncIterable[Any],
+    owner: Owner,
+    handing_on: bool,
+    account: Account | None = None,
 ) -> AsyncGenerator[Iterable[Any], None]:
-    """The same for an ``async for``, some at a time, on behalf of *owner*."""
+    """The same for an ``async for``, some at a time."""
     from asyncio import sleep
 
     number = 0
+    halted = False
+
+    def halt() -> None:
+        nonlocal halted
+        halted = True
+
+    owner.halt = halt
     is_async = isinstance(source, AsyncIterable)
     here = Here(stage, lambda: number, source, account if is_async else None)
+    handing_on = handing_on and stage.hands_on
     items: Any = None
     try:
         if isinstance(source, AsyncIterable):
             items = aiter(source)
+            owner.count = here.count
             paused = perf_counter()
             async for item in items:
                 number += 1
-                yield here.outputs(item)
+                if handing_on and type(item) is Failed:
+                    yield here.counted_outputs(stage.kernel.kept(item))
+                else:
+                    yield here.outputs(item)
+                if halted:
+                    break
                 here.back = perf_counter()
                 here.goes_on()
                 if here.back - paused > SPAN_SECONDS:  # a source that never waits leaves others a turn
                     await sleep(0)
                     paused = perf_counter()
         else:
-            items = iterate(stage, source, 1, account)
+            items = iterate(stage, source, owner, handing_on, account)
             for output in items:
                 yield (output,)
     except GeneratorExit:
@@ -360,7 +477,7 @@ async def iterate_async(
             items = None  # collected, or at the end of the loop: whoever closes this closes that, too
         raise
     except BaseException as error:
-        here.ends_with(error)
+        here.ends_with(error, owner)
         raise
     finally:
         owner.end()
@@ -368,6 +485,7 @@ async def iterate_async(
             here.end()
         finally:
             if isinstance(items, AsyncIterable):
+                blame(items, here.error)
                 await aclose(items)
             elif isinstance(items, Generator):
                 items.close()

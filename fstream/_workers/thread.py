@@ -135,8 +135,7 @@ class Hand:
         if is_failure(slot):
             if self.left_alone():
                 return slot
-            self.crew.failed(slot)
-            slot = handled(self.stage, slot)
+            slot = handled(self.stage, self.crew.failed(slot))
             if is_failure(slot):
                 self.crew.fail(slot)
         return slot
@@ -154,7 +153,7 @@ class Worker(Hand):
     crew: Workers
 
     def __init__(self, crew: Workers, index: int) -> None:
-        super().__init__(crew, index, Call(crew.stage, index))
+        super().__init__(crew, index, Call(crew.stage, index, crew.keep))
         self.thread = threading.Thread(
             target=crew.run.context.copy().run,
             args=(self.main,),

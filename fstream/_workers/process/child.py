@@ -30,7 +30,7 @@ from fstream._plan.stages import StageStatus
 from fstream._workers.call import Call, FusedCall, call_of, is_failure
 from fstream._workers.notes import describe
 from fstream._workers.process.arena import arenas
-from fstream._workers.process.errors import encode_error
+from fstream._workers.process.errors import decode_error, encode_error
 from fstream._workers.process.fresh import FOR_THE_PARENT
 from fstream._workers.process.surroundings import Surroundings, adopt
 from fstream._workers.process.wire import Packed, Wire, dumps, loads
@@ -72,7 +72,7 @@ __all__ = [
 OPEN: Final = "open"  # here is a stage: (surroundings, index, observed), call
 SPAN: Final = "span"  # run these items: (start, tries), items
 STEAL: Final = "steal"  # give back what is not started, send what is finished
-FINISH: Final = "finish"  # run on_done: (active workers)
+FINISH: Final = "finish"  # run on_done: (active workers, error that ended the stage or None)
 STOP: Final = "stop"  # the same, even in the middle of f
 CLOSE: Final = "close"  # forget the stage
 # ... and from it.
@@ -160,6 +160,10 @@ class Child:
     @property
     def slots(self) -> list[Any]:
         return self.span.slots
+
+    @property
+    def tries(self) -> int:
+        return self.span.tries
 
     # --------------------------------------------------------------------------------------- the reader thread
 
@@ -254,7 +258,7 @@ class Child:
         elif what == SPAN:
             self.work(header[1], header[2], body)
         elif what in (FINISH, STOP):
-            self.finish(header[1])
+            self.finish(*header[1:])
         elif what == CLOSE:
             self.call = None
             self.stopping = False
@@ -298,7 +302,7 @@ class Child:
             self.cell[DOING] = IDLE
             return
         with self.sending:
-            self.span, self.sent = Span(start, items), 0
+            self.span, self.sent = Span(start, items, tries), 0
             self.failed = {}
         self.begun = perf_counter()
         try:
@@ -430,12 +434,12 @@ class Child:
             return failure
         return slot
 
-    def finish(self, active: int) -> None:
+    def finish(self, active: int, ended_by: tuple[Any, ...] | None = None) -> None:
         call, self.call = self.call, None
         error = None
         if call is not None:
             try:
-                call.end(StageStatus(active))
+                call.end(StageStatus(active, None if ended_by is None else decode_error(ended_by)))
             except BaseException as raised:
                 error = encode_error(call.named(raised))
         flush_prints()

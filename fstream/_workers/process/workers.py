@@ -32,7 +32,7 @@ from fstream._workers.crew import LONGEST_WAIT, Crew
 from fstream._workers.notes import annotate, describe
 from fstream._workers.process import child
 from fstream._workers.process.blame import blame
-from fstream._workers.process.errors import decode_error
+from fstream._workers.process.errors import decode_error, encode_error
 from fstream._workers.process.link import Link
 from fstream._workers.process.queue import PipeQueue, PumpWork
 from fstream._workers.process.surroundings import surroundings
@@ -223,6 +223,10 @@ class Workers(Crew):
 
     def dispatch(self) -> None:
         """Send spans to the workers that can take one, to those with the fewest first."""
+        if self.window.sorting:
+            with self.run.lock:  # no worker is to be started for what needs none
+                self.window.look()
+                self.run.settle()
         while (worker := self.next_worker()) is not None:
             with self.run.lock:
                 size = max(1, int(SPAN_BYTES / max(1, *self.bytes.values())))
@@ -496,7 +500,7 @@ class Workers(Crew):
         except BaseException as error:
             self.unloadable(span, count, closed, error)
             return
-        if failed:
+        if failed or self.keep is not None:
             if not self.put_all(span, slots, failed):
                 return
         else:
@@ -672,7 +676,9 @@ class Workers(Crew):
     def ask_to_finish(self, worker: Worker, what: str) -> None:
         """Have a worker run its ``on_done``."""
         worker.finishing, worker.begun = True, False
-        worker.link.wire.push((what, self.status().active_workers))
+        status = self.status()
+        error = None if status.error is None else encode_error(status.error)
+        worker.link.wire.push((what, status.active_workers, error))
         self.flush(worker)
 
     def wind_up(self) -> None:

@@ -29,8 +29,10 @@ from fstream._flow.protocols import Buffer
 from fstream._flow.span import Closed, Failure, Span
 from fstream._flow.window import Window
 from fstream._plan.stages import Batch, Stage
+from fstream._workers import sync
 from fstream._workers.call import Call, FusedCall, handled, is_failure
 from fstream._workers.crew import Crew
+from fstream._workers.memory import Unkept
 from fstream._workers.notes import describe
 from fstream._workers.opening import lay
 from fstream._workers.process.blame import blame
@@ -38,7 +40,6 @@ from fstream._workers.process.errors import decode_error, encode_error
 from fstream._workers.process.wire import dumps, loads
 from fstream._workers.simulated.loop import CONSUMER, Loop
 from fstream._workers.simulated.schedule import Actor, Fault, SimulatedError, Simulation, Steps
-from fstream._workers.sync import aclose
 from fstream._workers.task.reach import outside_of_loops
 from fstream._workers.task.workers import AsyncCall
 from fstream.errors import NotPicklable, WorkerDied
@@ -111,6 +112,10 @@ class SimulatedRun(Run):
         """The loop of its tasks: that of the task which iterates it, or one of its own."""
         return cast(Loop | None, self.loop) or Loop(self.simulation)  # type: ignore[abstract]  # at run time it is not
 
+    def settle_elsewhere(self) -> None:
+        self.patient_until = 0.0  # its sources do not block
+        self.settle()
+
     def wait(self, timeout: float | None) -> None:
         """Let all members come to their end."""
         with outside_of_loops():
@@ -148,11 +153,12 @@ class Queue:
         while True:
             self.signalled = False
             if self.buffer.ready():
-                break
+                taken = self.buffer.take()
+                if taken is not None:
+                    break
             self.run.settle()
             if not self.signalled:
                 yield lambda: self.signalled
-        taken = self.buffer.take()
         self.takers -= 1
         self.run.settle()
         return taken
@@ -213,7 +219,8 @@ class Feeder(Member):
     def __init__(self, run: SimulatedRun, source: Iterable[Any] | AsyncIterable[Any]) -> None:
         super().__init__(run, "the feeder", CONSUMER + 1 if run.simulation.schedule.ahead else 0)
         self.source: Any = source
-        self.queue = Queue(run, Credits(run.feed))
+        self.credits = Credits(run.feed)
+        self.queue = Queue(run, self.credits)
         #: The runs that were started by its source: streams that it iterates, however wrapped.
         self.inner: list[SimulatedRun] = []
         self.closing = False
@@ -229,7 +236,9 @@ class Feeder(Member):
 
     def stop(self) -> None:
         """Wake it from a source that is a stream, or an async one that blocks."""
+        self.credits.halted = True
         for run in self.inner:
+            run.blamed = self.run.error
             run.stop()
         if not self.closing:
             self.cancel()
@@ -247,12 +256,14 @@ class Feeder(Member):
             del source
             while credits or (credits := (yield from self.grant())):
                 yield None
+                if credits and self.credits.halted:
+                    break
                 item = (yield from self.awaited(_next(items))) if is_async else next(items)
                 self.log(f"pulls item {next(run.pulled)}: {reprlib.repr(item)}")
-                feed.pending.append(item)
+                feed.append(item)
                 credits -= 1
                 run.settle()
-                if feed.stopped:
+                if self.credits.halted:
                     break
             item = None
         except (StopIteration, StopAsyncIteration):
@@ -264,16 +275,17 @@ class Feeder(Member):
         self.closing = True
         try:
             if is_async:
-                yield from self.awaited(aclose(items))
+                yield from self.awaited(sync.aclose(items))
             elif isinstance(items, Generator):
+                sync.blame(items, run.error)
                 items.close()
         except BaseException as raised:
             error = error or raised
         feed.rest(run.clock())
         feed.ended(credits, error)
         with run.lock:
-            run.settle()
             run.leave(self)
+            run.settle()
 
     def grant(self) -> Steps:
         feed, clock = self.run.feed, self.run.clock
@@ -348,10 +360,11 @@ class Lost(BaseException):
 
 @dataclass
 class Place:
-    """Where a worker is, for ``element_index``."""
+    """Where a worker is, for ``element_index`` and ``attempt``."""
 
     start: int
     slots: list[Any]
+    tries: int
 
 
 class FaultyCall(Call):
@@ -359,7 +372,7 @@ class FaultyCall(Call):
 
     def __init__(self, stage: Stage, worker: Worker) -> None:
         self.worker = worker
-        super().__init__(stage, worker.index)
+        super().__init__(stage, worker.index, None if stage.kind == "process" else worker.crew.keep)
 
     def wrap(self, bound: Callable[[Any], Any]) -> Callable[[Any], Any]:
         step, worker = super().wrap(bound), self.worker
@@ -421,7 +434,7 @@ class Worker(Member):
 
     def load(self) -> None:
         """A process has a stage of its own; handlers stay in the parent."""
-        shape = replace(self.stage, on_error="raise")
+        shape = replace(self.stage, on_error="raise", memo=None, memo_key=None)
         try:
             stage: Stage = loads(dumps(shape))
         except Exception as error:
@@ -452,7 +465,7 @@ class Worker(Member):
         crew.taken(span, self)
         self.span, self.slots = span, span.slots if self.stage.kind != "process" else []
         span.filled = self.slots
-        self.call.set_place(Place(span.start, self.slots))
+        self.call.set_place(Place(span.start, self.slots, span.tries))
         self.in_f = True
         try:
             if not self.call.started:
@@ -549,8 +562,7 @@ class Worker(Member):
             except BaseException as error:
                 slot = call.rescue(error, item, index, tries, self.again)
         if is_failure(slot) and type(slot.error) is not Lost:
-            self.crew.failed(slot)
-            slot = handled(self.stage, slot)
+            slot = handled(self.stage, self.crew.failed(slot))
         return slot
 
     def slot_of_process(self, call: Call | FusedCall, item: Any, index: int, tries: int) -> Any:
@@ -570,10 +582,16 @@ class Worker(Member):
                 index, item, slot.error if lost else decode_error(encode_error(slot.error)), slot.tries
             )
         try:
-            return loads(dumps(slot))
+            came = loads(dumps(slot))
         except Exception as error:
             problem = self.not_picklable(f"{where}: its output, of type {type(slot).__name__},", error)
             return Failure(index, item, Lost(None, problem) if self.stage.retries else problem)
+        try:
+            if self.crew.keep is not None:
+                self.crew.keep(index, came)
+        except Unkept as unkept:
+            return self.call.given_up(unkept, item, index, tries)  # type: ignore[union-attr]  # it is not fused
+        return came
 
     async def slot_on_loop(self, call: AsyncCall, item: Any, index: int, tries: int) -> Any:
         try:
@@ -584,8 +602,7 @@ class Worker(Member):
             slot = await call.arescue(error, item, index, tries, self.again)
             if not is_failure(slot) or type(slot.error) is Lost:
                 return slot
-            self.crew.failed(slot)
-            return await call.ahandled(slot)
+            return await call.ahandled(self.crew.failed(slot))
 
     def fail(self, span: Span, failure: Failure) -> Steps:
         """The span ends with *failure*, or with the worker's end."""

@@ -20,13 +20,15 @@ __all__ = ["TaskFeeder"]
 class TaskFeeder(Cancellable):
     """The task that iterates an async source, and closes it."""
 
+    #: Its source blocks, and the stream was drained.
     abandoned = False
 
     def __init__(self, run: Run, source: AsyncIterable[Any]) -> None:
         self.run = run
         self.host = host_of(run)
         self.source: AsyncIterable[Any] | None = source
-        self.queue = TaskQueue(Credits(run.feed), run.lock, run.settle)
+        self.credits = Credits(run.feed)
+        self.queue = TaskQueue(self.credits, run.lock, run.settle)
         self.busy = False
         #: It closes the source, which must not be cancelled.
         self.closing = False
@@ -43,6 +45,7 @@ class TaskFeeder(Cancellable):
 
     def stop(self) -> None:
         """Wake it from a source that blocks."""
+        self.credits.halted = True
         self.host.call(self._cancel)
 
     def _cancel(self) -> None:
@@ -58,8 +61,8 @@ class TaskFeeder(Cancellable):
             if self in run.members:
                 run.feed.rest(run.clock())
                 run.feed.ended(credits, error)
-                run.settle()
                 run.leave(self)
+                run.settle()
 
     async def main(self) -> None:
         run, feed = self.run, self.run.feed
@@ -70,7 +73,7 @@ class TaskFeeder(Cancellable):
             source, self.source = self.source, None
             items = aiter(source)  # type: ignore[arg-type]
             del source
-            append = feed.pending.append
+            append, mine = feed.append, self.credits
             if (credits := await self.grant()) > 0:
                 async for item in items:
                     append(item)
@@ -78,7 +81,7 @@ class TaskFeeder(Cancellable):
                     if len(feed.pending) <= feed.feeders:  # else whoever can take it has been woken
                         with run.lock:
                             run.settle()
-                    if feed.stopped or (not credits and not (credits := await self.grant())):
+                    if mine.halted or (not credits and not (credits := await self.grant())):
                         break
             item = None
         except BaseException as raised:

@@ -10,11 +10,12 @@ from contextvars import copy_context
 from inspect import isawaitable
 from typing import Any, Final
 
-from fstream._plan.kernels import DROP
+from fstream._plan.kernels import DROP, SKIP
 from fstream._plan.stages import MISSING, Stage, StageStatus
-from fstream._workers.call import is_failure
+from fstream._workers.call import is_failure, judged
+from fstream._workers.failed import Failed
 from fstream._workers.notes import annotate
-from fstream._workers.sync import Account, Here, aclose
+from fstream._workers.sync import Account, Here, Owner, aclose
 from fstream._workers.task.reach import outside_of_loops
 from fstream._workers.task.workers import AsyncCall
 
@@ -108,61 +109,77 @@ class AsyncHere(Here):
             raise
 
     async def end_call(self) -> None:
+        if self.memory is not None:
+            self.memory.end()
         if self.call.started:
             try:
-                await self.call.aend(StageStatus(0))
+                await self.call.aend(StageStatus(0, self.error))
             except BaseException as error:
                 self.blame(error, "on_done")
                 raise
 
     def blame(self, error: BaseException, role: str) -> None:
         annotate(error, f"in {role} of stage {self.stage.name!r} ({self.stage.kind})")
-        self.ends_with(error)
+        self.error = error
+        if self.observer is not None:
+            self.observer.error = error
 
     async def outputs_awaited(self, item: Any) -> Any:
         """Run f on *item*; give its outputs."""
         self.has()
         try:
-            slot = await self.call.step(item)
+            slot = self.known(item)
+            if slot is MISSING:
+                slot = await self.call.step(item)
         except (GeneratorExit, asyncio.CancelledError):
             raise
         except BaseException as error:
             slot = await self.slot_of_failed(error, item)
         self.made = self.clock()
-        outputs = slot if self.stage.kernel.spread else () if slot is DROP else (slot,)
-        self.given += len(outputs)
-        return outputs
+        return self.counted_outputs(slot)
 
     async def slot_of_failed(self, error: BaseException, item: Any) -> Any:
         slot = await self.call.arescue(error, item, self.start, 0, self.again)
         if is_failure(slot):
             self.has_failed(slot)
-            slot = await self.call.ahandled(slot)
+            slot = await self.call.ahandled(judged(self.stage, self.tolerance, slot, self.count))
         if is_failure(slot):
             self.fatal = 1
             raise slot.error
-        self.skipped += slot is DROP
-        return slot
+        return SKIP if slot is DROP else slot
 
 
 async def outputs_of(
-    stage: Stage, items: AsyncGenerator[Any, None], account: Account
+    stage: Stage, items: AsyncGenerator[Any, None], owner: Owner, handing_on: bool, account: Account
 ) -> AsyncGenerator[Iterable[Any], None]:
     """Give the outputs of *stage*, those of one item at a time."""
     number = 0
+    halted = False
+
+    def halt() -> None:
+        nonlocal halted
+        halted = True
+
+    owner.halt = halt
     here = AsyncHere(stage, lambda: number, items, account)
-    here.call = AsyncCall(stage, 0)
+    owner.count = here.count
+    here.call = AsyncCall(stage, 0, None if here.memory is None else here.memory.remember)
     here.call.place = here
     try:
         async for item in items:
             number += 1
             if not here.call.started:
                 await here.start_call()
-            yield await here.outputs_awaited(item)
+            if handing_on and stage.hands_on and type(item) is Failed:
+                yield here.counted_outputs(stage.kernel.kept(item))
+            else:
+                yield await here.outputs_awaited(item)
+            if halted:
+                break
             here.back = here.clock()
             here.goes_on()
     except BaseException as error:
-        here.ends_with(error)
+        here.ends_with(error, owner)
         raise
     finally:
         try:

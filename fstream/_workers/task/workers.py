@@ -198,7 +198,14 @@ class AsyncCall(Call):
     def wrap(self, bound: Callable[[Any], Any]) -> Callable[[Any], Any]:
         kernel = self.stage.kernel
         # A function that gives coroutines and nothing else is awaited as it is.
-        return bound if kernel.finish is None and self.stage.asynchronous else kernel.async_step(bound)
+        step = bound if kernel.finish is None and self.stage.asynchronous else kernel.async_step(bound)
+        if self.keep is None:
+            return step
+
+        async def kept(item: Any) -> Any:
+            return self.kept(await step(item))
+
+        return kept
 
     def named(self, error: BaseException) -> BaseException:
         if error.args == ("coroutine raised StopIteration",) and isinstance(error.__cause__, StopIteration):
@@ -212,15 +219,18 @@ class AsyncCall(Call):
             tries += 1
             if not (self.may_retry(error, tries) and again(tries, error)):
                 return self.given_up(error, item, index, tries)
+            self.tries = tries
             try:
                 return await self.step(item)
             except BaseException as another:
                 error = another
+            finally:
+                self.tries = 0
 
     async def ahandled(self, failure: Failure) -> Any:
         """`handled`, with a handler that may be a coroutine function."""
         error, handler = failure.error, self.stage.on_error
-        if isinstance(handler, str) or not isinstance(error, Exception):
+        if isinstance(handler, str) or failure.final or not isinstance(error, Exception):
             return handled(self.stage, failure)
         try:
             result = handler(error, failure.item)
@@ -236,7 +246,7 @@ class Worker(Cancellable):
         self.crew = crew
         self.run = crew.run
         self.index = index
-        self.call = AsyncCall(crew.stage, index)
+        self.call = AsyncCall(crew.stage, index, crew.keep)
         #: What it has in hand.
         self.span: Span | None = None
         #: When its present item was begun, if the stage has a time-out.
@@ -440,8 +450,7 @@ class Worker(Cancellable):
         if is_failure(slot) and not self.abandoned:
             if self.is_stopped(slot.error):
                 raise slot.error
-            self.crew.failed(slot)
-            slot = await self.call.ahandled(slot)
+            slot = await self.call.ahandled(self.crew.failed(slot))
             if is_failure(slot):
                 if self.is_stopped(slot.error):
                     raise slot.error

@@ -1,0 +1,114 @@
+"""The option *memo*: an item whose result is known needs no worker, and equal ones that are under way run once.
+
+    feeder --arrived--> an item, or a Known --> window --> worker --remember--> the mapping
+
+The feeder looks an item up when it has pulled it. Whoever has f's result first, a worker or a pump, keeps it. So the
+mapping, whose code may be the user's, is never called under the run's lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from threading import Lock
+from typing import Any
+
+from fstream._flow.known import Known
+from fstream._plan import kernels
+from fstream._plan.kernels import DROP, EACH, FILTER
+from fstream._plan.stages import MISSING, Stage
+from fstream._workers.notes import annotate_item, describe
+
+__all__ = ["Memory", "Unkept"]
+
+
+class Unkept(BaseException):
+    """Out of `Memory.remember`: the result of an item cannot be kept, for an *error* that ends the stream."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+class Memory:
+    """What one run of a stage knows of its memo.
+
+    Invariant: a key is in `followers` while one item of it, its *leader*, is under way: it was let through to the
+    window, and has no result yet. The leader's key is in `keys`.
+    """
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+        self.memo = stage.memo
+        self.key_of: Callable[[Any], Any] | None = stage.memo_key
+        #: Makes the slot of an item of a result, if that is another thing.
+        self.finish = stage.kernel.finish
+        #: The mapping need not know of threads.
+        self.lock = Lock()
+        #: The keys of the items under way, by their indices.
+        self.keys: dict[int, Any] = {}
+        #: The items that wait for one of an equal key, with their indices.
+        self.followers: dict[Any, list[tuple[int, Known]]] = {}
+        if (begin := getattr(type(self.memo), "begin", None)) is not None:
+            begin(self.memo, stage.name, self)
+
+    def end(self) -> None:
+        """Nothing more is looked up."""
+        if (end := getattr(type(self.memo), "end", None)) is not None:
+            end(self.memo, self)
+
+    def arrived(self, item: Any, index: int) -> Any:
+        """Give what takes the place of *item*: itself if it is to be run, or a `Known`."""
+        try:
+            key = item if self.key_of is None else self.key_of(item)
+            with self.lock:
+                if (followers := self.followers.get(key)) is not None:
+                    followers.append((index, known := Known(item)))
+                    return known
+                value = self.memo.get(key, MISSING)
+                if value is not MISSING:
+                    return Known(item, value if self.finish is None else self.finish(item, value))
+                self.followers[key] = []
+                self.keys[index] = key
+                return item
+        except BaseException as error:
+            annotate_item(error, self.stage, describe(self.stage, index, item), "memo of ")
+            raise
+
+    def remember(self, index: int, slot: Any) -> list[tuple[int, Known]]:
+        """Keep what has become of the item at *index*; give the items that it brings the slot of, and their indices."""
+        with self.lock:
+            if (key := self.keys.pop(index, MISSING)) is MISSING:
+                return []
+            followers = self.followers.pop(key)
+            value = self._value_of(slot)
+            if slot is not kernels.SKIP:
+                try:
+                    self._keep(key, value)
+                except BaseException as error:
+                    raise Unkept(error) from None
+        for _, known in followers:
+            known.slot = slot if slot is kernels.SKIP else self.stage.kernel.slot(known.item, value)
+        return followers
+
+    def _value_of(self, slot: Any) -> Any:
+        kernel = self.stage.kernel
+        return slot is not DROP if kernel == FILTER else None if kernel == EACH else slot
+
+    def _keep(self, key: Any, value: Any) -> None:
+        if self.stage.kernel == EACH and hasattr(type(self.memo), "keep_key"):
+            self.memo.keep_key(key)
+        else:
+            self.memo[key] = value
+
+    def failed(self, index: int) -> tuple[int, Known] | None:
+        """The item at *index* has failed: give the item that waits for it and is to be run now, with its index."""
+        with self.lock:
+            if (key := self.keys.pop(index, MISSING)) is MISSING:
+                return None
+            followers = self.followers[key]
+            if not followers:
+                del self.followers[key]
+                return None
+            next_index, known = followers.pop(0)
+            self.keys[next_index] = key
+            known.alone = True
+            return next_index, known
