@@ -22,7 +22,7 @@ from fstream._workers.failed import Failed
 from fstream._workers.inline import in_place, is_inline, iterate_inline, iterate_inline_async
 from fstream._workers.kinds import IN_PLACE, backend_of, runs_in_place
 from fstream._workers.opening import OPEN
-from fstream._workers.sync import aclose, iterate, iterate_async
+from fstream._workers.sync import Tap, aclose, iterate, iterate_async
 
 if TYPE_CHECKING:
     from fstream._engine.run import ConsumerQueue
@@ -273,10 +273,6 @@ def _itself(item: T) -> T:
     return item
 
 
-def _nothing() -> None:
-    pass
-
-
 class _Outputs:
     """What a stream iterates: iterators over outputs, one after the other. It starts the run, and ends it.
 
@@ -293,22 +289,16 @@ class _Outputs:
         self.started = self.over = False
         #: Another stream does what this one was to do.
         self.replaced = False
-        #: It is drained: nothing more is to be pulled. Without workers there is what sees to that.
-        self.draining = False
-        self.halt: Callable[[], None] = _nothing
+        #: What it shares with its stage, if that has no workers; and what may come before there is a run.
+        self.tap = Tap()
         #: The streams among the sources, and which of the sources are none.
         self.streams: list[ReferenceType[Stream[Any]]] = []
         self.own: list[bool] = []
-        #: How many outputs there will be, if that is known, and how many were given out. Without workers: what tells
-        #: how many items have come.
+        #: How many outputs there will be, if that is known, and how many were given out.
         self.total: int | None = None
         self.given = 0
-        self.count: Callable[[], int] = lambda: 0
-        self.blamed: BaseException | None = None
-        #: How many stages without workers there are in a row, up to this one: each calls the one before it.
-        self.depth = 1
         if runs_in_place(stage) and isinstance(source, Stream):
-            self.depth += source._outputs.depth
+            self.tap.depth += source._outputs.tap.depth
         self.current: Iterator[Any] = iter(())
         self.run: Run | None = None
         self.queue: ConsumerQueue | None = None
@@ -402,7 +392,7 @@ class _Outputs:
     def start(self) -> None:
         if is_inline():
             source, awaits, account = self.start_inline()
-            self.current = iterate_inline(self.stage, awaits, source, self, account)
+            self.current = iterate_inline(self.stage, awaits, source, self.tap, account)
             return
         self.total = self._total()
         try:
@@ -435,13 +425,13 @@ class _Outputs:
                 source = Stream((source,), None)
                 source._outputs.loop = self.loop
                 self.streams = [ref(source)]
-            self.current = iterate(self.stage, source, self, bool(self.streams), account)
+            self.current = iterate(self.stage, source, self.tap, bool(self.streams), account)
         else:
             with Uninterrupted():
                 self.run = OPEN.get()(sources, stages, self.loop)
                 account.opens(self.run, sources)
                 self.run.start()
-        if self.draining:
+        if self.tap.draining:
             self.drain()
 
     def ready(self, row: list[_Outputs]) -> Account:
@@ -546,7 +536,7 @@ class _Outputs:
         at, _ = self._first()
         if not at.started:
             return self.length()
-        given = at.count() if at.run is None else at.given - length_hint(at.current)
+        given = at.tap.count() if at.run is None else at.given - length_hint(at.current)
         return 0 if at.over else max(0, at.length() - given)
 
     def _first(self) -> tuple[_Outputs, Any]:
@@ -577,7 +567,7 @@ class _Outputs:
         if (taker := self.taken_by) is not None:
             taker.drain()
             return
-        self.draining = True
+        self.tap.draining = True
         if not self.started:
             self.over = self.started = True
         for stream in self.streams:
@@ -587,10 +577,10 @@ class _Outputs:
             run.drain(self.own)
         else:
             if not self.streams:
-                self.halt()
+                self.tap.halt()
 
     def blame(self, error: BaseException) -> None:
-        self.blamed = error
+        self.tap.blamed = error
         if self.run is not None:
             self.run.blamed = error
 

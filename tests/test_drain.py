@@ -14,6 +14,7 @@ import pytest
 from toolz.curried import partition_all
 
 from fstream import Stream, batch, merge, observe, pfilter, pflat_map, pmap
+from fstream._engine.run import Run
 from fstream._flow.observer import Observer
 from fstream.testing import simulated
 from tests.conftest import KINDS
@@ -127,7 +128,10 @@ def test_a_consumer_that_waits_for_it_is_woken(gate: Gate):
     gate.open()
 
 
-def test_what_the_pull_under_way_brings_before_the_last_output_comes_out(make_gate: Any, log: Log):
+def test_what_the_pull_under_way_brings_before_the_last_output_comes_out(
+    make_gate: Any, log: Log, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Run, "PATIENCE", 0.0)
     pull, work = make_gate(), make_gate()
     source = Source(blocking([1], pull, [2, 3]))
     stream = pmap(holding("thread", {1: work}, log), source, kind="thread", workers=2)

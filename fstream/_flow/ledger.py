@@ -68,8 +68,8 @@ class Ledger:
 
     @property
     def settled(self) -> bool:
-        """Nothing of what workers have in hand, nor what waits for it, can come back."""
-        if not (self.stealable or self.loses or self.waiting):
+        """Nothing of what workers have in hand can come back."""
+        if not (self.stealable or self.loses):
             return True
         return all(span.closed or span.start >= self.cutoff for span in self.spans.values())
 

@@ -461,4 +461,4 @@ def handler_failed(stage: Stage, failure: Failure, raised: BaseException) -> Fai
 
 def replaced(stage: Stage, item: Any, result: Any) -> Any:
     """The slot for what a handler returned."""
-    return stage.kernel.nothing if result is kernels.SKIP else stage.kernel.slot(item, result)
+    return stage.kernel.slot(item, result)

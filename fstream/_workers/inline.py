@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from fstream._plan.stages import Batch, Stage
 from fstream._workers.kinds import IN_PLACE, backend_of
-from fstream._workers.sync import Account, Owner, aclose, is_stream, iterate
+from fstream._workers.sync import Account, Owner, Tap, aclose, is_stream, iterate
 
 __all__ = ["in_place", "inline", "is_inline", "iterate_inline", "iterate_inline_async"]
 
@@ -60,7 +60,7 @@ def in_place(stage: Stage | Batch | None) -> Stage | Batch | None:
 
 
 def iterate_inline(
-    stage: Stage | Batch | None, awaits: bool, source: Any, owner: Owner, account: Account
+    stage: Stage | Batch | None, awaits: bool, source: Any, tap: Tap, account: Account
 ) -> Generator[Any, None, None]:
     """Give the outputs of a stage that stands for another one, over *source*; for no stage, of several sources."""
     if stage is None:
@@ -69,10 +69,10 @@ def iterate_inline(
         return _batches(stage, _plain(source))
     handing_on = is_stream(source)
     if not awaits:
-        return iterate(stage, _plain(source), owner, handing_on, account)
+        return iterate(stage, _plain(source), tap, handing_on, account)
     from fstream._workers.task.inline import with_loop
 
-    return with_loop(iterate(_settled(stage), _plain(source), owner, handing_on, account))
+    return with_loop(iterate(_settled(stage), _plain(source), tap, handing_on, account))
 
 
 def _plain(source: Any) -> Iterable[Any]:
@@ -192,7 +192,7 @@ async def iterate_inline_async(
     stage: Stage | Batch | None, source: Any, owner: Owner, account: Account
 ) -> AsyncGenerator[Iterable[Any], None]:
     """The same for an ``async for``, some at a time, on behalf of *owner*."""
-    outputs = _parts_async(stage, source, owner, account)
+    outputs = _parts_async(stage, source, owner.tap, account)
     try:
         async for part in outputs:
             yield part
@@ -202,7 +202,7 @@ async def iterate_inline_async(
 
 
 async def _parts_async(
-    stage: Stage | Batch | None, source: Any, owner: Owner, account: Account
+    stage: Stage | Batch | None, source: Any, tap: Tap, account: Account
 ) -> AsyncGenerator[Iterable[Any], None]:
     if stage is None:
         left = [_turns(each) for each in source]
@@ -234,7 +234,7 @@ async def _parts_async(
             return
         from fstream._workers.task.inline import outputs_of
 
-        stage_outputs = outputs_of(stage, items, owner, is_stream(source), account)
+        stage_outputs = outputs_of(stage, items, tap, is_stream(source), account)
         try:
             async for part in stage_outputs:
                 yield part

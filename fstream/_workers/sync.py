@@ -23,7 +23,7 @@ from fstream._workers.failed import Failed
 from fstream._workers.memory import Memory, Unkept
 from fstream._workers.notes import annotate
 
-__all__ = ["Owner", "aclose", "blame", "is_stream", "iterate", "iterate_async"]
+__all__ = ["Owner", "Tap", "aclose", "blame", "is_stream", "iterate", "iterate_async"]
 
 #: So many items are one part, at most: they may be cheap, and those behind them slow. Of each part the time of the
 #: first item is taken, and an observer is told.
@@ -212,9 +212,9 @@ class Here:
             self.observer.retried(self.observer.run.stages[0], self.start, error, tries)
         return True
 
-    def ends_with(self, error: BaseException, owner: Owner) -> None:
+    def ends_with(self, error: BaseException, tap: Tap) -> None:
         if isinstance(error, GeneratorExit):
-            self.error = owner.blamed
+            self.error = tap.blamed
             return
         self.error = error
         if self.observer is not None:
@@ -298,20 +298,31 @@ def counted(source: Iterable[Any], items: Iterator[Any]) -> tuple[Iterator[Any],
     return compress(items, marks), lambda: sys.maxsize - length_hint(marks)
 
 
+class Tap:
+    """What a stage without workers shares with its stream: neither is to keep the other alive."""
+
+    def __init__(self) -> None:
+        #: Nothing more is to be pulled from a source that is no stream; and what sees to that, once there is one.
+        self.draining = False
+        self.halt: Callable[[], None] = _nothing
+        #: What ended whoever takes the outputs, if it closes them for that.
+        self.blamed: BaseException | None = None
+        #: How many stages in a row, up to this one, call one another.
+        self.depth = 1
+        #: Tells how many items have come.
+        self.count: Callable[[], int] = lambda: 0
+
+
+def _nothing() -> None:
+    pass
+
+
 class Owner(Protocol):
     """Whose outputs they are."""
 
     #: It was asked to close.
     closing: bool
-    #: Nothing more is to be pulled from sources that are no streams: what `halt` sees to, once there is one.
-    draining: bool
-    halt: Callable[[], None]
-    #: What ended whoever takes the outputs, if it closes them for that.
-    blamed: BaseException | None
-    #: How many stages in a row, up to this one, call one another.
-    depth: int
-    #: Tells how many items have come.
-    count: Callable[[], int]
+    tap: Tap
 
     def end(self) -> None: ...
 
@@ -328,9 +339,9 @@ def blame(items: Any, error: BaseException | None) -> None:
 
 
 def iterate(
-    stage: Stage, source: Iterable[Any], owner: Owner, handing_on: bool, account: Account | None = None
+    stage: Stage, source: Iterable[Any], tap: Tap, handing_on: bool, account: Account | None = None
 ) -> Generator[Any, None, None]:
-    """Give the outputs of *stage* over *source*, on behalf of *owner*; *handing_on* says that the source is a stream.
+    """Give the outputs of *stage* over *source*; *handing_on* says that the source is a stream.
 
     The loops are all that happens for an item, as what is called there, or looked at, counts: `map` takes 50 ns.
     """
@@ -342,17 +353,17 @@ def iterate(
 
     given = iter(source)
     items, count = counted(source, given)
-    owner.count, owner.halt = count, halt
+    tap.count, tap.halt = count, halt
     here = Here(stage, count, source, account)
     failed, spread, plain = here.failed, stage.kernel.spread, stage.kernel.finish is None
     try:
         try:
-            if (owner.draining and not handing_on) or (item := next(items, MISSING)) is MISSING:
+            if (tap.draining and not handing_on) or (item := next(items, MISSING)) is MISSING:
                 return
         except RecursionError as error:
-            if owner.depth > 64:  # else it is the source's own
+            if tap.depth > 64:  # else it is the source's own
                 error.args = (
-                    f"{owner.depth} stages of kind 'sync' in a row: each calls the one before it, and the limit of"
+                    f"{tap.depth} stages of kind 'sync' in a row: each calls the one before it, and the limit of"
                     f" recursion is {sys.getrecursionlimit()}; raise it by sys.setrecursionlimit, or join their"
                     " functions",
                 )
@@ -396,7 +407,7 @@ def iterate(
                 return
             item = next(items, MISSING)
     except BaseException as error:
-        here.ends_with(error, owner)
+        here.ends_with(error, tap)
         raise
     finally:
         try:
@@ -406,6 +417,8 @@ def iterate(
             if isinstance(given, Generator):
                 given.close()
             here.over()
+            came = count()
+            tap.count = lambda: came  # it keeps no source
 
 
 def handed_on(stage: Stage, step: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -445,7 +458,7 @@ async def iterate_async(
         nonlocal halted
         halted = True
 
-    owner.halt = halt
+    owner.tap.halt = halt
     is_async = isinstance(source, AsyncIterable)
     here = Here(stage, lambda: number, source, account if is_async else None)
     handing_on = handing_on and stage.hands_on
@@ -453,7 +466,7 @@ async def iterate_async(
     try:
         if isinstance(source, AsyncIterable):
             items = aiter(source)
-            owner.count = here.count
+            owner.tap.count = here.count
             paused = perf_counter()
             async for item in items:
                 number += 1
@@ -469,7 +482,7 @@ async def iterate_async(
                     await sleep(0)
                     paused = perf_counter()
         else:
-            items = iterate(stage, source, owner, handing_on, account)
+            items = iterate(stage, source, owner.tap, handing_on, account)
             for output in items:
                 yield (output,)
     except GeneratorExit:
@@ -477,7 +490,7 @@ async def iterate_async(
             items = None  # collected, or at the end of the loop: whoever closes this closes that, too
         raise
     except BaseException as error:
-        here.ends_with(error, owner)
+        here.ends_with(error, owner.tap)
         raise
     finally:
         owner.end()

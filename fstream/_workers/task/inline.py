@@ -15,7 +15,7 @@ from fstream._plan.stages import MISSING, Stage, StageStatus
 from fstream._workers.call import is_failure, judged
 from fstream._workers.failed import Failed
 from fstream._workers.notes import annotate
-from fstream._workers.sync import Account, Here, Owner, aclose
+from fstream._workers.sync import Account, Here, Tap, aclose
 from fstream._workers.task.reach import outside_of_loops
 from fstream._workers.task.workers import AsyncCall
 
@@ -150,7 +150,7 @@ class AsyncHere(Here):
 
 
 async def outputs_of(
-    stage: Stage, items: AsyncGenerator[Any, None], owner: Owner, handing_on: bool, account: Account
+    stage: Stage, items: AsyncGenerator[Any, None], tap: Tap, handing_on: bool, account: Account
 ) -> AsyncGenerator[Iterable[Any], None]:
     """Give the outputs of *stage*, those of one item at a time."""
     number = 0
@@ -160,9 +160,9 @@ async def outputs_of(
         nonlocal halted
         halted = True
 
-    owner.halt = halt
+    tap.halt = halt
     here = AsyncHere(stage, lambda: number, items, account)
-    owner.count = here.count
+    tap.count = here.count
     here.call = AsyncCall(stage, 0, None if here.memory is None else here.memory.remember)
     here.call.place = here
     try:
@@ -179,7 +179,7 @@ async def outputs_of(
             here.back = here.clock()
             here.goes_on()
     except BaseException as error:
-        here.ends_with(error, owner)
+        here.ends_with(error, tap)
         raise
     finally:
         try:
