@@ -143,6 +143,7 @@ class Stream(_Chain[T_co], AsyncGenerator[T_co, None]):
     def stats(self) -> Stats:
         """Give the numbers of the pipeline up to here: what each stage has done, and which one holds the others back.
 
+            >>> from fstream import pmap
             >>> stream = pmap(abs, [-1, 2, -3], kind="thread")
             >>> sum(stream)
             6
@@ -450,6 +451,7 @@ class _Outputs:
                         outputs.account = Account(each.stage for each in upstream)
                         todo.append((outputs.account, upstream[0]))
                     account.sources.append(outputs.account)
+                    outputs.account.feeds = True
         return self.account
 
     def stats(self) -> Stats:

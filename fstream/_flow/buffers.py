@@ -52,9 +52,14 @@ class Work:
         return window.take(now) or (Closed() if window.exhausted else None)
 
     def report_starvation(self, starved: bool) -> bool:
-        window = self.window
-        idle = 0 if window.takable() else max(0, window.workers - window.ledger.busy)
-        window.tally.wait(self.clock(), idle, window.upstream.blocked > 0)
+        window, tally = self.window, self.window.tally
+        ledger, room, upstream = window.ledger, window.room, window.upstream
+        idle = window.workers - ledger.busy
+        if idle < 0 or (idle and window.remote and window.takable()):  # worker processes start: they do not wait
+            idle = 0
+        blocked = upstream.blocked > 0 if upstream.prepaid else room.held >= room.limit
+        if idle != tally.idle or blocked != tally.blocks:
+            tally.wait(self.clock(), idle, blocked)
         if starved and not self.window.upstream.available():
             self.window.upstream.grow()
         return starved

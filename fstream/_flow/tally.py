@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from math import frexp
-from typing import Final
+from typing import Final, TypeAlias
 
-__all__ = ["Costs", "Parts", "Tally"]
+__all__ = ["Costs", "Numbers", "Parts", "Tally"]
 
 #: Into how many parts a sketch divides each doubling of a cost: what it gives is less than 4.5 % off.
 DIVISIONS: Final = 16
@@ -41,29 +41,40 @@ class Costs:
         return None
 
 
+#: What `Parts` has, as it travels: dropped, failed, seconds.
+Numbers: TypeAlias = tuple[list[int], list[int], list[float]]
+
+
 class Parts:
     """What the parts of a stage that stands for several count, each by itself."""
 
+    __slots__ = ("dropped", "failed", "seconds")
+
     def __init__(self, count: int) -> None:
-        #: How many items each part has dropped.
+        #: How many items each part has dropped, and how many failed there.
         self.dropped = [0] * count
+        self.failed = [0] * count
         #: What each part took of some items, in seconds.
         self.seconds = [0.0] * count
-        #: How many items failed in each part.
-        self.failed = [0] * count
 
-    def add(self, more: Parts) -> None:
-        for name in ("dropped", "seconds", "failed"):
-            pairs = zip(getattr(self, name), getattr(more, name))
-            setattr(self, name, [one + other for one, other in pairs])
+    def numbers(self) -> Numbers | None:
+        """Give them all, if there are any."""
+        found = self.dropped, self.failed, self.seconds
+        return found if any(self.dropped) or any(self.failed) or any(self.seconds) else None
+
+    def add(self, more: Numbers) -> None:
+        dropped, failed, seconds = more
+        self.dropped = [one + other for one, other in zip(self.dropped, dropped)]
+        self.failed = [one + other for one, other in zip(self.failed, failed)]
+        self.seconds = [one + other for one, other in zip(self.seconds, seconds)]
 
 
 class Tally:
     """The numbers of one stage. Under the run's lock, but for items that wait in tasks, which have one thread."""
 
     __slots__ = (
-        "began", "blocked", "busy", "costs", "failed", "given", "idle", "latest", "lone", "lone_begun", "parts",
-        "retried", "since", "starved", "taken", "waiting",
+        "began", "blocked", "blocks", "busy", "costs", "failed", "given", "idle", "latest", "lone", "lone_begun",
+        "parts", "retried", "since", "starved", "taken",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -79,7 +90,7 @@ class Tally:
         #: How many workers have nothing to do since the time *since*, as far as is known, and that they wait for room.
         self.idle = 0
         self.since = 0.0
-        self.waiting = False
+        self.blocks = False
         #: How many workers have lone items in hand, and the sum of the times at which they took them.
         self.lone = 0
         self.lone_begun = 0.0
@@ -88,8 +99,12 @@ class Tally:
 
     def come(self, now: float) -> None:
         """A worker comes for items."""
-        if self.idle:
-            self.wait(now, 0, False)
+        if idle := self.idle:
+            if self.blocks:
+                self.blocked += idle * (now - self.since)
+            else:
+                self.starved += idle * (now - self.since)
+            self.idle = 0
         elif self.began is None:
             self.began = now
         self.latest = now
@@ -100,20 +115,20 @@ class Tally:
             self.starved, self.blocked = self.waited(now)
         elif idle and self.began is None:  # worker processes that start have not come yet
             self.began = now
-        self.since, self.idle, self.waiting = now, idle, for_room
+        self.since, self.idle, self.blocks = now, idle, for_room
 
     def waited(self, now: float) -> tuple[float, float]:
         """How long workers have waited for items, and for room, by *now*."""
         seconds = self.idle * max(0.0, now - self.since)
         return (
-            (self.starved, self.blocked + seconds) if self.waiting else (self.starved + seconds, self.blocked)
+            (self.starved, self.blocked + seconds) if self.blocks else (self.starved + seconds, self.blocked)
         )
 
-    def add(self, retried: int, parts: Parts | None) -> None:
+    def add(self, retried: int, parts: Numbers | None) -> None:
         """What a worker has counted that is far away."""
         self.retried += retried
         if parts is not None:
-            self.parts = self.parts or Parts(len(parts.seconds))
+            self.parts = self.parts or Parts(len(parts[0]))
             self.parts.add(parts)
 
     def begin_lone(self, now: float) -> None:
@@ -132,4 +147,7 @@ class Tally:
     def did(self, count: int, seconds: float) -> None:
         """A worker has spent so many *seconds* on *count* items."""
         self.busy += seconds
-        self.costs.add(seconds / count, count)
+        fraction, exponent = frexp(seconds / count or NOTHING)  # as `Costs.add` does, without the call
+        size = exponent * DIVISIONS + int(fraction * 2 * DIVISIONS)
+        counts = self.costs.counts
+        counts[size] = counts.get(size, 0) + count

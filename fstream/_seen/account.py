@@ -89,6 +89,8 @@ class Account:
     def __init__(self, stages: Iterable[Stage | Batch | None]) -> None:
         self.entries = [Entry(stage, stage.workers or 0) for stage in stages if isinstance(stage, Stage)]
         self.sources: list[Account] = []
+        #: It is one of another one's sources.
+        self.feeds = False
         #: What is at work, as long as it is.
         self.run: weakref.ref[Run] | None = None
         self.here: Here | None = None

@@ -256,7 +256,7 @@ class Tracer(Observer):
                     self.free.setdefault((stage.name, stage.kind), []).append(known[0])
             self.opened.pop(run.number, None)
             account = self.runs.get(run.number)
-            if account is not None and len(self.runs) > 2 * MOST_TABLES and account in self.last_ones():
+            if account is not None and len(self.runs) > 2 * MOST_TABLES and not account.feeds:
                 self.keep(account)
 
     def last_ones(self) -> list[Account]:

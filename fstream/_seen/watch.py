@@ -149,7 +149,12 @@ class Watcher(Observer):
     def last_ones(self) -> list[Account]:
         """The last run of each pipeline."""
         upstream = {id(each) for account in self.runs for source in account.sources for each in source.walk()}
-        return [account for account in self.runs if id(account) not in upstream]
+        # Somebody may be told of a run before it is told of the one downstream that started it.
+        return [
+            account
+            for account in self.runs
+            if id(account) not in upstream and (self.over or not account.feeds)
+        ]
 
     def fold(self) -> None:
         """Add what has ended to what has ended before."""

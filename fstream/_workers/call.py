@@ -9,7 +9,7 @@ from types import CoroutineType
 from typing import Any, Final, Protocol, TypeAlias
 
 from fstream._flow.span import Failure
-from fstream._flow.tally import Parts
+from fstream._flow.tally import Numbers, Parts
 from fstream._flow.tolerance import Tolerance
 from fstream._plan import kernels
 from fstream._plan.kernels import DROP
@@ -378,10 +378,10 @@ class FusedCall:
         self.parts.dropped[self.calls.index(self.at)] += 1
         return self.stage.kernel.nothing
 
-    def counted(self) -> Parts:
+    def counted(self) -> Numbers | None:
         """Give what the parts have counted since the last time."""
         parts, self.parts = self.parts, Parts(len(self.calls))
-        return parts
+        return parts.numbers()
 
     def rescue(
         self, error: BaseException, item: Any, index: int, tries: int, again: Again = _always

@@ -369,26 +369,28 @@ def iterate(
                 )
             raise
         here.begin()
-        here.step = here.stepping(handing_on)
+        step = here.step = here.stepping(handing_on)
         while item is not MISSING:
-            here.has()
-            for first in (True, False):
-                # The first item of a part again, in what keeps it no longer than needed, and then the others.
-                step, part = (here.timed, iter([item])) if first else (here.step, here.rest(items))
-                if plain:
-                    for item in part:
-                        try:
-                            slot = step(item)
-                        except BaseException as error:
-                            slot = failed(error, item)
-                        if slot is not SKIP:
-                            yield slot
-                        else:
-                            here.skipped += 1
-                        if halted:
-                            return
-                    continue
-                for item in part:
+            made = [*here.outputs(item)][::-1]
+            item = None  # neither the item nor an output is kept longer than needed
+            while made:
+                yield made.pop()
+            if halted:
+                return
+            if plain:
+                for item in here.rest(items):
+                    try:
+                        slot = step(item)
+                    except BaseException as error:
+                        slot = failed(error, item)
+                    if slot is not SKIP:
+                        yield slot
+                    else:
+                        here.skipped += 1
+                    if halted:
+                        return
+            else:
+                for item in here.rest(items):
                     try:
                         slot = step(item)
                     except BaseException as error:

@@ -25,7 +25,7 @@ from time import monotonic_ns, perf_counter
 from typing import Any, Final
 
 from fstream._flow.span import Failure, Span
-from fstream._flow.tally import Parts
+from fstream._flow.tally import Numbers
 from fstream._plan.stages import StageStatus
 from fstream._workers.call import Call, FusedCall, call_of, is_failure
 from fstream._workers.notes import describe
@@ -409,7 +409,7 @@ class Child:
         self.wire.push((SLOTS, self.start, count, failed, closed, perf_counter() - self.begun), body)
         self.wire.flush()
 
-    def counted(self) -> tuple[int, Parts | None] | None:
+    def counted(self) -> tuple[int, Numbers | None] | None:
         """What was counted since the last time: further tries, and what each part says; None if nothing."""
         retried, self.retried = self.retried, 0
         call = self.call
