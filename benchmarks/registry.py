@@ -1,6 +1,17 @@
 """Every row, by name."""
 
-from benchmarks import efficiency, free_threaded, http, memory, payload, per_item, stages, startup, waiting
+from benchmarks import (
+    efficiency,
+    free_threaded,
+    http,
+    memory,
+    payload,
+    per_item,
+    seeing,
+    stages,
+    startup,
+    waiting,
+)
 from benchmarks.rows import Row
 
 ROWS = (
@@ -9,6 +20,7 @@ ROWS = (
     *free_threaded.ROWS,
     *waiting.ROWS,
     *stages.ROWS,
+    *seeing.ROWS,
     *payload.ROWS,
     *http.ROWS,
     *memory.ROWS,

@@ -1,7 +1,8 @@
 """Count the names in every file of Python's standard library: read on threads, parse on processes.
 
-Run it by `make demo`, or as a script; `--limit 100` takes only the first hundred files. There is no main
-guard, as worker processes do not import the script.
+Run it by `make demo`, or as a script; `--limit 100` takes only the first hundred files. It shows what each step does
+while it runs, says which one holds the others back, and leaves a timeline that a browser shows. There is no main guard,
+as worker processes do not import the script.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import argparse
 import ast
 import sys
 import sysconfig
+import tempfile
 import time
 import tokenize
 import warnings
@@ -17,10 +19,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from toolz import compose, curried, excepts, merge_with, pipe, second, topk
 
-from fstream import pmap
+from fstream import Stream, pmap, trace, watch
 
 Counts = dict[str, int]
 
@@ -49,15 +52,14 @@ def silence_warnings() -> None:
     warnings.simplefilter("ignore")
 
 
-def count_with_fstream(paths: Iterable[Path]) -> list[Counts]:
-    """Count the names of each file that is not broken, on workers."""
-    counts: list[Counts] = pipe(
+def counting(paths: Iterable[Path]) -> Stream[Counts]:
+    """Give the counts of each file that is not broken, made on workers."""
+    stream: Stream[Counts] = pipe(
         paths,
         pmap(read, kind="thread", on_error="skip"),
         pmap(count_names, kind="process", on_error="skip", on_start=silence_warnings),
-        list,
     )
-    return counts
+    return stream
 
 
 def count_with_map(paths: Iterable[Path]) -> list[Counts]:
@@ -72,17 +74,20 @@ def count_with_map(paths: Iterable[Path]) -> list[Counts]:
     return counts
 
 
-def timed(count: Callable[[Iterable[Path]], list[Counts]], paths: list[Path]) -> tuple[list[Counts], float]:
+def timed(count: Callable[[Any], list[Counts]], argument: object) -> tuple[list[Counts], float]:
     """Give the result of *count* and the seconds that it took."""
     start = time.perf_counter()
-    return count(paths), time.perf_counter() - start
+    return count(argument), time.perf_counter() - start
 
 
 def main(limit: int | None) -> bool:
     """Count both ways, print what came out, and tell whether it was the same."""
     library = Path(sysconfig.get_path("stdlib"))
     paths = list(islice(python_files(library), limit))
-    counts, seconds = timed(count_with_fstream, paths)  # first, so that it also pays for the cold file cache
+    stream = counting(paths)
+    picture = Path(tempfile.gettempdir()) / "stdlib_names.html"
+    with watch(), trace(picture):
+        counts, seconds = timed(list, stream)  # first, so that it also pays for the cold file cache
     expected, seconds_with_map = timed(count_with_map, paths)
     equal = counts == expected
     total: Counts = merge_with(sum, counts)
@@ -93,6 +98,8 @@ def main(limit: int | None) -> bool:
         print(f"    {name:<12}{count:>10,}")
     print(f"with fstream  {seconds:6.2f} s")
     print(f"with map      {seconds_with_map:6.2f} s, {seconds_with_map / seconds:.2f} times as long")
+    print(f"the bottleneck is {stream.stats().bottleneck}")
+    print(f"a timeline is in {picture}")
     print("both counts are equal" if equal else "THE COUNTS DIFFER")
     return equal
 

@@ -11,18 +11,20 @@ pytestmark = pytest.mark.slow
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-def run(script: str, *arguments: str) -> str:
+def run(script: str, *arguments: str, shows: bool = False) -> str:
     command = [sys.executable, EXAMPLES / script, *arguments]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=50)
-    assert done.stderr == ""
+    assert all(shows and line.startswith("fstream: ") for line in done.stderr.splitlines()), done.stderr
     assert done.returncode == 0
     return done.stdout
 
 
 def test_stdlib_names_counts_the_same_as_map():
-    output = run("stdlib_names.py", "--limit", "60")
+    output = run("stdlib_names.py", "--limit", "60", shows=True)
     assert output.startswith("60 files in ")
     assert " self " in output
+    assert "the bottleneck is " in output
+    assert "a timeline is in " in output
     assert output.endswith("both counts are equal\n")
 
 

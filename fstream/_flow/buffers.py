@@ -55,7 +55,9 @@ class Work:
         window, tally = self.window, self.window.tally
         ledger, room, upstream = window.ledger, window.room, window.upstream
         idle = window.workers - ledger.busy
-        if idle < 0 or (idle and window.remote and window.takable()):  # worker processes start: they do not wait
+        if idle < 0 or (
+            idle and window.remote and window.takable()
+        ):  # worker processes start: they do not wait
             idle = 0
         blocked = upstream.blocked > 0 if upstream.prepaid else room.held >= room.limit
         if idle != tally.idle or blocked != tally.blocks:
