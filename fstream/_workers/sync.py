@@ -375,10 +375,9 @@ def iterate(
             item = None  # neither the item nor an output is kept longer than needed
             while made:
                 yield made.pop()
-            if halted:
-                return
+            rest = iter(()) if halted else here.rest(items)
             if plain:
-                for item in here.rest(items):
+                for item in rest:
                     try:
                         slot = step(item)
                     except BaseException as error:
@@ -390,7 +389,7 @@ def iterate(
                     if halted:
                         return
             else:
-                for item in here.rest(items):
+                for item in rest:
                     try:
                         slot = step(item)
                     except BaseException as error:
@@ -405,7 +404,7 @@ def iterate(
                         yield slot
                     if halted:
                         return
-            if not here.goes_on():
+            if halted or not here.goes_on():
                 return
             item = next(items, MISSING)
     except BaseException as error:
