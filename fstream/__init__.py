@@ -23,6 +23,7 @@ errors          the exceptions of fstream's own
 from fstream._flow.observer import Observer, RunInfo, StageInfo, observe
 from fstream._plan.kernels import SKIP
 from fstream._plan.stages import StageStatus, WorkerInfo
+from fstream._workers.processes import Processes, shutdown
 from fstream.combinators import batch, merge, ordered, peach, pfilter, pflat_map, pmap, run, star
 from fstream.errors import NotPicklable, RemoteError, WorkerDied, WorkerTraceback
 from fstream.stream import Stream
@@ -31,6 +32,7 @@ from fstream.transformer import Transformer
 __all__ = [
     "NotPicklable",
     "Observer",
+    "Processes",
     "RemoteError",
     "RunInfo",
     "SKIP",
@@ -50,5 +52,6 @@ __all__ = [
     "pflat_map",
     "pmap",
     "run",
+    "shutdown",
     "star",
 ]

@@ -22,7 +22,7 @@ BELOW: Final = {
     "transformer": {"_plan", "_workers", "stream"},
     "combinators": {"_plan", "stream", "transformer"},
     "testing": {"_workers"},
-    "fstream": {"_flow", "_plan", "combinators", "errors", "stream", "transformer"},
+    "fstream": {"_flow", "_plan", "_workers", "combinators", "errors", "stream", "transformer"},
 }
 
 

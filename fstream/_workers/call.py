@@ -224,6 +224,10 @@ class FusedCall:
         self.item: Any = None
 
     @property
+    def index(self) -> int:
+        return self.calls[0].index
+
+    @property
     def started(self) -> bool:
         return self.calls[-1].started
 

@@ -46,7 +46,7 @@ class PipeQueue:
         self.ring()
 
     def ring(self) -> None:
-        """Wake the pump. The bell rings when this is over, or it is closed, or the kernel has had no memory for long."""
+        """Wake the pump. After this the bell rings, or is closed, or the kernel has had no memory for long."""
         for _ in range(TRIES):
             try:
                 self._push.send(b"!", NO_SIGPIPE)
