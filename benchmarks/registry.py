@@ -1,6 +1,17 @@
 """Every row, by name."""
 
-from benchmarks import efficiency, free_threaded, http, memory, payload, per_item, stages, startup, waiting
+from benchmarks import (
+    efficiency,
+    free_threaded,
+    http,
+    memory,
+    payload,
+    per_item,
+    pool,
+    stages,
+    startup,
+    waiting,
+)
 from benchmarks.rows import Row
 
 ROWS = (
@@ -12,6 +23,7 @@ ROWS = (
     *payload.ROWS,
     *http.ROWS,
     *memory.ROWS,
+    *pool.ROWS,
     *startup.ROWS,
 )
 SWEEP = tuple(row for row in ROWS if row.name.startswith("efficiency")) + efficiency.BETWEEN
