@@ -13,6 +13,7 @@ Layout:
     payload.py       arrays of 8 MB
     http.py          requests to a local server
     memory.py        how far a stage runs ahead of a slow consumer
+    pool.py          many streams at once on one pool of processes
     startup.py       import and the first output of a warm pipeline
     plot.py          efficiency against item cost, as an SVG
     profile_item.py  where the microseconds of one item's way go (a script of its own)

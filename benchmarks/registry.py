@@ -7,6 +7,7 @@ from benchmarks import (
     memory,
     payload,
     per_item,
+    pool,
     seeing,
     stages,
     startup,
@@ -24,6 +25,7 @@ ROWS = (
     *payload.ROWS,
     *http.ROWS,
     *memory.ROWS,
+    *pool.ROWS,
     *startup.ROWS,
 )
 SWEEP = tuple(row for row in ROWS if row.name.startswith("efficiency")) + efficiency.BETWEEN

@@ -31,6 +31,7 @@ from fstream._seen.trace import trace
 from fstream._seen.watch import watch
 from fstream._workers.failed import Failed
 from fstream._workers.inline import inline
+from fstream._workers.processes import Processes, shutdown
 from fstream.combinators import batch, divert, merge, ordered, peach, pfilter, pflat_map, pmap, run, star
 from fstream.errors import NotPicklable, RemoteError, TooManyFailures, WorkerDied, WorkerTraceback
 from fstream.journal import Journal
@@ -43,6 +44,7 @@ __all__ = [
     "Journal",
     "NotPicklable",
     "Observer",
+    "Processes",
     "RemoteError",
     "RunInfo",
     "SKIP",
@@ -67,6 +69,7 @@ __all__ = [
     "pflat_map",
     "pmap",
     "run",
+    "shutdown",
     "star",
     "trace",
     "watch",

@@ -23,9 +23,13 @@ from fstream._plan.stages import Stage
 from fstream._workers.call import Call, is_failure
 from fstream._workers.opening import open_run
 from fstream._workers.process import child
+from fstream._workers.process.answers import Answers
 from fstream._workers.process.child import Child
+from fstream._workers.process.pool import Worker
+from fstream._workers.process.pump import Pump
+from fstream._workers.process.recovery import Recovery
 from fstream._workers.process.wire import Wire, dumps, loads
-from fstream._workers.process.workers import Worker, Workers
+from fstream._workers.process.workers import Workers
 from tests.faults.faulty import eventually
 
 pytestmark = pytest.mark.slow
@@ -211,13 +215,13 @@ def test_late_answers_to_the_stage_before_are_no_answers_to_this_one():
     run = open_run([range(3)], [Stage(MAP, abs, "process", 1, name="abs")])
     crew: Any = run.crews[0]
     span = run.windows[0].take(0.0)
-    worker: Any = Worker(None, 0)  # type: ignore[arg-type]
+    worker: Any = Worker(crew, None)
     worker.flight = [span]
     for header in ((child.STOLEN, 0, None), (child.SLOTS, 0, 1, {}, True, 0.0), (child.FINISHED, None)):
-        crew.answer(worker, header, dumps([9]))
+        crew.answers.answer(worker, header, dumps([9]))
         assert worker.flight == [span]
-    crew.answer(worker, (child.OPENED,), [])
-    crew.answer(worker, (child.SLOTS, 0, 1, {}, True, 0.0), dumps([0]))
+    crew.answers.answer(worker, (child.OPENED,), [])
+    crew.answers.answer(worker, (child.SLOTS, 0, 1, {}, True, 0.0), dumps([0]))
     assert worker.flight == []
     assert run.windows[0].available() == 1
     assert run.windows[0].draw(9)[0] == [0]
@@ -329,12 +333,18 @@ def pump_of(worker: Any, asked: list[Any]) -> Any:
         spare=lambda: False,
         used_up=lambda worker: False,
         request_steal=asked.extend,
+        pool=SimpleNamespace(waiting={}),
     )
 
 
 def heard(seconds: float, spans: int = 1) -> Any:
     return SimpleNamespace(
-        heard=perf_counter() - seconds, flight=[...] * spans, idle=not spans, opened=True, finishing=False
+        heard=perf_counter() - seconds,
+        flight=[...] * spans,
+        idle=not spans,
+        opened=True,
+        finishing=False,
+        recalled=False,
     )
 
 
@@ -343,7 +353,7 @@ def test_what_waits_behind_a_slow_item_is_recalled_also_if_there_is_enough_to_do
     silent: float, expected: bool
 ):
     worker, asked = heard(silent), list[Any]()
-    Workers.look_after(pump_of(worker, asked))
+    Pump.look_after(pump_of(worker, asked))
     assert bool(asked) == expected
 
 
@@ -406,22 +416,23 @@ def test_a_reader_that_fails_while_it_gives_items_back_ends_its_process(
 # What the pump does about a worker that is dead
 
 
-class Death(Workers):
-    """A pump that notes what becomes of what a dead worker had: how, from which item on, how often that was tried."""
+class Death(Recovery):
+    """One that notes what becomes of what a dead worker had: how, from which item on, how often that was tried."""
 
     def __init__(self, *flight: Span, doing: int, start: int = 3, tries: int = 0, tried: int = -1) -> None:
         self.became: list[tuple[str, int, int]] = []
         self.unbegun = Counter()
-        self.window = SimpleNamespace(requeue_singly=self.scattered, stopped=False)  # type: ignore[assignment]
-        self.run = SimpleNamespace(lock=nullcontext(), settle=lambda: None)  # type: ignore[assignment]
+        nothing = lambda *_: None  # noqa: E731
+        self.crew = SimpleNamespace(  # type: ignore[assignment]
+            window=SimpleNamespace(requeue_singly=self.scattered, stopped=False),
+            run=SimpleNamespace(lock=nullcontext(), settle=nothing),
+            pool=SimpleNamespace(gone=nothing), ended=nothing, leave_out=nothing, lost=self.lost,
+        )  # fmt: skip
         cell = [doing, 0, 0, start, tries, tried]
         worker = SimpleNamespace(
             link=SimpleNamespace(state=cell.__getitem__), flight=list(flight), finishing=False, opened=True
         )
         self.bury(worker, doing, -9)  # type: ignore[arg-type]
-
-    def leave_out(self, worker: Worker) -> None:
-        pass
 
     def lost(self, span: Span, error_of: Any, at: int | None = None) -> None:
         self.became.append(("lost", span.start + (at or 0), span.tried))
@@ -479,7 +490,7 @@ def test_answers_are_about_the_span_that_the_worker_got_first():
     worker = SimpleNamespace(flight=[first, second])
 
     def span_of(closed: bool) -> Span | None:
-        return Workers.span_of(None, worker, 3, closed)  # type: ignore[arg-type]
+        return Answers.span_of(None, worker, 3, closed)  # type: ignore[arg-type]
 
     assert span_of(closed=False) is first
     first.closed = True  # others have what was left of it

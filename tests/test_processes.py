@@ -342,7 +342,8 @@ def test_a_worker_that_is_starting_when_its_stage_ends_is_kept_for_the_next():
     crew: Any = open_run([range(3)], [Stage(MAP, abs, "process", 1, name="abs")]).crews[0]
     crew.hire()
     [worker] = crew.workers
-    crew.wind_up()
+    crew.leaving.wind_up()
+    crew.leaving.leave_pool()
     crew.selector.close()
     crew.queue.close()
     assert WARM._links == [worker.link]

@@ -114,6 +114,6 @@ def test_a_span_that_is_recalled_before_its_stage_is_loaded_comes_back():
     parent, worker = socket.socketpair()
     with parent, worker:
         child = Child(worker, memoryview(bytearray(CELL_SIZE)).cast("q"))
-        for message in ((OPEN, ("/", [], {}), 0), (SPAN, 0, 0), (STEAL,)):
+        for message in ((OPEN, 7, ("/", [], {}), 0, False, False), (SPAN, 0, 0), (STEAL,)):
             child.sort((message, []))
         assert [header for header, _ in Wire(parent).receive()] == [(OPENED,), (STOLEN, 0, None)]

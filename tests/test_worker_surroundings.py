@@ -528,11 +528,11 @@ def test_a_worker_listens_to_a_socket_of_any_number():
         thread = threading.Thread(target=listener.read)
         thread.start()
         wire = Wire(ours)
-        wire.push((child.CLOSE,))
+        wire.push((child.CLOSE, 7, True))
         wire.flush()
         message = listener.inbox.get()
         assert message is not None
-        assert message[0] == (child.CLOSE,)
+        assert message[0] == (child.CLOSE, 7, True)
         ours.close()
         thread.join()
 

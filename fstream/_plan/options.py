@@ -40,8 +40,21 @@ class Executor(Protocol):
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None: ...
 
 
+class PoolOfProcesses(Protocol):
+    """What `fstream.Processes` is, to a floor that cannot import it."""
+
+    workers: int | None
+    start: str
+    idle: float
+    relay: bool
+
+    def close(self) -> None: ...
+
+
 #: What ``kind`` may be, as a type checker sees it; the registry of kinds says what it may be in fact.
-Kind: TypeAlias = Literal["sync", "thread", "process", "task"] | Executor | Callable[[], Executor]
+Kind: TypeAlias = (
+    Literal["sync", "thread", "process", "task"] | PoolOfProcesses | Executor | Callable[[], Executor]
+)
 
 U = TypeVar("U")
 

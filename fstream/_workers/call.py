@@ -314,6 +314,10 @@ class FusedCall:
         self.untimed = 0
 
     @property
+    def index(self) -> int:
+        return self.calls[0].index
+
+    @property
     def started(self) -> bool:
         return self.calls[-1].started
 

@@ -16,6 +16,7 @@ from fstream._flow.sizing import LONGEST_SPAN_SECONDS, MAX_CHEAP_PROCESS, PROCES
 from fstream._flow.window import Window
 from fstream._plan.stages import Batch, Stage
 from fstream._workers.cpus import cpu_count
+from fstream._workers.processes import check_processes, is_processes, on_its_pool
 
 if TYPE_CHECKING:
     from fstream._engine.run import Run, StageWorkers
@@ -80,8 +81,10 @@ class Backend:
     #: Raises for what a stage asks for and this kind cannot give, when the transformer is built. The message says what
     #: to write.
     check: Callable[[Stage], None] = _no_renewal
-    #: What the option may be instead of a name, in words, and what tells such an object. It imports nothing.
+    #: What the option may be besides its name, in words, and what tells such an object. It imports nothing.
     objects: str = ""
+    #: The option may be its name, too.
+    named: bool = True
     accepts: Callable[[object], bool] = _no_object
     #: Makes a stage ready for its run: at the first ``next``, before there is a window.
     prepare: Callable[[Stage], Stage] = _as_it_is
@@ -102,7 +105,7 @@ def backend_of(stage: Stage) -> Backend:
 
 def is_kind(kind: object) -> bool:
     """Tell whether *kind* is the name of one."""
-    return isinstance(kind, str) and kind in _BACKENDS and not _BACKENDS[kind].objects
+    return isinstance(kind, str) and kind in _BACKENDS and _BACKENDS[kind].named
 
 
 def backend_for(kind: object) -> Backend:
@@ -113,7 +116,12 @@ def backend_for(kind: object) -> Backend:
     for backend in _BACKENDS.values():
         if backend.accepts(kind):
             return backend
-    kinds = ", ".join(backend.objects or repr(backend.name) for backend in _BACKENDS.values())
+    kinds = ", ".join(
+        word
+        for backend in _BACKENDS.values()
+        for word in (repr(backend.name) if backend.named else "", backend.objects)
+        if word
+    )
     raise wrong(f"kind must be one of {kinds}, got {kind!r}")
 
 
@@ -163,7 +171,11 @@ register(
 register(
     Backend(
         name="process",
-        open=late("fstream._workers.process.workers:Workers"),
+        objects="a Processes",
+        accepts=is_processes,
+        check=check_processes,
+        prepare=on_its_pool,
+        open=late("fstream._workers.process.pump:Pump"),
         default_workers=cpu_count,
         # A span is far away, and costs more to hand over; two are in flight for each process.
         numbers=Numbers(
@@ -175,7 +187,6 @@ register(
         ),
         loses=lambda _: True,
         fuses=True,
-        check=lambda _: None,
     )
 )
 register(
@@ -192,6 +203,7 @@ register(
 register(
     Backend(
         name="executor",
+        named=False,
         objects="a concurrent.futures.Executor, a function of no arguments that makes one",
         accepts=_is_executor,
         check=late("fstream._workers.executor:check"),

@@ -14,11 +14,14 @@ import os
 import select
 import signal
 import socket
+import struct
 import sys
 import threading
 import traceback
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
+from contextvars import copy_context
 from multiprocessing.connection import Connection
 from queue import Empty, SimpleQueue
 from time import monotonic_ns, perf_counter
@@ -32,7 +35,7 @@ from fstream._workers.notes import describe
 from fstream._workers.process.arena import arenas
 from fstream._workers.process.errors import decode_error, encode_error
 from fstream._workers.process.fresh import FOR_THE_PARENT
-from fstream._workers.process.surroundings import Surroundings, adopt
+from fstream._workers.process.surroundings import Surroundings, adopt, surroundings
 from fstream._workers.process.wire import Packed, Wire, dumps, loads
 from fstream.errors import NotPicklable
 
@@ -45,7 +48,9 @@ __all__ = [
     "FINISH",
     "FINISHED",
     "FLUSHING",
+    "FORGET",
     "IDLE",
+    "IDLE_FORMAT",
     "IDLE_SECONDS",
     "LOADING",
     "OPEN",
@@ -69,12 +74,15 @@ __all__ = [
 
 
 # To the child ...
-OPEN: Final = "open"  # here is a stage: (surroundings, index, observed), call
+OPEN: Final = (
+    "open"  # work for a stage: (key, surroundings, index, observed, stays), call; no call: it is loaded
+)
 SPAN: Final = "span"  # run these items: (start, tries), items
 STEAL: Final = "steal"  # give back what is not started, send what is finished
 FINISH: Final = "finish"  # run on_done: (active workers, error that ended the stage or None)
 STOP: Final = "stop"  # the same, even in the middle of f
-CLOSE: Final = "close"  # forget the stage
+CLOSE: Final = "close"  # work for a stage no more: (key, it is over); if it is not, keep it loaded
+FORGET: Final = "forget"  # a stage is over: (key)
 # ... and from it.
 READY: Final = "ready"  # (has an arena): started
 OPENED: Final = "opened"  # what follows is about the stage that was opened, not about the one before
@@ -108,8 +116,11 @@ OPENING: Final = -2  # it loads the stage, or runs on_start
 LOADING: Final = -3  # it unpickles items
 SENDING: Final = -4  # it pickles slots
 
-#: A worker that no stage needs ends by itself after this many seconds.
+#: A worker that no stage needs ends by itself after this many seconds, if its pool says nothing else.
 IDLE_SECONDS: Final = 10.0
+
+#: How its pool says so.
+IDLE_FORMAT: Final = "d"
 
 
 class Stopped(BaseException):
@@ -120,10 +131,29 @@ class Deaf(Exception):
     """Raised when there is no memory for what the parent sends."""
 
 
-class Child:
-    """The worker's end."""
+class Loaded:
+    """A stage in a worker: what it does with an item, and the world as the stage has left it.
 
-    def __init__(self, sock: socket.socket, cell: memoryview, arena: int | None = None) -> None:
+    What f and ``on_start`` set in a context variable, the precision of decimal numbers above all, is the stage's own;
+    so are the current folder, the environment and the other `Surroundings`.
+    """
+
+    def __init__(self) -> None:
+        self.call: Call | FusedCall | None = None
+        self.context = copy_context()
+        self.surroundings: Surroundings | None = None
+
+
+class Child:
+    """The worker's end.
+
+    It has more attributes than most, because it is one end of a conversation: what it knows of the span in hand is what
+    the parent has to be told.
+    """
+
+    def __init__(
+        self, sock: socket.socket, cell: memoryview, arena: int | None = None, idle: float = IDLE_SECONDS
+    ) -> None:
         inward, outward = arenas(arena)
         self.wire = Wire(sock, outward, inward)
         self.cell = cell
@@ -134,8 +164,16 @@ class Child:
         #: it: an append is atomic. The reader alone sets `opened` and `stopping`. A thread looks at a flag again before
         #: it waits.
         self.sending = threading.Lock()
+        #: The stages that it has, by their keys; and the call and the context of the one that it works for.
+        self.stages: dict[int, Loaded] = {}
         self.call: Call | FusedCall | None = None
+        self.context = copy_context()
+        #: Seconds until it ends by itself, if no stage needs it.
+        self.idle = idle
+        #: It works for a stage.
         self.opened = False
+        #: The stages that have resources here.
+        self.homes: set[int] = set()
         self.in_f = self.stopping = self.leads_a_group = False
         #: The span in hand.
         self.span = Span(0, [])
@@ -168,12 +206,12 @@ class Child:
     # --------------------------------------------------------------------------------------- the reader thread
 
     def read(self) -> None:
-        """Take messages in until the parent is gone, or no stage has come for `IDLE_SECONDS`."""
+        """Take messages in until the parent is gone, or no stage has come for `idle` seconds."""
         try:
             poll = select.poll()  # not `select`, which takes no file number from 1,024 on
             poll.register(self.wire.sock, select.POLLIN)
             while True:
-                if not self.opened and not poll.poll(IDLE_SECONDS * 1000):
+                if not (self.opened or self.homes) and not poll.poll(self.idle * 1000):
                     break
                 # Not a loop: its variable would keep the last message alive while this thread waits for the next one.
                 deque(map(self.sort, self.receive()), 0)
@@ -205,7 +243,11 @@ class Child:
             return
         if what in (OPEN, CLOSE):
             self.opened = what == OPEN
+        if what == FORGET or (what == CLOSE and message[0][2]):
+            self.homes.discard(message[0][1])
         if what == OPEN:
+            if message[0][5]:
+                self.homes.add(message[0][1])
             # Said by this thread, because it may give spans of the stage back before the main one opens the stage.
             self.say(OPENED)
         self.inbox.put(message)
@@ -253,15 +295,16 @@ class Child:
         header, body = message
         what = header[0]
         if what == OPEN:
-            self.observed = header[3]
-            self.open(header[1], header[2], body)
+            self.observed = header[4]
+            self.open(header[1], header[2], header[3], body)
         elif what == SPAN:
-            self.work(header[1], header[2], body)
+            self.context.run(self.work, header[1], header[2], body)
         elif what in (FINISH, STOP):
-            self.finish(*header[1:])
+            self.context.run(self.finish, *header[1:])
         elif what == CLOSE:
-            self.call = None
-            self.stopping = False
+            self.close(header[1], header[2])
+        elif what == FORGET:
+            self.stages.pop(header[1], None)
         return True
 
     def say(self, *header: Any) -> None:
@@ -269,16 +312,42 @@ class Child:
             self.wire.push(header)
             self.wire.flush()
 
-    def open(self, surroundings: Surroundings, index: int, body: Packed) -> None:
+    def open(self, key: int, surroundings: Surroundings | None, index: int, body: Packed) -> None:
+        """Work for a stage: load it from *body*, or go on where it is loaded."""
         self.cell[DOING] = OPENING
+        stage = self.stages.setdefault(key, Loaded())
+        self.context = stage.context
         try:
-            adopt(surroundings)
-            self.call = call_of(loads(body), index)
-            self.call.set_place(self)
+            self.context.run(self.load, stage, surroundings, index, body)
         except BaseException as error:
-            self.call = None
+            stage.call = None
             self.say(BROKEN, "load", encode_error(error))
+        self.call = stage.call
         self.cell[DOING] = IDLE
+
+    def load(self, stage: Loaded, surroundings: Surroundings | None, index: int, body: Packed) -> None:
+        stage.surroundings = surroundings or stage.surroundings
+        assert stage.surroundings is not None
+        adopt(stage.surroundings)
+        if body:
+            stage.call = call_of(loads(body), index)
+            stage.call.set_place(self)
+        elif (
+            stage.call is not None and index != stage.call.index
+        ):  # it has no resources: any worker's will do
+            stage.call = call_of(stage.call.stage, index)
+            stage.call.set_place(self)
+
+    def close(self, key: int, over: bool) -> None:
+        """Leave the stage; forget it if it is *over*."""
+        stage = self.stages.pop(key, None)
+        if stage is not None and not over:
+            self.stages[key] = stage
+            with suppress(OSError):  # the system does not say
+                stage.surroundings = surroundings()
+        self.call = None
+        self.context = copy_context()
+        self.stopping = False
 
     def work(self, start: int, tries: int, body: Packed) -> None:
         """Run the items in *body* and send their slots; run ``on_start`` before the first ones."""
@@ -541,14 +610,14 @@ def main(connection: Connection) -> None:
     sock = socket.socket(fileno=os.dup(connection.fileno()))
     sock.setblocking(True)
     connection.close()
-    _, fds, _, _ = socket.recv_fds(sock, 1, 3)
+    idle, fds, _, _ = socket.recv_fds(sock, struct.calcsize(IDLE_FORMAT), 3)
     # A process that f forks closes its copy. One that outlives this process would else keep the parent from seeing that
     # this process has died.
     os.register_at_fork(after_in_child=sock.close)
     die_with(fds[1], leads_a_group)
     with mmap.mmap(fds[0], CELL_SIZE) as shared, memoryview(shared) as view, view.cast("q") as cell:
         os.close(fds[0])
-        child = Child(sock, cell, *fds[2:])
+        child = Child(sock, cell, fds[2] if fds[2:] else None, *struct.unpack(IDLE_FORMAT, idle))
         child.leads_a_group = leads_a_group
         for fd in fds[2:]:
             os.close(fd)
@@ -560,6 +629,7 @@ def main(connection: Connection) -> None:
             child.serve()
         except BrokenPipeError:  # the parent has no use for us any more
             pass
+        child.stages.clear()
         child.call = None
         del child
     sock.close()

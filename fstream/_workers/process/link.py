@@ -5,17 +5,21 @@ from __future__ import annotations
 import mmap
 import os
 import socket
+import struct
 import sys
 import tempfile
+import time
 import weakref
 from array import array
 from contextlib import ExitStack
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any
 
 from fstream._workers.process import child
 from fstream._workers.process.arena import arenas, shared_file
-from fstream._workers.process.fresh import FreshProcess
 from fstream._workers.process.lifeline import LIFELINE
+from fstream._workers.process.start import process_of
 from fstream._workers.process.surroundings import inherited
 from fstream._workers.process.wire import NO_SIGPIPE, Wire, raise_no_sigpipe
 
@@ -23,9 +27,9 @@ __all__ = ["OURS", "PROCESSES", "Link"]
 
 
 class Link:
-    """A worker process, its socket and its cell."""
+    """A worker process, its socket and its cell. *start* and *idle* are as in `Processes`."""
 
-    def __init__(self) -> None:
+    def __init__(self, start: str = "fresh", idle: float = child.IDLE_SECONDS) -> None:
         #: What it has from this process for good.
         self.inherited = inherited()
         life = LIFELINE.fd()  # first: where no pipe can be had, there is nothing to close
@@ -47,14 +51,14 @@ class Link:
                     theirs.setblocking(True)
                     connection = Connection(os.dup(theirs.fileno()))
                 with connection:
-                    self.process = FreshProcess(target=child.main, args=(connection,), name="fstream-worker")
+                    self.process = process_of(start, child.main, (connection,))
                     self.process.start()
-                PROCESSES.add(self.process)
+                PROCESSES.add(self.process if isinstance(self.process, BaseProcess) else self.process.inner)
                 try:
                     raise_no_sigpipe(ours)
                     # Not `send_fds`, which leaves out the flag.
                     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", shared))]
-                    ours.sendmsg([b"c"], rights, NO_SIGPIPE)
+                    ours.sendmsg([struct.pack(child.IDLE_FORMAT, idle)], rights, NO_SIGPIPE)
                 except ConnectionError:  # it has died already: its end of the stream will tell
                     pass
                 except BaseException:
@@ -68,6 +72,14 @@ class Link:
         self.wire = Wire(ours, there, back)
         #: It has said that it has started.
         self.ready = False
+        #: Stages, by their keys, that it is to be told to forget, by whoever has it on lease.
+        self.owed: list[int] = []
+        #: The stages that have resources there.
+        self.homes: set[Any] = set()
+        #: It has had as many items of a stage as that allows: it takes no further stage, and ends when it can.
+        self.worn = False
+        #: How much CPU time it had used when somebody last looked whether it sleeps, in nanoseconds.
+        self.used = -1
 
     def state(self, position: int) -> int:
         return int.from_bytes(self.cell[8 * position : 8 * position + 8], sys.byteorder, signed=True)
@@ -85,18 +97,39 @@ class Link:
         except OSError:
             return False
 
-    def close(self) -> bool:
-        """Tell it that it has no stage any more; False if it is dead."""
-        self.wire.push((child.CLOSE,))
+    def tell(self, *header: Any) -> bool:
+        """Tell it something short, now or with what it is told next; False if it is dead."""
+        self.wire.push(header)
         try:
             self.wire.flush()
         except OSError:
             return False
         return True
 
-    def dismiss(self) -> None:
-        """Let it end: it does when its socket is closed."""
+    def tell_owed(self) -> None:
+        while self.owed:
+            self.tell(child.FORGET, self.owed.pop())
+
+    def sleeps(self, least: float) -> bool:
+        """Tell whether it has used less than *least* seconds of CPU since somebody last asked this.
+
+        True, where the system does not say.
+        """
+        before = self.used
+        try:
+            self.used = time.clock_gettime_ns(
+                (~(self.process.pid or 0) << 3) | 2
+            )  # as clock_getcpuclockid(3)
+        except (OSError, AttributeError):
+            self.used = 0
+            return before != -1
+        return before != -1 and self.used - before < least * 1e9
+
+    def end(self) -> None:
+        """Have it end: it does when its socket is closed, and it listens only once it has started."""
         self.sock.close()
+        if not self.ready:
+            self.process.kill()
 
     def kill(self) -> int | None:
         """End it now, with the programs that f has started, and tell its exit status, None if others have got that."""
@@ -133,4 +166,4 @@ def _cell_file() -> int:
 OURS: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 
 #: All worker processes. To a fork they are no children, though multiprocessing would wait for them as such.
-PROCESSES: weakref.WeakSet[FreshProcess] = weakref.WeakSet()
+PROCESSES: weakref.WeakSet[BaseProcess] = weakref.WeakSet()

@@ -1,0 +1,171 @@
+"""What the messages of a worker mean: slots that go into their spans, items that come back, errors."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from fstream._flow.span import Failure, Span
+from fstream._workers.notes import annotate, describe
+from fstream._workers.process import child
+from fstream._workers.process.errors import decode_error
+from fstream._workers.process.recovery import Recovery
+from fstream._workers.process.wire import Packed, loads
+from fstream._workers.process.workers import Worker, Workers
+from fstream.errors import NotPicklable
+
+__all__ = ["Answers"]
+
+
+class Answers:
+    """Does what the workers of one stage say."""
+
+    def __init__(self, crew: Workers, recovery: Recovery) -> None:
+        self.crew = crew
+        self.recovery = recovery
+
+    def answer(self, worker: Worker, header: tuple[Any, ...], body: Packed) -> None:
+        """Do what a message of *worker* asks for."""
+        what = header[0]
+        if what == child.OPENED:
+            worker.heeded = True
+        elif what != child.READY and not worker.heeded:
+            pass  # a late answer to the stage that this worker had before
+        elif what == child.SLOTS:
+            self.recovery.stillborn = 0
+            self.receive(worker, header[1:], body)
+        elif what == child.COUNTED:
+            with self.crew.run.lock:
+                self.crew.window.tally.add(*header[1:])
+        elif what == child.RETRIED:
+            self.crew.retried(header[1], decode_error(header[2]), header[3])
+        elif what == child.STOLEN:
+            self.requeue_tail(worker, header[1], header[2])
+        elif what == child.READY:
+            worker.link.ready = True
+            if not header[1]:  # it has no room for the arena
+                worker.link.wire.outward = None
+            self.crew.open(worker)
+        elif what == child.UNLOADABLE:
+            span = self.span_of(worker, header[1], closed=True)
+            if span is not None:
+                error = decode_error(header[2])
+                self.crew.unfit(span, error, f"item cannot be unpickled in the worker{_way_out(error)}")
+        elif what == child.BROKEN:
+            error = decode_error(header[2])
+            if header[1] == "load":
+                problem = NotPicklable(
+                    f"stage {self.crew.stage.name!r} (process) cannot be loaded in a worker{_way_out(error)}: {error}"
+                )
+                problem.__cause__ = error
+                error = problem
+            else:
+                annotate(error, f"in on_start of stage {self.crew.stage.name!r} (process)")
+            worker.begun = False
+            self.crew.begun_in.pop(worker.link, None)
+            with self.crew.run.lock:
+                self.crew.begun = max(0, self.crew.begun - 1)
+            self.crew.fail(Failure(-1, None, error))
+        elif what == child.FINISHED:
+            self.finished(worker, header[1])
+
+    def span_of(self, worker: Worker, start: int, closed: bool) -> Span | None:
+        """Find the span that a message refers to; None if it was given to others since.
+
+        *closed* says that this is the worker's last message about it.
+
+        Invariant: `flight` keeps a span until the worker's last message about it, in sending order, because a requeued
+        span can return to this worker under the same start.
+        """
+        span = next((span for span in worker.flight if span.start == start), None)
+        if span is not None and closed:
+            worker.flight.remove(span)
+        return None if span is None or span.closed else span
+
+    def receive(self, worker: Worker, header: tuple[Any, ...], body: Packed) -> None:
+        """Append the slots of a message to their span."""
+        start, count, failed, closed, seconds = header
+        span = self.span_of(worker, start, closed)
+        if span is None:
+            return
+        position = len(span.slots)
+        self.crew.weigh("back", body, count - position)
+        try:
+            slots = loads(body)
+        except BaseException as error:
+            self.unloadable(span, count, closed, error)
+            return
+        if failed or self.crew.keep is not None:
+            if not self.put_all(span, slots, failed):
+                return
+        else:
+            span.slots.extend(slots)
+        worker.steal_requested = False
+        with self.crew.run.lock:
+            if closed:
+                self.crew.window.done(span, seconds)
+            if len(span.slots) > position and self.crew.window.available():
+                self.crew.window.flush_requested = False
+            self.crew.run.settle()
+
+    def put_all(self, span: Span, slots: list[Any], failed: dict[int, int | None]) -> bool:
+        """Append *slots*, some of which are failures; False if one is tried again elsewhere, which closes the span."""
+        for number, slot in enumerate(slots):
+            if number in failed:
+                position = len(span.slots)
+                error = decode_error(slot.error)
+                if self.crew.stage.retries and (tried := failed[number]) is not None:
+                    span.tried = tried
+                    self.crew.lost(span, lambda _, error=error: error, position)  # type: ignore[misc]
+                    return False
+                slot.index, slot.item, slot.error = span.start + position, span.items[position], error
+            if not self.crew.put(span, slot):
+                return True
+        return True
+
+    def unloadable(self, span: Span, count: int, closed: bool, error: BaseException) -> None:
+        """Find the output that cannot be unpickled here: run the items of *span* one by one. A single item fails."""
+        first = len(span.slots)
+        if count - first == 1:
+            position, item = first, span.items[first]
+            what = f"{describe(self.crew.stage, span.start + position, item)}: its output cannot be unpickled: {error}"
+            problem = NotPicklable(what)
+            problem.__cause__ = error
+            self.crew.put(span, Failure(span.start + position, item, problem))
+            if closed:
+                with self.crew.run.lock:
+                    self.crew.window.done(span)
+                    self.crew.run.settle()
+            return
+        with self.crew.run.lock:
+            self.crew.window.requeue_singly(span, {})
+            self.crew.run.settle()
+
+    def requeue_tail(self, worker: Worker, start: int, count: int | None) -> None:
+        """Requeue the last *count* items of a span (None: all), which *worker* has not started and gives up."""
+        span = self.span_of(worker, start, closed=count is None)
+        if span is None:
+            return
+        if count is None:
+            count = len(span.items)
+        worker.items -= count
+        with self.crew.run.lock:
+            self.crew.window.requeue_tail(span, count)
+            self.crew.run.settle()
+
+    def finished(self, worker: Worker, error: tuple[Any, ...] | None) -> None:
+        """Note that *worker* has run ``on_done``, and its *error*."""
+        worker.finishing = False
+        if error is not None:
+            self.crew.complain(decode_error(error))
+
+
+def _way_out(error: BaseException) -> str:
+    """Say what to do about a module that is here, and that a worker cannot import."""
+    name = error.name if isinstance(error, ModuleNotFoundError) else None
+    if name not in sys.modules:
+        return ""
+    return (
+        f", which cannot import the module {name!r} (was it loaded from a path?); put its folder into sys.path, or call"
+        f" cloudpickle.register_pickle_by_value(sys.modules[{name!r}]) before"
+    )
