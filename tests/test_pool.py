@@ -430,9 +430,9 @@ def test_what_waits_behind_the_item_at_work_does_not_keep_others_from_the_worker
 def test_the_pool_grows_to_the_workers_of_a_stage_and_back(two_cpus: None, gate: Gate, log: Log):
     items = range(20)
     f = holding("process", dict.fromkeys(items, gate), log)
-    with opened_when(gate, lambda: log.take(12)):
-        assert list(pmap(f, items, kind="process", workers=12)) == list(items)
-    assert len(multiprocessing.active_children()) == 12
+    with opened_when(gate, lambda: log.take(5)):
+        assert list(pmap(f, items, kind="process", workers=5)) == list(items)
+    assert len(multiprocessing.active_children()) >= 5
     assert POOL.limit == 2
 
 
