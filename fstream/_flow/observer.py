@@ -88,9 +88,9 @@ class Observer:
         """A *worker* is through with what it took at *start*: with the first *count* of the items.
 
         What it took beyond these was given back, and is taken again, or comes behind an error. Items that ``on_error``
-        answered for count. *seconds* is what the worker has spent on them, None where nobody measures it: on kind
-        ``"sync"``, by a worker that was lost, and in tasks side by side. Of these it is told how many were done in a
-        turn of the event loop, and *start* is the first of them.
+        answered for count. *seconds* is what the worker has spent on them, None where nobody measures it: by a worker
+        that was lost, and in tasks side by side. Of these it is told how many were done in a turn of the event loop,
+        and *start* is the first of them.
 
         There is no such call for what is in the hands of tasks and processes that are stopped with their run.
         """
