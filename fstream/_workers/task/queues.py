@@ -40,7 +40,13 @@ class TaskQueue(asyncio.Queue[Any]):
             # `signalled` first, because a feeder that sees it set wakes nobody. This taker may have been woken in vain,
             # by something that another taker was faster to get. Then it is to be woken again.
             self.signalled = False
-            return not self.buffer.ready()
+            if not self.buffer.ready():
+                # While it was signalled, nobody kept the time for it.
+                self.settle()
+                if not self.signalled:
+                    return True
+                self.signalled = False
+            return False
 
     def _get(self) -> Any:
         with self.lock:
@@ -72,6 +78,8 @@ class TaskQueue(asyncio.Queue[Any]):
             taken = await super().get()
             self.waited = True
             return taken
+        except asyncio.QueueEmpty:  # others were faster, in another thread, who share a rate with this stage
+            return None
         finally:
             with self.lock:
                 self.takers -= 1
