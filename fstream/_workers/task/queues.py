@@ -43,9 +43,7 @@ class TaskQueue(asyncio.Queue[Any]):
             if not self.buffer.ready():
                 # While it was signalled, nobody kept the time for it.
                 self.settle()
-                if not self.signalled:
-                    return True
-                self.signalled = False
+                return not self.signalled
             return False
 
     def _get(self) -> Any:
