@@ -86,6 +86,23 @@ def test_a_task_that_was_woken_in_vain_is_woken_again():
     assert asyncio.run(main()) == "b"
 
 
+def test_a_task_that_was_woken_in_vain_has_the_time_kept_for_it_again():
+    async def main() -> None:
+        box = Box()
+        queue = box.queue = TaskQueue(box, box.lock, box.settle)
+        taker = asyncio.create_task(queue.get())
+        await asyncio.sleep(0)
+        box.put("a")
+        box.things.clear()
+        box.settled.clear()  # while it was signalled, whoever settles passes it over
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert box.settled.is_set()
+        taker.cancel()
+
+    asyncio.run(main())
+
+
 def test_who_takes_wakes_the_next():
     box, taken = Box(), []
     queue = box.queue = ThreadQueue(box, box.lock, box.settle)
