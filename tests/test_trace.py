@@ -371,3 +371,13 @@ def test_a_browser_shows_the_page(tmp_path: Path):
     assert "item" in said["tip"]
     assert said["zoomed"] == pytest.approx(0.8, abs=0.01)
     assert said["back"] == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no file that is always full")
+def test_a_full_disk_is_an_error_at_the_end_of_the_block_and_the_stream_goes_on(tmp_path: Path):
+    path = tmp_path / "run.json"
+    path.symlink_to("/dev/full")
+    outputs = []
+    with pytest.raises(OSError, match="No space left"), trace(path):
+        outputs += pmap(identity, range(5_000), kind="thread", maxsize=1)
+    assert outputs == list(range(5_000))

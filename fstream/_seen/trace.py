@@ -111,8 +111,8 @@ class File:
         return f'\n], "displayTimeUnit": "ms", "otherData": {self.notes()}}}\n'
 
     def close(self, pipelines: list[Stats]) -> None:
-        self.file.write(self.end(pipelines).encode())
-        self.file.close()
+        with self.file:
+            self.file.write(self.end(pipelines).encode())
 
 
 class Page(File):
@@ -170,8 +170,10 @@ class Tracer(Observer):
             self.over = True
             for account in self.last_ones():
                 self.keep(account)
-            self.flush()
-            self.file.close(self.shown)
+            try:
+                self.flush()
+            finally:
+                self.file.close(self.shown)
 
     # ------------------------------------------------------------------------------------------------- events
 

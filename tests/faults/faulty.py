@@ -441,14 +441,18 @@ NO_WORKERS: set[int] = set()
 """The ids of child processes that a test started by itself."""
 
 
+#: What is in the command lines of the processes that multiprocessing starts once, and keeps.
+SERVERS = ("resource_tracker", "multiprocessing.forkserver")
+
+
 def children() -> list[psutil.Process]:
-    """The worker processes of this process: its children but those and a resource tracker."""
+    """The worker processes of this process: its children but those and multiprocessing's own servers."""
     found = []
     for child in psutil.Process().children():
         if child.pid in NO_WORKERS:
             continue
         try:
-            if not any("resource_tracker" in word for word in child.cmdline()):
+            if not any(server in word for word in child.cmdline() for server in SERVERS):
                 found.append(child)
         except psutil.ZombieProcess:  # dead, and not yet reaped
             found.append(child)

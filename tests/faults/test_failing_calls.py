@@ -575,6 +575,7 @@ def test_a_call_that_fails_in_a_worker_process(
 HARMLESS: Final = {
     "reads or makes a number or a text, or an object of Python alone": """
         os.getpid threading.current_thread threading.get_ident threading.main_thread threading.local os.fsencode
+        os.fspath
         os.path.join os.path.dirname os.path.basename os.waitstatus_to_exitcode signal.Signals signal.getsignal
         asyncio.CancelledError asyncio.Event asyncio.Lock asyncio.Handle asyncio.TimerHandle asyncio.Future asyncio.Task
         asyncio.timeout asyncio.current_task asyncio._get_running_loop asyncio._set_running_loop asyncio._enter_task
@@ -595,6 +596,13 @@ HARMLESS: Final = {
 
 #: Sites that need no row, with the reason.
 SOUND: Final = {
+    ("_seen.trace", "file.write"): "test_a_full_disk_is_an_error_at_the_end_of_the_block in test_trace",
+    ("_workers.memory", "threading.Lock"): "where a run is laid: nothing is open yet",
+    ("_workers.task.inline", "asyncio.Runner"): "before anything is open: an error of the consumer's",
+    ("journal", "os.open"): "an error where the journal is made: nothing is open yet",
+    ("journal", "os.ftruncate"): "test_a_full_disk_is_an_error_and_loses_nothing in test_journal",
+    ("journal", "os.write"): "test_a_full_disk_is_an_error_and_loses_nothing in test_journal",
+    ("journal", "fcntl.flock"): "test_two_at_once_on_one_file_are_refused in test_journal",
     (
         "_engine.interrupts",
         "_signal.signal",
