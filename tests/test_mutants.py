@@ -10,6 +10,8 @@ import pytest
 
 from tests.mutants import Mutant, Source, definitions, drawn, exists, load, misfits, mutated, package
 
+pytestmark = pytest.mark.slow
+
 CODE = '''\
 LIMIT = 8  # a constant
 

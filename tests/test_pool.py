@@ -32,6 +32,8 @@ from tests.functions import square
 from tests.gates import PATIENCE, Gate, Log, holding, opened_when
 from tests.scripts import Script, printed
 
+pytestmark = pytest.mark.slow
+
 
 def pid_of(_: object) -> int:
     return os.getpid()

@@ -32,6 +32,8 @@ from tests.functions import identity, square
 from tests.leaks import Running
 from tests.sources import Source
 
+pytestmark = pytest.mark.slow
+
 NUMBERS = st.lists(st.integers(0, 9), max_size=8)
 DIES, RAISES, LATE = ((0, "dies"),), ((0, "raises"),), ((0, "times out"),)
 
