@@ -17,7 +17,7 @@ from fstream._plan.kernels import MAP
 from fstream._plan.stages import Batch, Stage
 from fstream._workers.kinds import IN_PLACE, runs_in_place
 from fstream._workers.opening import OPEN
-from fstream._workers.sync import aclose, iterate, iterate_async
+from fstream._workers.sync import Rest, aclose, iterate, iterate_async
 
 if TYPE_CHECKING:
     from fstream._engine.run import ConsumerQueue
@@ -229,6 +229,8 @@ class _Outputs:
         self.current: Iterator[Any] = iter(())
         self.run: Run | None = None
         self.queue: ConsumerQueue | None = None
+        #: Where the consumer's thread waits, if the stage has no workers.
+        self.rest: Rest | None = None
         #: The outputs of a stage without workers, where an ``async for`` takes them.
         self.here: AsyncGenerator[Iterable[Any], None] | None = None
         #: The loop that an ``async for`` downstream runs on: the one for tasks upstream of it.
@@ -323,7 +325,11 @@ class _Outputs:
             if not isinstance(source, Iterable):
                 source = Stream((source,), None)
                 source._outputs.loop = self.loop
-            self.current = iterate(self.stage, source, self.depth)
+            if self.rest is None:
+                self.rest = Rest()
+            if isinstance(source, Stream):
+                source._outputs.rest = self.rest
+            self.current = iterate(self.stage, source, self.depth, self.rest)
         else:
             with Uninterrupted():
                 self.run = OPEN.get()(sources, stages, self.loop)
@@ -389,6 +395,8 @@ class _Outputs:
             taker.close()
             return
         self.over = self.started = True  # first: who is just starting the run looks at it last
+        if self.rest is not None:
+            self.rest.stop()
         run, current = self.run, self.current
         give_up(current)
         if run is not None:
@@ -404,6 +412,8 @@ class _Outputs:
             await taker.aclose()
             return
         self.over = self.started = True  # first: who is just starting the run looks at it last
+        if self.rest is not None:
+            self.rest.stop()
         run, current = self.run, self.current
         give_up(current)
         if run is not None:

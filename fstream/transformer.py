@@ -19,7 +19,16 @@ from typing import (
 )
 
 from fstream._plan.kernels import BATCH, MAP, Kernel
-from fstream._plan.options import _NONE_IS_DEFAULT, BATCH_CHECKS, CHECKS, Options, U, check_n, checked
+from fstream._plan.options import (
+    _NONE_IS_DEFAULT,
+    BATCH_CHECKS,
+    CHECKS,
+    Options,
+    U,
+    check_n,
+    check_together,
+    checked,
+)
 from fstream._plan.stages import MISSING, NO_LIMIT, Batch, Stage, is_async, name_of
 from fstream._workers.kinds import IN_PLACE, backend_for, by_default, is_kind, that_await
 
@@ -68,6 +77,12 @@ def resolve(kernel: Kernel, f: Any, options: dict[str, Any]) -> Stage:
     backend = backend_for(given)
     kind = backend.name
     name = options.get("name") or name_of(f)
+    check_together(kernel.verb, options)
+    hook = options.get("retry_on", Exception)
+    if not isinstance(hook, type | tuple) and is_async(hook):
+        raise TypeError(
+            f"retry_on {name_of(hook)!r} is a coroutine function: it must be a function of an error"
+        )
     if not backend.awaits:
         _check_none_awaits(f, kind, options)
     timeout = options.get("timeout")

@@ -22,6 +22,8 @@ DEFAULTS = {
     "ordered": True,
     "timeout": None,
     "retries": 0,
+    "retry_on": Exception,
+    "backoff": 0.1,
     "on_error": "raise",
     "on_start": None,
     "on_done": None,

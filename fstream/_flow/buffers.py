@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import inf
 from typing import Any, Final, TypeAlias
 
 from fstream._flow.protocols import Upstream
@@ -56,14 +57,17 @@ class Work:
         return starved
 
     def can_flush(self) -> bool:
-        return bool(self.window.ledger.stealable) or self.window.upstream.has_partial
+        window = self.window
+        return bool(window.ledger.stealable) or window.upstream.has_partial or window.due < inf
 
     @property
     def flush_delay(self) -> float:
+        """How long the takers wait at most: until something can be stolen, upstream flushes, or the window is due."""
         window, upstream = self.window, self.window.upstream
-        if not window.ledger.stealable:
-            return upstream.flush_delay
-        return min(window.flush_delay, upstream.flush_delay) if upstream.has_partial else window.flush_delay
+        delay = max(0.0, window.due - self.clock()) if window.pacing is not None else inf
+        if window.ledger.stealable:
+            delay = min(delay, window.flush_delay)
+        return min(delay, upstream.flush_delay) if upstream.has_partial or delay == inf else delay
 
     def request_flush(self) -> None:
         self.window.upstream.request_flush()

@@ -1,10 +1,10 @@
 """Where each item of a stage is, from the draw upstream until its slot becomes outputs.
 
 upstream --draw--> in a worker's hands --> finished --fresh--> Outbox
-|             ^
-steal, lose     hand_out
-v             |
-requeued, lone
+                     |             ^
+steal, lose, retry   |             | hand_out
+                     v             |
+        waiting --> requeued, lone
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 from bisect import insort
 from collections import deque
 from collections.abc import Iterable, Sequence
+from heapq import heapify, heappop, heappush
 from math import inf
 from typing import Any
 
@@ -23,11 +24,11 @@ __all__ = ["Ledger"]
 class Ledger:
     """Which spans are out, what is to be worked on again, and what nobody wants any more.
 
-    Invariant: an item is in a span of `spans`, or in one of `requeued`, or lone.
+    Invariant: an item is in a span of `spans`, or in one of `requeued` or `waiting`, or lone.
     """
 
     def __init__(self, *, loses: bool) -> None:
-        #: A worker may be lost in the middle of a span. Then its items are run again.
+        #: What a worker has in hand may come back: the worker may be lost, or the item is tried again.
         self.loses = loses
         #: Index of the next item to draw.
         self.next_index = 0
@@ -40,6 +41,8 @@ class Ledger:
         self.stealable: set[Span] = set()
         #: Spans whose items were stolen or lost, in order. They are worked on before anything new is drawn.
         self.requeued: list[Span] = []
+        #: Spans that may be worked on again from a time on, with that time and their start: a heap.
+        self.waiting: list[tuple[float, int, Span]] = []
         #: Lone items, with their indices: drawn ahead for tasks that wait side by side. A task takes one without the
         #: lock, and leaves its slot in `lone_slots`. Invariant: while there are lone items, the window holds nothing
         #: else that is not started.
@@ -107,6 +110,16 @@ class Ledger:
         if span.items and span.start < self.cutoff:
             insort(self.requeued, span, key=lambda span: span.start)
 
+    def requeue_at(self, span: Span, when: float) -> None:
+        """Requeue *span* at the time *when*."""
+        if span.start < self.cutoff:
+            heappush(self.waiting, (when, span.start, span))
+
+    def wake(self, now: float) -> None:
+        """Requeue what has waited up to *now*."""
+        while self.waiting and self.waiting[0][0] <= now:
+            self.requeue(heappop(self.waiting)[2])
+
     def next_requeued(self) -> Span:
         """Take the span of `requeued` that is first in order."""
         return self.requeued.pop(0)
@@ -118,15 +131,11 @@ class Ledger:
         if rest is not None:
             self.requeue(rest)
 
-    def requeue_singly(self, span: Span, tried: dict[int, int]) -> None:
-        """Requeue the items of *span* that have no slot, one by one, because one of them is to blame.
-
-        *tried* says how often the item of an index has failed before.
-        """
+    def requeue_singly(self, span: Span) -> None:
+        """Requeue the items of *span* that have no slot, one by one, because one of them is to blame."""
         suspects = span.split(len(span.slots))
         for index, item in enumerate(suspects.items, suspects.start):
-            before = suspects.tries if index == suspects.start else 0
-            self.requeue(Span(index, [item], max(tried.get(index, 0), before)))
+            self.requeue(Span(index, [item], suspects.tries if index == suspects.start else 0))
 
     def lose(self, span: Span, at: int | None) -> Span | None:
         """Take apart *span*, whose worker is gone: give the item at position *at*, where the worker was, if any.
@@ -141,7 +150,7 @@ class Ledger:
             return None
         self.requeue(span.split(at + 1))
         victim = span.split(at)
-        victim.tries = max(span.tried, victim.tries) + 1
+        victim.tries += 1
         self.requeue(span.split(position))
         return victim
 
@@ -152,4 +161,6 @@ class Ledger:
             if span.start >= index:
                 span.halt()
         self.requeued = [span for span in self.requeued if span.start < index]
+        self.waiting = [each for each in self.waiting if each[1] < index]
+        heapify(self.waiting)
         self.lone_items.clear()

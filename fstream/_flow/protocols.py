@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeAlias
 from fstream._flow.sizing import MAX_CHEAP_PROCESS
 from fstream._flow.span import Closed
 
-__all__ = ["Buffer", "Drawn", "TakerQueue", "Upstream"]
+__all__ = ["Buffer", "Drawn", "Node", "TakerQueue", "Upstream"]
 
 
 #: Outputs for a taker, and the credits that come with them: how many items' room is free again once the taker is
@@ -66,6 +66,14 @@ class Upstream(Protocol):
 
     def request_flush(self) -> None:
         """Give out what is finished of an unfinished span now, and the item at work as soon as it is done."""
+        ...
+
+
+class Node(Protocol):
+    """What has times of its own at which something is to be done."""
+
+    def look(self) -> object:
+        """Do what is due by now."""
         ...
 
 

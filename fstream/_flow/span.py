@@ -18,7 +18,7 @@ class Failure:
     index: int
     item: Any
     error: BaseException | None
-    #: How often it was tried.
+    #: How often it was tried; 0 if it cannot be, because it cannot travel to a worker, or its output back.
     tries: int = field(default=0, compare=False)
 
 
@@ -45,7 +45,7 @@ class Span:
     """
 
     __slots__ = (
-        "begun", "closed", "filled", "given", "items", "sent", "slots", "start", "stride", "tried", "tries", "worker",
+        "begun", "closed", "filled", "given", "items", "sent", "slots", "start", "stride", "tries", "worker",
     )  # fmt: skip
 
     def __init__(self, start: int, items: Sequence[Any], tries: int = 0) -> None:
@@ -66,10 +66,8 @@ class Span:
         self.closed = False
         #: When the worker got it, in seconds of the caller's clock.
         self.begun = 0.0
-        #: How often its first item was tried before, by workers that died or ran over their time.
+        #: How often its first item was tried before. What is tried again is alone in its span.
         self.tries = tries
-        #: How often the item at work has failed so far; 0 before its worker tries it again.
-        self.tried = 0
         #: The index of the worker that has it, if somebody observes.
         self.worker: int | None = None
 

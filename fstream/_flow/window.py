@@ -19,11 +19,13 @@ item are out of the taker's hands. It has four parts:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from math import inf
 from typing import Any
 
 from fstream._flow.ledger import Ledger
 from fstream._flow.observer import Observer, StageInfo
 from fstream._flow.outbox import Outbox, Outputs
+from fstream._flow.pacing import Again, Pacing
 from fstream._flow.protocols import Drawn, Upstream
 from fstream._flow.room import Lack, Room
 from fstream._flow.sizing import MAX_CHEAP_PROCESS, MAX_SPAN, Numbers, Sizing
@@ -52,6 +54,7 @@ class Window:
         one_each: bool = False,
         numbers: Numbers,
         loses: bool = True,
+        pacing: Pacing | None = None,
     ) -> None:
         self.upstream = upstream
         self.workers = workers
@@ -59,6 +62,8 @@ class Window:
         self.room = room
         self.ledger = Ledger(loses=loses)
         self.outbox = Outbox(self.ledger, room, outputs, ordered, one_each)
+        #: Says when tries may start; None if they always may.
+        self.pacing = pacing
         #: Spans are worked on in another process. The finished part of one has to be asked for by a message.
         self.remote = numbers.remote
         #: The taker downstream waits, and whoever minds the remote workers is to ask them for finished slots.
@@ -78,15 +83,21 @@ class Window:
     @property
     def backlog(self) -> int:
         """How many items workers could take now. A requeued span counts as one."""
+        if self.pacing is not None and not self.look():
+            return 0
         return len(self.ledger.requeued) + len(self.ledger.lone_items) + self._drawable()
 
     def takable(self) -> bool:
         """Tell whether a worker that comes now gets a span."""
+        if self.pacing is not None and not self.look():
+            return False
         return bool(self.ledger.requeued or self.ledger.lone_items) or self._drawable() > 0
 
     def take(self, now: float, most: int = MAX_SPAN) -> Span | None:
         """Give a worker its next span, of *most* items at most; None if there is none now."""
         ledger, sizing = self.ledger, self.sizing
+        if self.pacing is not None and not self.look():
+            return None
         most = sizing.fair(most)
         span: Span | None
         if ledger.requeued:
@@ -102,6 +113,23 @@ class Window:
         sizing.last_size = len(span.items)
         ledger.hand_out(span)
         return span
+
+    def look(self) -> bool:
+        """Requeue what has waited long enough; tell whether tries may start now."""
+        assert self.pacing is not None
+        now = self.pacing.clock()
+        self.ledger.wake(now)
+        return self.pacing.allows(now)
+
+    @property
+    def due(self) -> float:
+        """The time from which there may be something to take, though nobody brings anything; infinite if never."""
+        if self.pacing is None:
+            return inf
+        ledger = self.ledger
+        now = bool(ledger.requeued) or self._drawable() > 0
+        due = 0.0 if now else ledger.waiting[0][0] if ledger.waiting else inf
+        return max(due, self.pacing.opens())
 
     def draw_lone(self, most: int) -> None:
         """Draw up to *most* lone items, unless other items are to be started before them, or could be later."""
@@ -177,9 +205,9 @@ class Window:
             if not span.items:
                 self.done(span)
 
-    def requeue_singly(self, span: Span, tried: dict[int, int]) -> None:
+    def requeue_singly(self, span: Span) -> None:
         """Close *span*, and requeue its items without a slot one by one, because one of them is to blame."""
-        self.ledger.requeue_singly(span, tried)
+        self.ledger.requeue_singly(span)
         self.done(span)
 
     def lose(self, span: Span, at: int | None = None) -> Span | None:
@@ -188,9 +216,19 @@ class Window:
         self.done(span)
         return victim
 
-    def requeue(self, span: Span) -> None:
-        """Have *span* worked on by whoever comes next."""
-        self.ledger.requeue(span)
+    def retry(self, span: Span, tries: int, again: Again) -> None:
+        """Close *span*, whose next item has failed so many times, and have that item tried *again*."""
+        assert self.pacing is not None
+        failed = self.lose(span)
+        assert failed is not None
+        failed.tries = tries
+        now = self.pacing.clock()
+        self.ledger.requeue_at(failed, now + again.after)
+        if again.hold:
+            self.pacing.hold(now + again.hold)
+            if not self.remote:
+                for span in list(self.ledger.stealable):
+                    self.ledger.steal_from(span)
 
     def keep_place(self, span: Span) -> None:
         """Hold *span*, an item that no worker is to run: its slot comes from elsewhere."""
@@ -220,9 +258,10 @@ class Window:
     @property
     def exhausted(self) -> bool:
         """Workers will never get another span."""
-        if self.ledger.requeued or self.ledger.lone_items:
+        ledger = self.ledger
+        if ledger.requeued or ledger.waiting or ledger.lone_items:
             return False
-        return (self.ending is not None or self.upstream.end is not None) and self.ledger.settled
+        return (self.ending is not None or self.upstream.end is not None) and ledger.settled
 
     # ------------------------------------------------------------------------------------ the taker downstream
 

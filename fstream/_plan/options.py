@@ -25,8 +25,10 @@ __all__ = [
     "Kind",
     "OnError",
     "Options",
+    "RetryOn",
     "U",
     "check_n",
+    "check_together",
     "checked",
 ]
 
@@ -48,6 +50,12 @@ U = TypeVar("U")
 OnError: TypeAlias = Literal["raise", "skip"] | Callable[[Exception, Any], U | Sentinel]
 
 
+#: Which errors are tried again; a hook gives whether, or after how many seconds.
+RetryOn: TypeAlias = (
+    type[BaseException] | tuple[type[BaseException], ...] | Callable[[Exception], bool | float]
+)
+
+
 class Options(TypedDict, total=False):
     """The options of the four combinators, as a type checker sees them; `pmap` says what they mean.
 
@@ -60,6 +68,8 @@ class Options(TypedDict, total=False):
     ordered: bool
     timeout: float | None
     retries: int
+    retry_on: RetryOn
+    backoff: float
     on_start: Callable[..., Any] | None
     on_done: Callable[..., Any] | None
     name: str | None
@@ -94,6 +104,35 @@ def _check_seconds(name: str, value: object) -> None:
         raise TypeError(f"{name} must be a number of seconds or None, got {value!r}")
     if not value > 0:  # nor is what is not a number
         raise ValueError(f"{name} must be greater than 0 seconds, got {value}")
+
+
+def _check_backoff(value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"backoff must be a number of seconds, got {value!r}")
+    if not value >= 0:  # nor is what is not a number
+        raise ValueError(f"backoff must be at least 0 seconds, got {value}")
+
+
+def _is_error_class(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, BaseException)
+
+
+def _check_retry_on(value: object) -> None:
+    if isinstance(value, tuple):
+        fits = all(map(_is_error_class, value))
+    else:
+        fits = _is_error_class(value) if isinstance(value, type) else callable(value)
+    if not fits:
+        raise TypeError(
+            f"retry_on must be a class of exceptions, a tuple of them, or a function hook(error), got {value!r}"
+        )
+
+
+def check_together(verb: str, options: dict[str, Any]) -> None:
+    """Raise for options that mean nothing without another one, unless they say what is so anyway."""
+    for name, default in (("retry_on", Exception), ("backoff", 0.1)):
+        if options.get(name, default) != default and not options.get("retries"):
+            raise ValueError(f"{name} needs retries: write {verb}(f, retries=3, {name}=...)")
 
 
 def check_n(value: object, weighed: bool) -> None:
@@ -139,6 +178,8 @@ CHECKS: Final[dict[str, Callable[[Any], None]]] = {
     "ordered": _check_ordered,
     "timeout": partial(_check_seconds, "timeout"),
     "retries": lambda value: _whole("retries", value, 0),
+    "retry_on": _check_retry_on,
+    "backoff": _check_backoff,
     "on_error": _check_on_error,
     "on_start": _optional_call("on_start"),
     "on_done": _optional_call("on_done"),

@@ -68,6 +68,10 @@ class Stage:
     ordered: bool = True
     timeout: float | None = None
     retries: int = 0
+    #: Which errors are tried again: a class, a tuple of classes, or a hook.
+    retry_on: Any = Exception
+    #: How long the first further try waits at most, in seconds.
+    backoff: float = 0.1
     on_error: str | Callable[..., Any] = "raise"
     on_start: Callable[..., Any] | None = None
     on_done: Callable[..., Any] | None = None

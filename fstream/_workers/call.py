@@ -1,17 +1,28 @@
-"""What one worker does with one item: f bound to the worker's resources, tried again, its failures named."""
+"""What one worker does with one item: f bound to the worker's resources, its failures named."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from inspect import BoundArguments, Parameter, signature
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
+from fstream._flow.pacing import Again, further_try
 from fstream._flow.span import Failure
 from fstream._plan.kernels import DROP, SKIP
 from fstream._plan.stages import Stage, StageStatus, WorkerInfo, declared
 from fstream._workers.notes import annotate, annotate_item, describe, notes_of, shown
 
-__all__ = ["Call", "FusedCall", "Place", "call_of", "handled", "handler_failed", "is_failure", "replaced"]
+__all__ = [
+    "Call",
+    "FusedCall",
+    "Place",
+    "call_of",
+    "further_try_of",
+    "handled",
+    "handler_failed",
+    "is_failure",
+    "replaced",
+]
 
 
 class Place(Protocol):
@@ -24,10 +35,6 @@ class Place(Protocol):
     def slots(self) -> Sequence[Any]: ...
 
 
-#: Is asked before a further try of an item: how often it was tried, and what the last try ended with.
-Again: TypeAlias = Callable[[int, BaseException], bool]
-
-
 def fits(f: Callable[..., Any], *args: Any, **named: Any) -> bool:
     """Tell whether *f* can be called so, as far as its signature says."""
     try:
@@ -38,10 +45,6 @@ def fits(f: Callable[..., Any], *args: Any, **named: Any) -> bool:
         shape.bind(*args, **named)
     except TypeError:
         return False
-    return True
-
-
-def _always(_tries: int, _error: BaseException) -> bool:
     return True
 
 
@@ -145,23 +148,9 @@ class Call:
             return (), {name: value for name, value in resources.items() if name in names} | named
         return (resources if type(resources) is tuple else (resources,)), named
 
-    def rescue(self, error: BaseException, item: Any, index: int, tries: int, again: Again = _always) -> Any:
-        """Try a failed *item* again as often as the stage says; give its slot or its `Failure`.
-
-        *again* is told before each try how many there were, and what the last one ended with, and says whether anybody
-        still waits for it.
-        """
-        while True:
-            error = self.named(error)
-            tries += 1
-            if not (self.may_retry(error, tries) and again(tries, error)):
-                return self.given_up(error, item, index, tries)
-            try:
-                return self.step(item)
-            except BaseException as another:
-                error = another
-
-    def given_up(self, error: BaseException, item: Any, index: int, tries: int) -> Failure:
+    def failure(self, error: BaseException, item: Any, index: int, tries: int) -> Failure:
+        """What a try of *item* comes to that ended with *error*, with the *tries* so far."""
+        error = self.named(error)
         self.explain(error, item)
         annotate_item(error, self.stage, describe(self.stage, index, item))
         return Failure(index, item, error, tries)
@@ -200,9 +189,6 @@ class Call:
         """Note it once on an error that is raised for many items."""
         if note not in notes_of(error):
             annotate(error, note)
-
-    def may_retry(self, error: BaseException, tries: int) -> bool:
-        return tries <= self.stage.retries and isinstance(error, Exception)
 
     def named(self, error: BaseException) -> BaseException:
         """Keep a StopIteration out of the iterators that it would end in silence (PEP 479)."""
@@ -254,9 +240,7 @@ class FusedCall:
                 return self.stage.kernel.nothing
         return item
 
-    def rescue(
-        self, error: BaseException, item: Any, index: int, tries: int, again: Again = _always
-    ) -> Failure:
+    def failure(self, error: BaseException, item: Any, index: int, tries: int) -> Failure:
         """Say at which stage it failed: only here that is known."""
         stage, error = self.at.stage, self.named(error)
         before = self.stage.parts[: self.calls.index(self.at)]
@@ -266,7 +250,7 @@ class FusedCall:
             which = describe(stage, index, self.item)
         self.at.explain(error, self.item)
         annotate_item(error, stage, which)
-        return Failure(index, item, error, tries + 1)
+        return Failure(index, item, error, tries)
 
     def named(self, error: BaseException) -> BaseException:
         return self.at.named(error)
@@ -283,6 +267,14 @@ def is_failure(slot: Any) -> bool:
     return type(slot) is Failure
 
 
+def further_try_of(stage: Stage, failure: Failure, draw: Callable[[], float]) -> Again | None:
+    """Ask whether the item of *failure* is tried again, which may call a hook of the user's; None if not."""
+    error = failure.error
+    if not 0 < failure.tries <= stage.retries or not isinstance(error, Exception):
+        return None
+    return further_try(stage.retry_on, stage.backoff, error, failure.tries, draw)
+
+
 def handled(stage: Stage, failure: Failure) -> Any:
     """Apply ``on_error``: give the slot that stands for the failed item, or the failure that stays."""
     error = failure.error
@@ -297,9 +289,9 @@ def handled(stage: Stage, failure: Failure) -> Any:
         return handler_failed(stage, failure, raised)
 
 
-def handler_failed(stage: Stage, failure: Failure, raised: BaseException) -> Failure:
-    """The failure that stays where ``on_error`` itself has *raised*."""
-    annotate_item(raised, stage, describe(stage, failure.index, failure.item), "on_error of ")
+def handler_failed(stage: Stage, failure: Failure, raised: BaseException, role: str = "on_error") -> Failure:
+    """The failure that stays where ``on_error`` itself has *raised*, or another hook."""
+    annotate_item(raised, stage, describe(stage, failure.index, failure.item), f"{role} of ")
     return Failure(failure.index, failure.item, raised, failure.tries)
 
 

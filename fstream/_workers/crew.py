@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from fstream._flow.observer import HowEnded
 from fstream._flow.span import Closed, Failure, Span
 from fstream._flow.window import Window
 from fstream._plan.stages import Stage, StageStatus
-from fstream._workers.call import Call, handled, is_failure
+from fstream._workers.call import Call, further_try_of, handled, handler_failed, is_failure
 from fstream._workers.notes import annotate, describe
 from fstream.errors import NotPicklable
 
@@ -205,19 +204,44 @@ class Crew:
                 wait = min(left, LONGEST_WAIT if wait is None else wait)
         return late, wait
 
-    def again(self, worker: Any, tries: int, error: BaseException) -> bool:
-        """Begin one more try of the item of *worker*, after *tries*, with a time of its own. False if nobody waits.
+    def retry(self, span: Span, failure: Failure) -> bool:
+        """Have the item behind the slots of *span* tried again, if it is to be.
 
-        The last try ended with *error*.
+        True if nobody has to see to that item any more, nor to those behind it in *span*, which is closed: they are the
+        window's again. So they are, too, where the hook that is asked fails the stage.
         """
-        with self.run.lock:
-            if worker.abandoned or self.window.stopped:
-                return False
-            worker.span.tried = tries
-            if worker.begun is not None:
-                worker.begun = monotonic()
-            self.retried(worker.span.start + len(worker.span.slots), error, tries)
+        try:
+            again = further_try_of(self.stage, failure, self.run.draw)  # user code: not under the lock
+        except BaseException as raised:
+            self.fail(handler_failed(self.stage, failure, raised, "retry_on"))
+            with self.run.lock:
+                self.window.done(span)
+                self.run.settle()
             return True
+        if again is None:
+            return False
+        with self.run.lock:
+            if not self.window.stopped:
+                assert failure.error is not None
+                self.retried(failure.index, failure.error, failure.tries)
+                self.window.retry(span, failure.tries, again)
+            self.run.settle()
+        if again.hold:
+            self.take_back()
+        return True
+
+    def take_back(self) -> None:
+        """Have workers in other processes give back what they have not begun."""
+
+    def slot_for(self, span: Span, failure: Failure) -> Any:
+        """Give the slot that stands for the failed item behind the slots of *span*; or a failure, which ends *span*."""
+        if self.retry(span, failure):
+            return failure
+        self.failed(failure)
+        slot = handled(self.stage, failure)
+        if is_failure(slot):
+            self.fail(slot)
+        return slot
 
     def too_late(self, failure: Failure) -> BaseException:
         seconds = self.stage.timeout
@@ -230,16 +254,13 @@ class Crew:
         with self.run.lock:
             victim = self.window.lose(span, at)
             if victim is not None:
-                again = victim.tries <= self.stage.retries
-                (self.window.requeue if again else self.window.keep_place)(victim)
+                self.window.keep_place(victim)
             self.run.settle()
-        if victim is None or (again and self.observer is None):
+        if victim is None:
             return
         failure = Failure(victim.start, victim.items[0], None, victim.tries)
-        failure.error = error = error_of(failure)
-        if again:
-            self.retried(failure.index, error, failure.tries)
-        else:
+        failure.error = error_of(failure)
+        if not self.retry(victim, failure):
             self.failed(failure)
             self.make_good(failure, victim)
 
@@ -261,7 +282,7 @@ class Crew:
         """Find the item of *span* that cannot travel, by sending its items one by one; a single one fails."""
         if len(span.items) > 1:
             with self.run.lock:
-                self.window.requeue_singly(span, {})
+                self.window.requeue_singly(span)
                 self.run.settle()
             return
         problem = NotPicklable(f"{describe(self.stage, span.start, span.items[0])}: {why}: {error}")
@@ -273,12 +294,8 @@ class Crew:
             self.run.settle()
 
     def put(self, span: Span, slot: Any) -> bool:
-        """Append *slot*, or what ``on_error`` makes of a failure; False if the failure stays and ends the span."""
-        if is_failure(slot):
-            self.failed(slot)
-            slot = handled(self.stage, slot)
-            if is_failure(slot):
-                self.fail(slot)
-                return False
+        """Append *slot*, or what stands for a failed item; False if *span* ends there."""
+        if is_failure(slot) and is_failure(slot := self.slot_for(span, slot)):
+            return False
         span.slots.append(slot)
         return True

@@ -12,6 +12,7 @@ from fstream._engine.run import Feeder, Run, StageWorkers
 from fstream._flow.batching import Batches
 from fstream._flow.buffers import Outlet
 from fstream._flow.observer import Observer
+from fstream._flow.pacing import Pacing
 from fstream._flow.protocols import Upstream
 from fstream._flow.room import Room
 from fstream._flow.sources import Feed, Slices, sliceable
@@ -124,8 +125,11 @@ def lay(
             outputs=partial(stage.kernel.outputs, skips=stage.on_error != "raise"),
             one_each=stage.kernel.plain and stage.on_error == "raise",
             numbers=backend.numbers,
-            loses=backend.loses(stage),
+            loses=backend.loses(stage) or stage.retries > 0,
+            pacing=Pacing(run.clock) if stage.retries else None,
         )
+        if window.pacing is not None:
+            run.nodes.append(window)
         if reports is not None:
             window.observer, window.info = reports, reports.run.stages[len(run.windows)]
         run.windows.append(window)

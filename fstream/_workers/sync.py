@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain, compress, islice, repeat
@@ -11,17 +12,45 @@ from time import perf_counter
 from typing import Any, Final, Protocol
 
 from fstream._engine.reports import reports_of
+from fstream._engine.run import HERE, Run
 from fstream._flow.sizing import SPAN_SECONDS
 from fstream._flow.sources import sliceable
 from fstream._plan.kernels import DROP
 from fstream._plan.stages import MISSING, Stage, StageStatus
-from fstream._workers.call import Call, handled, is_failure
+from fstream._workers.call import Call, further_try_of, handled, handler_failed, is_failure
 from fstream._workers.notes import annotate
 
-__all__ = ["aclose", "iterate", "iterate_async"]
+__all__ = ["Rest", "aclose", "iterate", "iterate_async"]
 
 #: An observer is told of so many items at once, at most: they may be cheap, and those behind them slow.
 MOST_TOLD: Final = 4096
+
+
+class Left(BaseException):
+    """The stream was closed while its consumer waited here."""
+
+
+class Rest:
+    """Where the consumer's thread waits on kind "sync": whoever closes the stream ends the wait.
+
+    The stages that call one another in one thread share one.
+    """
+
+    def __init__(self) -> None:
+        self.over = threading.Event()
+
+    def wait(self, seconds: float) -> None:
+        """Wait so many *seconds*; raise `Left` if the stream is closed meanwhile, or was."""
+        feeder = getattr(HERE, "feeder", None)
+        if feeder is not None:  # this is the thread of a feeder, which is stopped with its run
+            feeder.adopt(self)
+            if feeder.run.stopped:
+                self.stop()
+        if self.over.wait(seconds):
+            raise Left
+
+    def stop(self) -> None:
+        self.over.set()
 
 
 class Here:
@@ -30,7 +59,7 @@ class Here:
     #: Always empty: `call` adds its length to `start`, and here `start` alone is the index of the present item.
     slots: Final = ()
 
-    def __init__(self, stage: Stage, count: Callable[[], int]) -> None:
+    def __init__(self, stage: Stage, count: Callable[[], int], rest: Rest) -> None:
         self.stage = stage
         #: How many items have come.
         self.count = count
@@ -41,6 +70,10 @@ class Here:
         self.told = 0
         #: How many items ended the run: their errors are its.
         self.fatal = 0
+        #: The slot of the item that was tried again last, until it is taken.
+        self.slot: Any = None
+        #: Where this thread waits between two tries.
+        self.rest = rest
 
     @property
     def start(self) -> int:
@@ -75,11 +108,6 @@ class Here:
                 self.observer.taken(stage, start, count, 0)
                 self.observer.done(stage, start, count - self.fatal, None, 0)
 
-    def again(self, tries: int, error: BaseException) -> bool:
-        if self.observer is not None:
-            self.observer.retried(self.observer.run.stages[0], self.start, error, tries)
-        return True
-
     def ends_with(self, error: BaseException) -> None:
         if self.observer is not None and not isinstance(error, GeneratorExit):
             self.observer.error = error
@@ -91,14 +119,19 @@ class Here:
             self.observer.ended(self, "ended")
             self.observer.close()
 
-    def outputs(self, item: Any) -> tuple[Any, ...] | list[Any]:
-        """Run f on *item*; give its outputs."""
+    async def outputs(self, item: Any) -> tuple[Any, ...] | list[Any]:
+        """Run f on *item*, and wait between its tries; give its outputs."""
+        from asyncio import sleep
+
         if not self.call.started:
             self.begin()
         try:
             slot = self.call.step(item)
         except BaseException as error:
-            slot = self.failed(error, item)
+            tries = self.further_tries(error, item)
+            while (seconds := next(tries, None)) is not None:
+                await sleep(seconds)
+            slot = self.slot
         if self.stage.kernel.spread:
             return slot  # type: ignore[no-any-return]
         return () if slot is DROP else (slot,)
@@ -107,15 +140,44 @@ class Here:
         """Give the slot that stands for a failed *item*, or raise."""
         if isinstance(error, GeneratorExit) and error.__traceback__ and error.__traceback__.tb_next is None:
             raise error  # not out of f: the generator that called f is closed
-        slot = self.call.rescue(error, item, self.start, 0, self.again)
-        if is_failure(slot):
-            if self.observer is not None:
-                self.observer.failed(self.observer.run.stages[0], slot.index, slot.error, slot.tries)
-            slot = handled(self.stage, slot)
+        for seconds in self.further_tries(error, item):
+            self.rest.wait(seconds)
+        slot, self.slot = self.slot, None
+        return slot
+
+    def further_tries(self, error: BaseException, item: Any) -> Iterator[float]:
+        """Try a failed *item* again as often as the stage says; leave its slot in `slot`, or raise.
+
+        It gives the seconds to wait before each further try.
+        """
+        tries = 1
+        while True:
+            failure = self.call.failure(error, item, self.start, tries)
+            try:
+                again = further_try_of(self.stage, failure, Run.draw)
+            except BaseException as raised:
+                self.fatal = 1
+                raise handler_failed(self.stage, failure, raised, "retry_on").error or raised from None
+            if again is None:
+                break
+            if self.observer is not None and failure.error is not None:
+                self.observer.retried(self.observer.run.stages[0], self.start, failure.error, tries)
+            del failure  # it is not to be kept while the next try is at work
+            if again.after > 0:
+                yield again.after
+            try:
+                self.slot = self.call.step(item)
+                return
+            except BaseException as another:
+                error = another
+                tries += 1
+        if self.observer is not None and failure.error is not None:
+            self.observer.failed(self.observer.run.stages[0], failure.index, failure.error, tries)
+        slot = handled(self.stage, failure)
         if is_failure(slot):
             self.fatal = 1
             raise slot.error
-        return slot
+        self.slot = slot
 
     def end(self) -> None:
         with self.naming("on_done"):
@@ -142,14 +204,16 @@ def counted(source: Iterable[Any], items: Iterator[Any]) -> tuple[Iterator[Any],
     return compress(items, marks), lambda: sys.maxsize - length_hint(marks)
 
 
-def iterate(stage: Stage, source: Iterable[Any], depth: int = 1) -> Generator[Any, None, None]:
+def iterate(
+    stage: Stage, source: Iterable[Any], depth: int = 1, rest: Rest | None = None
+) -> Generator[Any, None, None]:
     """Give the outputs of *stage*, the last of *depth* in a row that call one another, over *source*.
 
     The loops are all that happens for an item, as what is called there, or looked at, counts: `map` takes 50 ns.
     """
     given = iter(source)
     items, count = counted(source, given)
-    here = Here(stage, count)
+    here = Here(stage, count, rest or Rest())
     failed, spread, plain = here.failed, stage.kernel.spread, stage.kernel.finish is None
     try:
         try:
@@ -165,8 +229,8 @@ def iterate(stage: Stage, source: Iterable[Any], depth: int = 1) -> Generator[An
         here.begin()
         step = here.call.step
         # The first item again, in what keeps it no longer than needed, and the others.
-        rest = (items,) if here.observer is None else here.parts(items)
-        for part in chain((iter([item]),), rest):
+        others = (items,) if here.observer is None else here.parts(items)
+        for part in chain((iter([item]),), others):
             if plain:
                 for item in part:
                     try:
@@ -186,6 +250,8 @@ def iterate(stage: Stage, source: Iterable[Any], depth: int = 1) -> Generator[An
                     yield from slot
                 elif slot is not DROP:
                     yield slot
+    except Left:
+        return
     except BaseException as error:
         here.ends_with(error)
         raise
@@ -217,6 +283,17 @@ async def aclose(items: Any) -> None:
                 raise
 
 
+async def _each(source: Iterable[Any]) -> AsyncGenerator[Any, None]:
+    """Give the items of *source*, and close it at the end."""
+    items = iter(source)
+    try:
+        for item in items:
+            yield item
+    finally:
+        if isinstance(items, Generator):
+            items.close()
+
+
 async def iterate_async(
     stage: Stage, source: Iterable[Any] | AsyncIterable[Any], owner: Owner
 ) -> AsyncGenerator[Iterable[Any], None]:
@@ -224,15 +301,17 @@ async def iterate_async(
     from asyncio import sleep
 
     number = 0
-    here = Here(stage, lambda: number)
+    here = Here(stage, lambda: number, Rest())
     items: Any = None
+    if stage.retries and not isinstance(source, AsyncIterable):
+        source = _each(source)  # a wait between two tries must leave the loop to others
     try:
         if isinstance(source, AsyncIterable):
             items = aiter(source)
             paused = perf_counter()
             async for item in items:
                 number += 1
-                yield here.outputs(item)
+                yield await here.outputs(item)
                 if perf_counter() - paused > SPAN_SECONDS:  # a source that never waits leaves others a turn
                     here.tell(number)
                     await sleep(0)

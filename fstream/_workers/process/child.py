@@ -26,7 +26,7 @@ from typing import Any, Final
 
 from fstream._flow.span import Failure, Span
 from fstream._plan.stages import StageStatus
-from fstream._workers.call import Call, FusedCall, call_of, is_failure
+from fstream._workers.call import Call, FusedCall, call_of
 from fstream._workers.notes import describe
 from fstream._workers.process.arena import arenas
 from fstream._workers.process.errors import encode_error
@@ -50,7 +50,6 @@ __all__ = [
     "OPENED",
     "OPENING",
     "READY",
-    "RETRIED",
     "SENDING",
     "SINCE",
     "SLOTS",
@@ -59,15 +58,13 @@ __all__ = [
     "STEAL",
     "STOLEN",
     "STOP",
-    "TRIED_INDEX",
-    "TRIES",
     "UNLOADABLE",
     "main",
 ]
 
 
 # To the child ...
-OPEN: Final = "open"  # here is a stage: (surroundings, index, observed), call
+OPEN: Final = "open"  # here is a stage: (surroundings, index), call
 SPAN: Final = "span"  # run these items: (start, tries), items
 STEAL: Final = "steal"  # give back what is not started, send what is finished
 FINISH: Final = "finish"  # run on_done: (active workers)
@@ -76,28 +73,21 @@ CLOSE: Final = "close"  # forget the stage
 # ... and from it.
 READY: Final = "ready"  # (has an arena): started
 OPENED: Final = "opened"  # what follows is about the stage that was opened, not about the one before
-SLOTS: Final = (
-    "slots"  # (start, count so far, failures: {position: tries, None if no more}, closed, seconds), slots
-)
+SLOTS: Final = "slots"  # (start, count so far, positions of failures, closed, seconds), slots
 STOLEN: Final = "stolen"  # (start, count): the last items of a span, not started; None for all of them
-RETRIED: Final = "retried"  # (index, error, tries): an item is tried again; only where somebody observes
 UNLOADABLE: Final = "unloadable"  # (start, error): the items cannot be unpickled
 BROKEN: Final = "broken"  # (where, error): loading the stage or on_start raised
 FINISHED: Final = "finished"  # (error of on_done or None)
 
 #: The cell is a page of memory that the child shares with its parent. There the parent reads which item a dead worker
 #: was busy with, and since when a live one is. Below are its size in bytes and the positions of its 8-byte words.
-#: Invariant: the child writes a word before it does what the word says. SPAN_START and TRIES may lag: for a moment they
-#: still tell of a span, or of tries, whose slots the parent has.
+#: Invariant: the child writes a word before it does what the word says. SPAN_START may lag: for a moment it still tells
+#: of a span whose slots the parent has.
 CELL_SIZE: Final = 4096
 DOING: Final = 0  # the index of the item in f, or one of the four numbers below
-SINCE: Final = (
-    1  # when the item in f was begun, or begun again: monotonic nanoseconds, if the stage has a time-out
-)
+SINCE: Final = 1  # when the item in f was begun: monotonic nanoseconds, if the stage has a time-out
 FLUSHING: Final = 2  # 1 while the reader thread pickles finished slots, else 0
 SPAN_START: Final = 3  # the start of the span at work
-TRIES: Final = 4  # how often the item at TRIED_INDEX has failed; 0 once its slot is sent
-TRIED_INDEX: Final = 5  # the index of the item that failed last
 
 #: What DOING says where no item is in f. An index is never negative.
 IDLE: Final = -1
@@ -138,13 +128,10 @@ class Child:
         self.span = Span(0, [])
         #: How many of its slots were sent.
         self.sent = 0
-        #: The positions of the slots that are failures and were not sent yet. The value is None for one that stays. For
-        #: an output that cannot be pickled it is how often the item was tried before: the parent tries it again.
-        self.failed: dict[int, int | None] = {}
+        #: The positions of the slots that are failures and were not sent yet.
+        self.failed: set[int] = set()
         #: When the span in hand was begun, in seconds of `perf_counter`.
         self.begun = 0.0
-        #: The parent wants to know of further tries.
-        self.observed = False
         #: The parent waits for slots: send those that there are after the item at work.
         self.flush_requested = False
 
@@ -244,7 +231,6 @@ class Child:
         header, body = message
         what = header[0]
         if what == OPEN:
-            self.observed = header[3]
             self.open(header[1], header[2], body)
         elif what == SPAN:
             self.work(header[1], header[2], body)
@@ -276,7 +262,7 @@ class Child:
         call = self.call
         if call is None or self.stopping:
             return
-        self.cell[SPAN_START], self.cell[TRIES] = start, 0
+        self.cell[SPAN_START] = start
         if not call.started:
             self.cell[DOING] = OPENING
             try:
@@ -294,7 +280,7 @@ class Child:
             return
         with self.sending:
             self.span, self.sent = Span(start, items), 0
-            self.failed = {}
+            self.failed = set()
         self.begun = perf_counter()
         try:
             self.run(lambda: self.fill(call, tries))
@@ -318,7 +304,7 @@ class Child:
             self.in_f = False
 
     def fill(self, call: Call | FusedCall, tries: int) -> None:
-        """Append the slots of the span in hand, up to its end or to a failure that stays."""
+        """Append the slots of the span in hand, up to its end or to a failure that others have to see to first."""
         cell, doing, step, slots = self.cell, DOING, call.step, self.slots
         timed = call.stage.timeout is not None
         index = self.start
@@ -334,13 +320,9 @@ class Child:
                 except Stopped:
                     raise
                 except BaseException as error:
-                    slot = call.rescue(error, item, index, tries if index == self.start else 0, self.again)
-                    if cell[
-                        TRIES
-                    ]:  # only this process knows how often the item failed, so its slot is sent at once
-                        self.flush_requested = True
-                    self.failure(slot, index)
-                    if is_failure(slot) and call.stage.on_error == "raise":
+                    tries = tries + 1 if index == self.start else 1
+                    slot = self.failure(call.failure(error, item, index, tries))
+                    if tries <= call.stage.retries or call.stage.on_error == "raise":
                         slots.append(slot)
                         return
                 slots.append(slot)
@@ -350,7 +332,6 @@ class Child:
                     with self.sending:
                         self.flush_requested = False
                         self.send_slots(closed=False)
-                    cell[TRIES] = 0
 
     def claim(self) -> Iterator[Any] | None:
         """Give the next items of the span in hand, None at its end."""
@@ -360,23 +341,13 @@ class Child:
         with self.sending:
             return span.claim()
 
-    def again(self, tries: int, error: BaseException) -> bool:
-        """Begin one more try of the item at work, after *tries* that ended with *error*, with a time of its own."""
-        self.cell[SINCE] = monotonic_ns()
-        self.cell[TRIES], self.cell[TRIED_INDEX] = tries, self.cell[DOING]
-        if self.observed:
-            self.say(RETRIED, self.cell[DOING], encode_error(error), tries)
-        return True
-
-    def failure(self, slot: Any, index: int) -> None:
-        """Make the failure in *slot*, if it is one, fit to be sent."""
-        if is_failure(slot):
-            if isinstance(slot.error, Stopped):
-                raise slot.error
-            slot.item = None  # the parent has it
-            slot.error = encode_error(slot.error)
-            with self.sending:
-                self.failed[index - self.start] = None
+    def failure(self, failure: Any) -> Failure:
+        """Make *failure* a slot that can be sent."""
+        failure.item = None  # the parent has it
+        failure.error = encode_error(failure.error)
+        with self.sending:
+            self.failed.add(failure.index - self.start)
+        return failure  # type: ignore[no-any-return]
 
     def send_slots(self, *, closed: bool) -> None:
         """Send the slots that were not sent yet; *closed* says that there are no more. With `sending` held."""
@@ -389,8 +360,8 @@ class Child:
         except Exception:
             slots = [self.sendable(slot, n) for n, slot in enumerate(slots, self.sent)]
             body = dumps(slots)
-        failed = {position - self.sent: tried for position, tried in self.failed.items() if position < count}
-        self.failed = {position: tried for position, tried in self.failed.items() if position >= count}
+        failed = [position - self.sent for position in self.failed if position < count]
+        self.failed = {position for position in self.failed if position >= count}
         self.sent = count
         flush_prints()
         self.wire.push((SLOTS, self.start, count, failed, closed, perf_counter() - self.begun), body)
@@ -407,8 +378,7 @@ class Child:
                 f"{where}: its output, of type {type(slot).__name__}, cannot be pickled: {error}"
             )
             problem.__cause__ = error
-            tried = self.cell[TRIES] if self.cell[TRIED_INDEX] == self.start + position else 0
-            self.failed.setdefault(position, tried)
+            self.failed.add(position)
             failure: Any = Failure(self.start + position, None, None)
             failure.error = encode_error(problem)
             return failure

@@ -268,9 +268,7 @@ class Workers(Crew):
         """Give a worker the stage."""
         worker.opened = True
         worker.link.forget_span()
-        worker.link.wire.push(
-            (child.OPEN, surroundings(), worker.index, self.observer is not None), self.packed
-        )
+        worker.link.wire.push((child.OPEN, surroundings(), worker.index), self.packed)
         self.flush(worker)
 
     def send(self, worker: Worker, span: Span) -> None:
@@ -418,6 +416,9 @@ class Workers(Crew):
             worker.link.wire.push((child.STEAL,))
             self.flush(worker)
 
+    def take_back(self) -> None:
+        self.request_steal([worker for worker in self.workers if self.loaded(worker)])
+
     def hear(self, worker: Worker) -> None:
         """Read the messages of *worker*; it has died if its stream has ended."""
         try:
@@ -437,8 +438,6 @@ class Workers(Crew):
         elif what == child.SLOTS:
             self.stillborn = 0
             self.receive(worker, header[1:], body)
-        elif what == child.RETRIED:
-            self.retried(header[1], decode_error(header[2]), header[3])
         elif what == child.STOLEN:
             self.requeue_tail(worker, header[1], header[2])
         elif what == child.READY:
@@ -495,32 +494,28 @@ class Workers(Crew):
             self.unloadable(span, count, closed, error)
             return
         if failed:
-            if not self.put_all(span, slots, failed):
-                return
+            self.put_all(span, slots, failed)
         else:
             span.slots.extend(slots)
         worker.steal_requested = False
         with self.run.lock:
             if closed:
+                self.window.requeue_tail(span, len(span.items) - len(span.slots))  # behind a failure
                 self.window.done(span, seconds)
             if len(span.slots) > position and self.window.available():
                 self.window.flush_requested = False
             self.run.settle()
 
-    def put_all(self, span: Span, slots: list[Any], failed: dict[int, int | None]) -> bool:
-        """Append *slots*, some of which are failures; False if one is tried again elsewhere, which closes the span."""
+    def put_all(self, span: Span, slots: list[Any], failed: list[int]) -> None:
+        """Append *slots*, some of which are failures, up to one that ends *span*."""
         for number, slot in enumerate(slots):
             if number in failed:
                 position = len(span.slots)
-                error = decode_error(slot.error)
-                if self.stage.retries and (tried := failed[number]) is not None:
-                    span.tried = tried
-                    self.lost(span, lambda _, error=error: error, position)  # type: ignore[misc]
-                    return False
-                slot.index, slot.item, slot.error = span.start + position, span.items[position], error
+                slot.index, slot.item = span.start + position, span.items[position]
+                slot.tries = 1 if position else span.tries + 1
+                slot.error = decode_error(slot.error)
             if not self.put(span, slot):
-                return True
-        return True
+                return
 
     def unloadable(self, span: Span, count: int, closed: bool, error: BaseException) -> None:
         """Find the output that cannot be unpickled here: run the items of *span* one by one. A single item fails."""
@@ -537,7 +532,7 @@ class Workers(Crew):
                     self.run.settle()
             return
         with self.run.lock:
-            self.window.requeue_singly(span, {})
+            self.window.requeue_singly(span)
             self.run.settle()
 
     def requeue_tail(self, worker: Worker, start: int, count: int | None) -> None:
@@ -586,8 +581,7 @@ class Workers(Crew):
                 at, doing = start, child.LOADING
         for span in spans:
             if guilty and span.start == at:
-                tried = {worker.link.state(child.TRIED_INDEX): worker.link.state(child.TRIES)}
-                self.recover(span, doing, status, tried, flushing=flushing, error_of=error_of)
+                self.recover(span, doing, status, flushing=flushing, error_of=error_of)
             elif not span.closed:
                 self.requeue_unfinished(span)
         if not at_work and not self.window.stopped:
@@ -613,15 +607,11 @@ class Workers(Crew):
         span: Span,
         doing: int,
         status: int | None,
-        tried: dict[int, int],
         *,
         flushing: bool,
         error_of: ErrorOf | None,
     ) -> None:
-        """Blame the item that a dead worker was busy with, and requeue the other unfinished ones of its *span*.
-
-        *tried* says how often the item of an index has failed before.
-        """
+        """Blame the item that a dead worker was busy with, and requeue the other unfinished ones of its *span*."""
 
         def died(failure: Failure) -> BaseException:
             where = describe(self.stage, failure.index, failure.item)
@@ -629,15 +619,14 @@ class Workers(Crew):
 
         first, at = len(span.slots), doing - span.start
         moving = flushing or doing in (child.LOADING, child.SENDING)  # it pickled or unpickled
-        if moving and (len(span.items) - first == 1 or tried.get(span.start + first)):
-            at = first  # the only item; or one that had failed before, because its slot is sent alone and at once
+        if moving and len(span.items) - first == 1:
+            at = first  # the only item
         elif moving:  # any item may be to blame
             with self.run.lock:
-                self.window.requeue_singly(span, tried)
+                self.window.requeue_singly(span)
                 self.run.settle()
             return
         if first <= at < len(span.items):
-            span.tried = tried.get(span.start + at, 0)
             self.lost(span, error_of or died, at)
         else:
             self.requeue_unfinished(span)
