@@ -20,6 +20,7 @@ _plan           describes: options, stages, what an operation means for one item
 errors          the exceptions of fstream's own
 """
 
+from fstream._engine.rates import Rate
 from fstream._flow.observer import Observer, RunInfo, StageInfo, observe
 from fstream._plan.kernels import SKIP
 from fstream._plan.stages import StageStatus, WorkerInfo
@@ -31,6 +32,7 @@ from fstream.transformer import Transformer
 __all__ = [
     "NotPicklable",
     "Observer",
+    "Rate",
     "RemoteError",
     "RunInfo",
     "SKIP",

@@ -172,6 +172,10 @@ def pmap(f: Any = MISSING, source: Any = MISSING, /, *more: Any, **options: Any)
         >>> pipe([1, 2], pmap(flaky, retries=3, retry_on=ConnectionError, backoff=0.01), list)
         [-1, -2]
 
+    *rate* is how many tries may start in a second, first and further ones together: a number for each stream, or a
+    `Rate`, which has other times and costs, and is one limit for all stages and streams that share it. An item that
+    waits for it holds no worker. Default None: no limit.
+
     *on_error* is what becomes of an item that failed for good: ``"raise"`` (the default), ``"skip"``, or a function
     ``g(error, item)`` whose result stands for f's; it runs in this process and may return `SKIP`, or raise.
 

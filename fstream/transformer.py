@@ -18,6 +18,7 @@ from typing import (
     overload,
 )
 
+from fstream._flow.pacing import Ticket
 from fstream._plan.kernels import BATCH, MAP, Kernel
 from fstream._plan.options import (
     _NONE_IS_DEFAULT,
@@ -89,7 +90,14 @@ def resolve(kernel: Kernel, f: Any, options: dict[str, Any]) -> Stage:
     if timeout is not None and timeout >= NO_LIMIT:
         timeout = None
     engine = None if given is kind or isinstance(given, str) else given
-    stage = Stage(kernel, f, **{**options, "kind": kind, "name": name, "timeout": timeout, "engine": engine})
+    resolved = {
+        "kind": kind,
+        "name": name,
+        "timeout": timeout,
+        "engine": engine,
+        "ticket": ticketing(name, options),
+    }
+    stage = Stage(kernel, f, **{**options, **resolved})
     backend.check(stage)
     return stage
 
@@ -102,6 +110,25 @@ def _check_none_awaits(f: Any, kind: str, options: dict[str, Any]) -> None:
                 f"{role} {name_of(call)!r} is a coroutine function, which kind={kind!r} cannot run: "
                 f"use kind={that_await()}"
             )
+
+
+def ticketing(name: str, options: dict[str, Any]) -> Stage | None:
+    """The stage before one of these *options*, where that looks at more of an item than the item; else None."""
+    cost = getattr(options.get("rate"), "cost", None)
+    if cost is None:
+        return None
+    return Stage(MAP, partial(_ticket, cost, options["rate"].n), IN_PLACE.name, name=f"before {name}")
+
+
+def _ticket(cost: Callable[[Any], Any] | None, n: float, item: Any) -> Ticket:
+    if cost is None:
+        return Ticket(item)
+    number = cost(item)
+    if isinstance(number, bool) or not isinstance(number, Real):
+        raise TypeError(f"cost must give a number, got {number!r}")
+    if not 0 <= number <= max(n, 1):  # type: ignore[operator]  # nor is what is not a number
+        raise ValueError(f"cost must give a number from 0 to the {n} of its rate, got {number!r}")
+    return Ticket(item, None, float(number))
 
 
 def resolve_batch(n: Any, options: dict[str, Any]) -> Batch:
@@ -284,6 +311,8 @@ class Transformer(_Value, Generic[T_contra, R_co]):
                 continue
             if isinstance(step.stage, Batch) and step.stage.weigh is not None:
                 result = Stream(result, step.stage.weigh)
+            elif isinstance(step.stage, Stage) and step.stage.ticket is not None:
+                result = Stream(result, step.stage.ticket)
             result = Stream(result, step.stage)
         return result  # type: ignore[no-any-return]
 

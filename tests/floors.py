@@ -19,10 +19,10 @@ BELOW: Final = {
     "_engine": {"_plan", "_flow"},
     "_workers": {"_plan", "_flow", "_engine", "errors"},
     "stream": {"_plan", "_engine", "_workers"},
-    "transformer": {"_plan", "_workers", "stream"},
+    "transformer": {"_flow", "_plan", "_workers", "stream"},
     "combinators": {"_plan", "stream", "transformer"},
     "testing": {"_workers"},
-    "fstream": {"_flow", "_plan", "combinators", "errors", "stream", "transformer"},
+    "fstream": {"_engine", "_flow", "_plan", "combinators", "errors", "stream", "transformer"},
 }
 
 

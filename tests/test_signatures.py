@@ -24,6 +24,7 @@ DEFAULTS = {
     "retries": 0,
     "retry_on": Exception,
     "backoff": 0.1,
+    "rate": None,
     "on_error": "raise",
     "on_start": None,
     "on_done": None,

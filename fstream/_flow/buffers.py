@@ -41,8 +41,9 @@ class Work:
     def ready(self) -> bool:
         return self.window.takable() or self.window.exhausted
 
-    def take(self) -> Span | Closed:
-        return self.poll() or Closed()
+    def take(self) -> Span | Closed | None:
+        """Take the next span; None if others were faster, who share a rate with this stage."""
+        return self.poll()
 
     def poll(self) -> Span | Closed | None:
         """Take the next span without waiting; None if there is none now."""

@@ -135,7 +135,9 @@ class Ledger:
         """Requeue the items of *span* that have no slot, one by one, because one of them is to blame."""
         suspects = span.split(len(span.slots))
         for index, item in enumerate(suspects.items, suspects.start):
-            self.requeue(Span(index, [item], suspects.tries if index == suspects.start else 0))
+            suspect = Span(index, [item], suspects.tries if index == suspects.start else 0)
+            suspect.ticket = suspects.ticket
+            self.requeue(suspect)
 
     def lose(self, span: Span, at: int | None) -> Span | None:
         """Take apart *span*, whose worker is gone: give the item at position *at*, where the worker was, if any.

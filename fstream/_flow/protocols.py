@@ -85,7 +85,7 @@ class Buffer(Protocol):
         ...
 
     def take(self) -> Any:
-        """Take it; called only when ready."""
+        """Take it; called only when ready. None if it is gone by now: then the taker waits again."""
         ...
 
     def report_starvation(self, starved: bool) -> bool:

@@ -45,7 +45,8 @@ class Span:
     """
 
     __slots__ = (
-        "begun", "closed", "filled", "given", "items", "sent", "slots", "start", "stride", "tries", "worker",
+        "begun", "closed", "counted", "filled", "given", "items", "sent", "slots", "start", "stride", "ticket", "tries",
+        "worker",
     )  # fmt: skip
 
     def __init__(self, start: int, items: Sequence[Any], tries: int = 0) -> None:
@@ -68,6 +69,10 @@ class Span:
         self.begun = 0.0
         #: How often its first item was tried before. What is tried again is alone in its span.
         self.tries = tries
+        #: What its stage looks at before its only item starts, if it looks at anything.
+        self.ticket: Any = None
+        #: How many starts the stage's rate has counted for it, that have not begun as far as the rate knows.
+        self.counted = 0
         #: The index of the worker that has it, if somebody observes.
         self.worker: int | None = None
 
@@ -98,5 +103,6 @@ class Span:
     def split(self, count: int) -> Span:
         """Keep the first *count* items; give the others, which no worker has started, as a span of their own."""
         tail = Span(self.start + count, self.items[count:], 0 if count else self.tries)
+        tail.ticket = self.ticket
         self.items = self.items[:count]
         return tail

@@ -83,20 +83,20 @@ class Window:
     @property
     def backlog(self) -> int:
         """How many items workers could take now. A requeued span counts as one."""
-        if self.pacing is not None and not self.look():
+        if self.pacing is not None and self.due > self.pacing.clock():
             return 0
         return len(self.ledger.requeued) + len(self.ledger.lone_items) + self._drawable()
 
     def takable(self) -> bool:
         """Tell whether a worker that comes now gets a span."""
-        if self.pacing is not None and not self.look():
+        if self.pacing is not None and self.due > self.pacing.clock():
             return False
         return bool(self.ledger.requeued or self.ledger.lone_items) or self._drawable() > 0
 
     def take(self, now: float, most: int = MAX_SPAN) -> Span | None:
         """Give a worker its next span, of *most* items at most; None if there is none now."""
         ledger, sizing = self.ledger, self.sizing
-        if self.pacing is not None and not self.look():
+        if self.pacing is not None and not (most := self._granted(now, sizing.fair(most))):
             return None
         most = sizing.fair(most)
         span: Span | None
@@ -110,26 +110,74 @@ class Window:
         if span is None:
             return None
         span.begun = now
+        if self.pacing is not None:
+            self._count(span, most)
         sizing.last_size = len(span.items)
         ledger.hand_out(span)
         return span
 
-    def look(self) -> bool:
-        """Requeue what has waited long enough; tell whether tries may start now."""
-        assert self.pacing is not None
-        now = self.pacing.clock()
-        self.ledger.wake(now)
-        return self.pacing.allows(now)
+    def look(self) -> None:
+        """Requeue what has waited long enough, and the items of tickets, as many as there are workers."""
+        pacing, ledger = self.pacing, self.ledger
+        assert pacing is not None
+        if ledger.waiting:
+            ledger.wake(pacing.clock())
+        while pacing.ticketed and (most := min(self.workers - len(ledger.requeued), self._drawable())) > 0:
+            for ticket in self._draw(most):
+                span = Span(ledger.next_index, [ticket.item])
+                span.ticket = ticket
+                ledger.next_index += 1
+                ledger.requeue(span)
 
     @property
     def due(self) -> float:
-        """The time from which there may be something to take, though nobody brings anything; infinite if never."""
-        if self.pacing is None:
+        """The time from which there is something to take, though nobody brings anything; infinite if never."""
+        pacing, ledger = self.pacing, self.ledger
+        if pacing is None:
             return inf
-        ledger = self.ledger
-        now = bool(ledger.requeued) or self._drawable() > 0
-        due = 0.0 if now else ledger.waiting[0][0] if ledger.waiting else inf
-        return max(due, self.pacing.opens())
+        self.look()
+        if ledger.requeued:
+            return pacing.opens(_cost_of(ledger.requeued[0]))
+        if self._drawable() > 0 and not pacing.ticketed:
+            return pacing.opens(1.0)
+        return max(ledger.waiting[0][0], pacing.held_until) if ledger.waiting else inf
+
+    def _granted(self, now: float, most: int) -> int:
+        """How many of the next *most* items may start now. The stage's rate counts them."""
+        pacing, ledger = self.pacing, self.ledger
+        assert pacing is not None
+        self.look()
+        first = ledger.requeued[0] if ledger.requeued else None
+        available = len(first.items) if first else 0 if pacing.ticketed else self._drawable()
+        if not available or now < pacing.held_until:
+            return 0
+        return most if pacing.rate is None else pacing.rate.grant(now, min(most, available), _cost_of(first))
+
+    def _count(self, span: Span, granted: int) -> None:
+        """Tell the stage's rate what becomes of the *granted* starts, of which a worker gets *span*.
+
+        A single item begins at once. Of several, the last ones begin later, if at all: so they are counted as one start
+        at the end of the span.
+        """
+        rate = self.pacing.rate if self.pacing is not None else None
+        if rate is None:
+            return
+        cost, count = _cost_of(span), len(span.items)
+        if granted > count:
+            rate.give_back((granted - count) * cost)
+        if count == 1:
+            rate.start(span.begun, cost)
+        else:
+            span.counted = count
+
+    def _begun(self, span: Span, count: int) -> None:
+        """So many of the items of *span* were begun, and there will be no more."""
+        assert self.pacing is not None
+        rate = self.pacing.rate
+        if rate is not None and span.counted:
+            rate.start(self.pacing.clock(), count)
+            rate.give_back(max(0, span.counted - count))
+            span.counted = 0
 
     def draw_lone(self, most: int) -> None:
         """Draw up to *most* lone items, unless other items are to be started before them, or could be later."""
@@ -183,6 +231,11 @@ class Window:
             return
         self.ledger.close(span)
         count = len(span.slots)
+        if span.counted:
+            self._begun(span, count)
+        elif count == 1 and elapsed is not None and self.pacing is not None and self.pacing.rate is not None:
+            # Its worker may have been away when the item was counted.
+            self.pacing.rate.began(_cost_of(span), span.begun, self.pacing.clock() - elapsed)
         if self.observer is not None:
             self.observer.done(self.info, span.start, count, elapsed, span.worker)
         if elapsed is not None and count:
@@ -201,17 +254,27 @@ class Window:
     def requeue_tail(self, span: Span, count: int) -> None:
         """Requeue the last *count* items of *span*, which its worker has not started and gives up."""
         if count > 0:
+            if (
+                self.pacing is not None
+                and self.pacing.rate is not None
+                and len(span.items) == 1 > span.counted
+            ):
+                self.pacing.rate.give_back(_cost_of(span), span.begun)
             self.ledger.requeue(span.split(len(span.items) - count))
             if not span.items:
                 self.done(span)
 
     def requeue_singly(self, span: Span) -> None:
         """Close *span*, and requeue its items without a slot one by one, because one of them is to blame."""
+        if span.counted:
+            self._begun(span, len(span.slots) + 1)
         self.ledger.requeue_singly(span)
         self.done(span)
 
     def lose(self, span: Span, at: int | None = None) -> Span | None:
         """Close *span*, whose worker is gone; give the item at position *at*, where it was, as a span of its own."""
+        if span.counted:
+            self._begun(span, (len(span.slots) if at is None else at) + 1)
         victim = self.ledger.lose(span, at)
         self.done(span)
         return victim
@@ -253,6 +316,9 @@ class Window:
         """Start nothing more and give nothing more."""
         self.stopped = True
         self.ending = CLOSED
+        if self.pacing is not None:  # nobody says of all of them that they are done
+            for span in self.ledger.spans.values():
+                self._begun(span, len(span.items))
         self.ledger.cut(-1)
 
     @property
@@ -322,6 +388,11 @@ class Window:
             and (self.upstream.blocked > 0 or self.upstream.available() > 0)
         )
         return lacks_room and self.room.grow(min(self.sizing.most_held(), most))
+
+
+def _cost_of(span: Span | None) -> float:
+    """What a start of the next item costs, of *span* or of what is new."""
+    return 1.0 if span is None or span.ticket is None else span.ticket.cost
 
 
 def _goes_on(part: Upstream) -> bool:

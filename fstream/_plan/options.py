@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import (
@@ -56,6 +57,12 @@ RetryOn: TypeAlias = (
 )
 
 
+class Limited(Protocol):
+    """A `Rate`."""
+
+    def grant(self, now: float, most: int, cost: float = 1.0) -> int: ...
+
+
 class Options(TypedDict, total=False):
     """The options of the four combinators, as a type checker sees them; `pmap` says what they mean.
 
@@ -70,6 +77,7 @@ class Options(TypedDict, total=False):
     retries: int
     retry_on: RetryOn
     backoff: float
+    rate: float | Limited | None
     on_start: Callable[..., Any] | None
     on_done: Callable[..., Any] | None
     name: str | None
@@ -111,6 +119,15 @@ def _check_backoff(value: object) -> None:
         raise TypeError(f"backoff must be a number of seconds, got {value!r}")
     if not value >= 0:  # nor is what is not a number
         raise ValueError(f"backoff must be at least 0 seconds, got {value}")
+
+
+def _check_rate(value: object) -> None:
+    if hasattr(value, "grant"):
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"rate must be a number of starts a second or a Rate, got {value!r}")
+    if not 0 < value < math.inf:  # nor is what is not a number
+        raise ValueError(f"rate must be greater than 0 starts a second and finite, got {value}")
 
 
 def _is_error_class(value: object) -> bool:
@@ -180,6 +197,7 @@ CHECKS: Final[dict[str, Callable[[Any], None]]] = {
     "retries": lambda value: _whole("retries", value, 0),
     "retry_on": _check_retry_on,
     "backoff": _check_backoff,
+    "rate": _check_rate,
     "on_error": _check_on_error,
     "on_start": _optional_call("on_start"),
     "on_done": _optional_call("on_done"),
@@ -193,7 +211,7 @@ BATCH_CHECKS: Final[dict[str, Callable[[Any], None]]] = {
 }
 
 #: Options whose None means "not given": what a wrapper passes on unset.
-_NONE_IS_DEFAULT: Final = frozenset({"kind", "workers", "name", "within", "weight"})
+_NONE_IS_DEFAULT: Final = frozenset({"kind", "rate", "workers", "name", "within", "weight"})
 
 
 def checked(verb: str, options: dict[str, Any]) -> dict[str, Any]:

@@ -230,6 +230,18 @@ class Crew:
             self.take_back()
         return True
 
+    def gives_back(self, span: Span) -> bool:
+        """Have a worker that was just made ready, after it had got *span*, give that back; False if it may begin.
+
+        A try counts for the stage's rate when f begins, not when ``on_start`` does.
+        """
+        if self.stage.rate is None or self.stage.on_start is None:
+            return False
+        with self.run.lock:
+            self.window.requeue_tail(span, len(span.items))
+            self.run.settle()
+        return True
+
     def take_back(self) -> None:
         """Have workers in other processes give back what they have not begun."""
 

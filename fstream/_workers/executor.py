@@ -161,9 +161,11 @@ class Workers(Crew):
         self.pool: Pool = stage.engine
         #: How many spans may be in flight. As many as can run; to processes one more, so that the way to and fro takes
         #: none of their time. Not to threads, which are near: a later item would come before one that was taken back.
+        # Nor with a rate, because a try counts when f begins.
         self.most = window.workers
         if (size := _size(self.pool.executor)) is not None and size <= window.workers:
-            self.most = size + (not isinstance(self.pool.executor, ThreadPoolExecutor))
+            ahead = stage.rate is None and not isinstance(self.pool.executor, ThreadPoolExecutor)
+            self.most = size + ahead
         self.flights: set[Flight] = set()
         #: Indexes of the items that an executor may have broken with: each is run alone.
         self.suspects: set[int] = set()

@@ -7,6 +7,7 @@ from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from fstream._engine.rates import rate_of
 from fstream._engine.reports import reports_of
 from fstream._engine.run import Feeder, Run, StageWorkers
 from fstream._flow.batching import Batches
@@ -125,8 +126,10 @@ def lay(
             outputs=partial(stage.kernel.outputs, skips=stage.on_error != "raise"),
             one_each=stage.kernel.plain and stage.on_error == "raise",
             numbers=backend.numbers,
-            loses=backend.loses(stage) or stage.retries > 0,
-            pacing=Pacing(run.clock) if stage.retries else None,
+            loses=backend.loses(stage) or stage.paced,
+            pacing=Pacing(run.clock, rate_of(stage.rate), ticketed=stage.ticket is not None)
+            if stage.paced
+            else None,
         )
         if window.pacing is not None:
             run.nodes.append(window)

@@ -58,6 +58,7 @@ class Parcels:
         self.stage = Stage(
             stage.kernel, stage.f, stage.kind, retries=stage.retries, on_start=stage.on_start,
             on_error="raise" if stage.on_error == "raise" else "skip", name=stage.name,
+            rate=None if stage.rate is None else 1.0,
         )  # fmt: skip
         self.key = f"{os.getpid()}-{next(_NUMBERS)}"
         self.packed: Packed = []
@@ -124,6 +125,8 @@ def serve(
         at = "on_start"
         if not call.started:
             call.begin()
+            if call.stage.rate is not None and call.stage.on_start is not None:
+                return Answer("", None, _plain(dumps([])))  # a try counts when f begins, not before
         at = "items"
         span = Span(start, loads(items), tries)
         return _answer(call, span, seconds)

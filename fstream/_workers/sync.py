@@ -11,6 +11,7 @@ from operator import length_hint
 from time import perf_counter
 from typing import Any, Final, Protocol
 
+from fstream._engine.rates import rate_of
 from fstream._engine.reports import reports_of
 from fstream._engine.run import HERE, Run
 from fstream._flow.sizing import SPAN_SECONDS
@@ -72,8 +73,11 @@ class Here:
         self.fatal = 0
         #: The slot of the item that was tried again last, until it is taken.
         self.slot: Any = None
-        #: Where this thread waits between two tries.
+        #: Where this thread waits between two tries, and for the rate.
         self.rest = rest
+        self.rate = rate_of(stage.rate)
+        #: What a start of the present item costs.
+        self.cost = 1.0
 
     @property
     def start(self) -> int:
@@ -85,6 +89,28 @@ class Here:
             self.observer.started(self, self.observer.run.stages[0], 0)
         with self.naming("on_start"):
             self.call.begin()
+
+    def turns(self) -> Iterator[float]:
+        """Give the seconds to wait until the present item may start, again and again until it does."""
+        if self.rate is not None:
+            while not self.rate.grant(now := perf_counter(), 1, self.cost):
+                yield max(0.0, self.rate.opens(now, self.cost) - now)
+            self.rate.start(now, self.cost)
+
+    def item_of(self, given: Any) -> Any:
+        """The item that is *given*, with a ticket if the stage looks at more."""
+        if self.stage.ticket is None:
+            return given
+        self.cost = given.cost
+        return given.item
+
+    def admitted(self, items: Iterable[Any]) -> Iterator[Any]:
+        """Give each of *items* when it may start."""
+        for given in items:
+            item = self.item_of(given)
+            for seconds in self.turns():
+                self.rest.wait(seconds)
+            yield item
 
     def parts(self, items: Iterator[Any]) -> Iterator[Iterator[Any]]:
         """Give *items* in parts, and tell the observer of each: cheap ones by the thousand, slow ones alone."""
@@ -125,13 +151,16 @@ class Here:
 
         if not self.call.started:
             self.begin()
+        item = self.item_of(item)
+        for seconds in self.turns():
+            await sleep(seconds)
         try:
             slot = self.call.step(item)
         except BaseException as error:
             tries = self.further_tries(error, item)
-            while (seconds := next(tries, None)) is not None:
-                await sleep(seconds)
-            slot = self.slot
+            for pause in tries:
+                await sleep(pause)
+            slot, self.slot = self.slot, None
         if self.stage.kernel.spread:
             return slot  # type: ignore[no-any-return]
         return () if slot is DROP else (slot,)
@@ -165,6 +194,7 @@ class Here:
             del failure  # it is not to be kept while the next try is at work
             if again.after > 0:
                 yield again.after
+            yield from self.turns()
             try:
                 self.slot = self.call.step(item)
                 return
@@ -231,6 +261,8 @@ def iterate(
         # The first item again, in what keeps it no longer than needed, and the others.
         others = (items,) if here.observer is None else here.parts(items)
         for part in chain((iter([item]),), others):
+            if here.rate is not None or stage.ticket is not None:
+                part = here.admitted(part)
             if plain:
                 for item in part:
                     try:
@@ -303,7 +335,7 @@ async def iterate_async(
     number = 0
     here = Here(stage, lambda: number, Rest())
     items: Any = None
-    if stage.retries and not isinstance(source, AsyncIterable):
+    if stage.paced and not isinstance(source, AsyncIterable):
         source = _each(source)  # a wait between two tries must leave the loop to others
     try:
         if isinstance(source, AsyncIterable):

@@ -79,8 +79,9 @@ class Hand:
         begun = perf_counter()
         self.span = span
         self.call.set_place(span)
+        fresh = not self.call.started
         try:
-            if not self.call.started:
+            if fresh:
                 with self.run.lock:
                     self.crew.begun += 1
                 self.call.begin()
@@ -88,7 +89,8 @@ class Hand:
             self.crew.not_begun()
             self.crew.break_down(self.call.named(error), span)
         else:
-            self.fill(span)
+            if not (fresh and self.crew.gives_back(span)):
+                self.fill(span)
         self.busy = False
         return perf_counter() - begun
 

@@ -271,6 +271,11 @@ class Child:
                 self.call = None
                 self.say(BROKEN, "on_start", encode_error(call.named(error)))
                 return
+            if call.stage.rate is not None and call.stage.on_start is not None:
+                # A try counts when f begins, and time has gone by since this one was counted.
+                self.cell[DOING] = IDLE
+                self.say(STOLEN, start, None)
+                return
         self.cell[DOING] = LOADING
         try:
             items = loads(body)

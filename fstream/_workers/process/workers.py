@@ -156,7 +156,8 @@ class Workers(Crew):
 
         No prefetch while a worker is starting (it will take that span), nor behind a slow item.
         """
-        ahead = AHEAD if all(worker.opened for worker in self.workers) else 1
+        # Nor with a rate, because a try counts when f begins.
+        ahead = AHEAD if self.stage.rate is None and all(worker.opened for worker in self.workers) else 1
         early = perf_counter() - self.window.flush_delay
         return [
             w for w in self.workers
@@ -205,7 +206,7 @@ class Workers(Crew):
         shape = Stage(
             stage.kernel, stage.f, stage.kind, timeout=stage.timeout, retries=stage.retries, on_start=stage.on_start,
             on_error="raise" if stage.on_error == "raise" else "skip", on_done=stage.on_done, name=stage.name,
-            parts=stage.parts,
+            parts=stage.parts, rate=None if stage.rate is None else 1.0,
         )  # fmt: skip
         main = sys.modules["__main__"]
         if main.__name__ == "__mp_main__":  # a child of multiprocessing has the script under another name

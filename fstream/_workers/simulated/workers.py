@@ -167,12 +167,11 @@ class Queue:
         self.takers += 1
         while True:
             self.signalled = False
-            if self.buffer.ready():
+            if self.buffer.ready() and (taken := self.buffer.take()) is not None:
                 break
             self.run.settle()
             if not self.signalled:
                 yield lambda: self.signalled
-        taken = self.buffer.take()
         self.takers -= 1
         self.run.settle()
         return taken
@@ -436,7 +435,7 @@ class Worker(Member):
 
     def load(self) -> None:
         """A process has a stage of its own; handlers stay in the parent."""
-        shape = replace(self.stage, on_error="raise")
+        shape = replace(self.stage, on_error="raise", retry_on=Exception, rate=None, ticket=None)
         try:
             stage: Stage = loads(dumps(shape))
         except Exception as error:
@@ -469,8 +468,9 @@ class Worker(Member):
         span.filled = self.slots
         self.call.set_place(Place(span.start, self.slots))
         self.in_f = True
+        fresh = not self.call.started
         try:
-            if not self.call.started:
+            if fresh:
                 crew.begun += 1
                 yield from self.begin()
         except GeneratorExit:  # the simulation is given up
@@ -480,7 +480,8 @@ class Worker(Member):
             if not self.is_gone():
                 crew.break_down(self.call.named(error), span)
         else:
-            yield from self.fill(span)
+            if not (fresh and crew.gives_back(span)):
+                yield from self.fill(span)
         self.in_f = False
         if not self.is_gone():
             self.send()

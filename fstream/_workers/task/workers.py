@@ -285,7 +285,7 @@ class Worker(Cancellable):
             self.came_back()
             crew.latest = self
             begun = perf_counter()
-            if call.started or await self.begin(span):
+            if call.started or (await self.begin(span) and not crew.gives_back(span)):
                 await self.fill(span)
             elapsed = perf_counter() - begun
             if self.abandoned:
