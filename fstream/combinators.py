@@ -176,6 +176,10 @@ def pmap(f: Any = MISSING, source: Any = MISSING, /, *more: Any, **options: Any)
     `Rate`, which has other times and costs, and is one limit for all stages and streams that share it. An item that
     waits for it holds no worker. Default None: no limit.
 
+    *key* is a function of an item: no more than *per_key* items of one ``key(item)``, by default 1, are at work at
+    once. None is no key. Others go on as far as the stage may hold items. An item that waits for its next try is not at
+    work. With a key each item travels alone. *key* is called in the thread that iterates the source of the stage.
+
     *on_error* is what becomes of an item that failed for good: ``"raise"`` (the default), ``"skip"``, or a function
     ``g(error, item)`` whose result stands for f's; it runs in this process and may return `SKIP`, or raise.
 

@@ -114,21 +114,35 @@ def _check_none_awaits(f: Any, kind: str, options: dict[str, Any]) -> None:
 
 def ticketing(name: str, options: dict[str, Any]) -> Stage | None:
     """The stage before one of these *options*, where that looks at more of an item than the item; else None."""
-    cost = getattr(options.get("rate"), "cost", None)
-    if cost is None:
+    key, rate = options.get("key"), options.get("rate")
+    if is_async(key):
+        raise TypeError(f"key {name_of(key)!r} is a coroutine function: it must be a function of an item")
+    cost = getattr(rate, "cost", None)
+    if key is None and cost is None:
         return None
-    return Stage(MAP, partial(_ticket, cost, options["rate"].n), IN_PLACE.name, name=f"before {name}")
+    return Stage(
+        MAP, partial(_ticket, key, cost, getattr(rate, "n", 0)), IN_PLACE.name, name=f"before {name}"
+    )
 
 
-def _ticket(cost: Callable[[Any], Any] | None, n: float, item: Any) -> Ticket:
-    if cost is None:
-        return Ticket(item)
-    number = cost(item)
-    if isinstance(number, bool) or not isinstance(number, Real):
-        raise TypeError(f"cost must give a number, got {number!r}")
-    if not 0 <= number <= max(n, 1):  # type: ignore[operator]  # nor is what is not a number
-        raise ValueError(f"cost must give a number from 0 to the {n} of its rate, got {number!r}")
-    return Ticket(item, None, float(number))
+def _ticket(
+    key_of: Callable[[Any], Any] | None, cost_of: Callable[[Any], Any] | None, n: float, item: Any
+) -> Ticket:
+    key = cost = None
+    if key_of is not None:
+        key = key_of(item)
+        try:
+            hash(key)
+        except TypeError:
+            raise TypeError(f"key must give what can be hashed, got {key!r}") from None
+    if cost_of is None:
+        return Ticket(item, key)
+    cost = cost_of(item)
+    if isinstance(cost, bool) or not isinstance(cost, Real):
+        raise TypeError(f"cost must give a number, got {cost!r}")
+    if not 0 <= cost <= max(n, 1):  # type: ignore[operator]  # nor is what is not a number
+        raise ValueError(f"cost must give a number from 0 to the {n} of its rate, got {cost!r}")
+    return Ticket(item, key, float(cost))
 
 
 def resolve_batch(n: Any, options: dict[str, Any]) -> Batch:

@@ -25,6 +25,8 @@ DEFAULTS = {
     "retry_on": Exception,
     "backoff": 0.1,
     "rate": None,
+    "key": None,
+    "per_key": 1,
     "on_error": "raise",
     "on_start": None,
     "on_done": None,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import inf
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
+from fstream._flow.pacing import Clock
 from fstream._flow.protocols import Upstream
 from fstream._flow.room import Room
 from fstream._flow.sizing import MAX_CHEAP
@@ -13,7 +14,7 @@ from fstream._flow.sources import Feed
 from fstream._flow.span import Closed, Span
 from fstream._flow.window import Window
 
-__all__ = ["OVERDUE", "Clock", "Credits", "Outlet", "Work"]
+__all__ = ["OVERDUE", "Credits", "Outlet", "Work"]
 
 
 #: Items that wait behind one that takes this long, in seconds, are stolen even by workers that have enough to do. An
@@ -25,10 +26,6 @@ AT_ONCE: Final = 0.0005
 
 #: Assumed processing time, in seconds, of a consumer that has not had its first output.
 UNKNOWN: Final = 0.0002
-
-
-#: Gives the time, in seconds.
-Clock: TypeAlias = Callable[[], float]
 
 
 class Work:

@@ -16,6 +16,7 @@ from heapq import heapify, heappop, heappush
 from math import inf
 from typing import Any
 
+from fstream._flow.pacing import Keys
 from fstream._flow.span import Span
 
 __all__ = ["Ledger"]
@@ -24,10 +25,12 @@ __all__ = ["Ledger"]
 class Ledger:
     """Which spans are out, what is to be worked on again, and what nobody wants any more.
 
-    Invariant: an item is in a span of `spans`, or in one of `requeued` or `waiting`, or lone.
+    Invariant: an item is in a span of `spans`, or in one of `requeued` or `waiting`, or parked with its key, or lone.
     """
 
-    def __init__(self, *, loses: bool) -> None:
+    def __init__(self, *, loses: bool, keys: Keys | None = None) -> None:
+        #: Of which keys no more items may start; None where there are no keys.
+        self.keys = keys
         #: What a worker has in hand may come back: the worker may be lost, or the item is tried again.
         self.loses = loses
         #: Index of the next item to draw.
@@ -78,6 +81,17 @@ class Ledger:
         span.closed = True
         self.stealable.discard(span)
         self.open -= 1
+        self.give_up_place(span)
+
+    def give_up_place(self, span: Span) -> None:
+        """An item of the key of *span* may start, as that is not at work any more."""
+        if self.keys is not None and (after := self.keys.leave(span)) is not None:
+            self.put(after)
+
+    @property
+    def deferred(self) -> bool:
+        """There are items that nobody may take yet: they wait for a time, or for others of their key."""
+        return bool(self.waiting or (self.keys is not None and self.keys.parked))
 
     def fresh(self, span: Span) -> list[Any]:
         """Take the slots of *span* that are new since the last time; forget the span if it has no more to come."""
@@ -107,8 +121,11 @@ class Ledger:
 
     def requeue(self, span: Span) -> None:
         """Have the items of *span* worked on by whoever comes next, if there are any and they are wanted."""
-        if span.items and span.start < self.cutoff:
-            insort(self.requeued, span, key=lambda span: span.start)
+        if span.items and span.start < self.cutoff and (self.keys is None or self.keys.admit(span)):
+            self.put(span)
+
+    def put(self, span: Span) -> None:
+        insort(self.requeued, span, key=lambda span: span.start)
 
     def requeue_at(self, span: Span, when: float) -> None:
         """Requeue *span* at the time *when*."""
@@ -162,7 +179,12 @@ class Ledger:
         for span in self.spans.values():
             if span.start >= index:
                 span.halt()
+        dropped = [span for span in self.requeued if span.start >= index]
         self.requeued = [span for span in self.requeued if span.start < index]
+        if self.keys is not None:
+            self.keys.cut(index)
+            for span in dropped:
+                self.give_up_place(span)
         self.waiting = [each for each in self.waiting if each[1] < index]
         heapify(self.waiting)
         self.lone_items.clear()

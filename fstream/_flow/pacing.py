@@ -8,13 +8,18 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from heapq import heappop, heappush
 from numbers import Real
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias
+
+from fstream._flow.span import Span
 
 __all__ = [
     "LONGEST_BACKOFF",
     "LONGEST_HOLD",
     "Again",
+    "Clock",
+    "Keys",
     "Limit",
     "Pacing",
     "SharedLimit",
@@ -211,12 +216,74 @@ class Ticket(NamedTuple):
     cost: float = 1.0
 
 
+class Keys:
+    """At most *per_key* items of one key at work at once: an item has a place of its key, or is parked until then.
+
+    A span has its place from when it may be taken until its worker is through with it. Each has one item, and a ticket.
+
+    Invariant: a key has an entry only while an item of it has a place.
+    """
+
+    def __init__(self, per_key: int) -> None:
+        self.per_key = per_key
+        #: How many places of a key are taken.
+        self.taken: dict[Any, int] = {}
+        self.placed: set[Span] = set()
+        #: Spans that wait for a place of their key, with their start: heaps. The first in order is the next.
+        self.parked: dict[Any, list[tuple[int, Span]]] = {}
+
+    def admit(self, span: Span) -> bool:
+        """Give *span* a place, if there is one; else park it."""
+        key = span.ticket.key
+        if key is None:
+            return True
+        taken = self.taken.get(key, 0)
+        if taken >= self.per_key:
+            heappush(self.parked.setdefault(key, []), (span.start, span))
+            return False
+        self.taken[key] = taken + 1
+        self.placed.add(span)
+        return True
+
+    def leave(self, span: Span) -> Span | None:
+        """Take the place of *span* from it, if it has one; give the span that has that place now, if one was parked."""
+        if span not in self.placed:
+            return None
+        self.placed.remove(span)
+        key = span.ticket.key
+        if key in self.parked:
+            _, after = heappop(self.parked[key])
+            if not self.parked[key]:
+                del self.parked[key]
+            self.placed.add(after)
+            return after
+        self.taken[key] -= 1
+        if not self.taken[key]:
+            del self.taken[key]
+        return None
+
+    def cut(self, index: int) -> None:
+        """Park nothing from *index* on."""
+        for key, spans in list(self.parked.items()):
+            self.parked[key] = sorted(each for each in spans if each[0] < index)
+            if not self.parked[key]:
+                del self.parked[key]
+
+
 class Pacing:
     """Whether tries of a stage may start now, and from when on."""
 
-    def __init__(self, clock: Clock, rate: SharedLimit | None = None, *, ticketed: bool = False) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        rate: SharedLimit | None = None,
+        keys: Keys | None = None,
+        *,
+        ticketed: bool = False,
+    ) -> None:
         self.clock = clock
         self.rate = rate
+        self.keys = keys
         #: What comes to the stage are tickets.
         self.ticketed = ticketed
         #: No try starts before this time, in seconds of the clock.

@@ -60,7 +60,7 @@ class Window:
         self.workers = workers
         self.sizing = Sizing(numbers, workers)
         self.room = room
-        self.ledger = Ledger(loses=loses)
+        self.ledger = Ledger(loses=loses, keys=pacing.keys if pacing is not None else None)
         self.outbox = Outbox(self.ledger, room, outputs, ordered, one_each)
         #: Says when tries may start; None if they always may.
         self.pacing = pacing
@@ -325,7 +325,7 @@ class Window:
     def exhausted(self) -> bool:
         """Workers will never get another span."""
         ledger = self.ledger
-        if ledger.requeued or ledger.waiting or ledger.lone_items:
+        if ledger.requeued or ledger.deferred or ledger.lone_items:
             return False
         return (self.ending is not None or self.upstream.end is not None) and ledger.settled
 

@@ -78,6 +78,8 @@ class Options(TypedDict, total=False):
     retry_on: RetryOn
     backoff: float
     rate: float | Limited | None
+    key: Callable[[Any], Any] | None
+    per_key: int
     on_start: Callable[..., Any] | None
     on_done: Callable[..., Any] | None
     name: str | None
@@ -150,6 +152,8 @@ def check_together(verb: str, options: dict[str, Any]) -> None:
     for name, default in (("retry_on", Exception), ("backoff", 0.1)):
         if options.get(name, default) != default and not options.get("retries"):
             raise ValueError(f"{name} needs retries: write {verb}(f, retries=3, {name}=...)")
+    if options.get("per_key", 1) != 1 and options.get("key") is None:
+        raise ValueError(f"per_key needs key: write {verb}(f, key=..., per_key={options['per_key']})")
 
 
 def check_n(value: object, weighed: bool) -> None:
@@ -198,6 +202,8 @@ CHECKS: Final[dict[str, Callable[[Any], None]]] = {
     "retry_on": _check_retry_on,
     "backoff": _check_backoff,
     "rate": _check_rate,
+    "key": _optional_call("key"),
+    "per_key": lambda value: _whole("per_key", value, 1),
     "on_error": _check_on_error,
     "on_start": _optional_call("on_start"),
     "on_done": _optional_call("on_done"),
@@ -211,7 +217,7 @@ BATCH_CHECKS: Final[dict[str, Callable[[Any], None]]] = {
 }
 
 #: Options whose None means "not given": what a wrapper passes on unset.
-_NONE_IS_DEFAULT: Final = frozenset({"kind", "rate", "workers", "name", "within", "weight"})
+_NONE_IS_DEFAULT: Final = frozenset({"kind", "rate", "key", "workers", "name", "within", "weight"})
 
 
 def checked(verb: str, options: dict[str, Any]) -> dict[str, Any]:

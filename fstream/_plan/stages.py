@@ -81,6 +81,9 @@ class Stage:
     max_items_per_worker: int | None = None
     #: What the option ``kind`` was, if that was no name but an object.
     engine: Any = None
+    #: Gives the key of an item, of which no more than so many are at work at once.
+    key: Callable[[Any], Any] | None = None
+    per_key: int = 1
     #: The stage before this one, which makes a ticket of each item, if this one looks at more than the item.
     ticket: Stage | None = None
     #: The stages that this one stands for, if there are several.

@@ -13,7 +13,7 @@ from fstream._engine.run import Feeder, Run, StageWorkers
 from fstream._flow.batching import Batches
 from fstream._flow.buffers import Outlet
 from fstream._flow.observer import Observer
-from fstream._flow.pacing import Pacing
+from fstream._flow.pacing import Clock, Keys, Pacing
 from fstream._flow.protocols import Upstream
 from fstream._flow.room import Room
 from fstream._flow.sources import Feed, Slices, sliceable
@@ -72,6 +72,11 @@ def workers_of(stage: Stage) -> int:
     return stage.workers or backend_of(stage).default_workers()
 
 
+def pacing_of(stage: Stage, clock: Clock) -> Pacing:
+    keys = None if stage.key is None else Keys(stage.per_key)
+    return Pacing(clock, rate_of(stage.rate), keys, ticketed=stage.ticket is not None)
+
+
 def room_of(stage: Stage) -> Room:
     return Room(stage.maxsize, 2 * workers_of(stage))
 
@@ -127,9 +132,7 @@ def lay(
             one_each=stage.kernel.plain and stage.on_error == "raise",
             numbers=backend.numbers,
             loses=backend.loses(stage) or stage.paced,
-            pacing=Pacing(run.clock, rate_of(stage.rate), ticketed=stage.ticket is not None)
-            if stage.paced
-            else None,
+            pacing=pacing_of(stage, run.clock) if stage.paced else None,
         )
         if window.pacing is not None:
             run.nodes.append(window)

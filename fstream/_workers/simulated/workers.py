@@ -435,7 +435,7 @@ class Worker(Member):
 
     def load(self) -> None:
         """A process has a stage of its own; handlers stay in the parent."""
-        shape = replace(self.stage, on_error="raise", retry_on=Exception, rate=None, ticket=None)
+        shape = replace(self.stage, on_error="raise", retry_on=Exception, rate=None, key=None, ticket=None)
         try:
             stage: Stage = loads(dumps(shape))
         except Exception as error:
