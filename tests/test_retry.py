@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -415,3 +416,26 @@ def test_a_wait_is_no_part_of_the_time_out(concurrent_kind: str):
         stream = pmap(f, range(3), kind=concurrent_kind, timeout=5, retries=1, backoff=15)
         assert list(stream) == [0, 1, 2]
     assert starts.of(1) == [0.0, 20.0]
+
+
+def test_a_hold_takes_back_what_processes_have_not_begun(log: Log):
+    def f(item: int) -> int:
+        import time
+
+        log.write((item, time.monotonic()))
+        if item == 40:
+            raise Boom
+        time.sleep(0.002)  # stands for work: spans have several items
+        return item
+
+    ended: list[float] = []
+
+    def hook(error: Exception) -> float:
+        ended.append(time.monotonic())
+        return 1.5
+
+    stream = pmap(f, range(400), kind="process", workers=2, retries=1, retry_on=hook, on_error="skip")
+    assert list(stream) == [n for n in range(400) if n != 40]
+    starts = [when for _, when in log.entries()]
+    assert not [when for when in starts if ended[0] + 0.75 < when < ended[0] + 1.5]
+    assert max(starts) > ended[0] + 1.5
