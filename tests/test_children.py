@@ -262,7 +262,7 @@ def pump_of(worker: Any, asked: list[Any]) -> Any:
         window=SimpleNamespace(takable=lambda: True, flush_requested=False, flush_delay=OVERDUE / 2),
         run=SimpleNamespace(lock=nullcontext()),
         queue=SimpleNamespace(deadline=None),
-        stage=SimpleNamespace(timeout=None),
+        stage=SimpleNamespace(timeout=None, rate=None),
         loaded=lambda worker: True,
         at_the_end=lambda: False,
         spare=lambda: False,
