@@ -22,6 +22,7 @@ errors          the exceptions of fstream's own
 journal         `Journal`, a memo in one file
 """
 
+from fstream._engine.rates import Rate
 from fstream._flow.observer import Observer, RunInfo, StageInfo, observe
 from fstream._plan.kernels import SKIP
 from fstream._plan.stages import StageStatus, WorkerInfo
@@ -45,6 +46,7 @@ __all__ = [
     "NotPicklable",
     "Observer",
     "Processes",
+    "Rate",
     "RemoteError",
     "RunInfo",
     "SKIP",

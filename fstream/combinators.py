@@ -197,7 +197,32 @@ def pmap(f: Any = MISSING, source: Any = MISSING, /, *more: Any, **options: Any)
     process is killed, its task cancelled, its thread left to itself. Default None: no limit.
 
     *retries* is how many more times an item is tried that failed, ran over its time, or whose worker died; each try has
-    the whole *timeout*. Default 0.
+    the whole *timeout*. Default 0. An item that waits for its next try holds no worker, and keeps its place in the
+    order and in *maxsize*; others go on.
+
+    *retry_on* says which errors are tried again: a class of exceptions, by default `Exception`, a tuple of classes, or
+    ``hook(error)``. A hook runs in this process, while an item has tries left. It returns True, False, or a number of
+    seconds, what a ``Retry-After`` says: no try of this stage starts before they are over. After more than 300 the item
+    fails at once, with its own error. What a hook raises ends the stream.
+
+    *backoff* is how many seconds the first further try waits at most, 0.1 by default. It doubles from try to try, up to
+    60, and each wait is drawn evenly between 0 and that. With 0 an item is tried again at once.
+
+        >>> def flaky(x, seen=set()):
+        ...     if x not in seen:
+        ...         seen.add(x)
+        ...         raise ConnectionError
+        ...     return -x
+        >>> pipe([1, 2], pmap(flaky, retries=3, retry_on=ConnectionError, backoff=0.01), list)
+        [-1, -2]
+
+    *rate* is how many tries may start in a second, first and further ones together: a number for each stream, or a
+    `Rate`, which has other times and costs, and is one limit for all stages and streams that share it. An item that
+    waits for it holds no worker. Default None: no limit.
+
+    *key* is a function of an item: no more than *per_key* items of one ``key(item)``, by default 1, are at work at
+    once. None is no key. Others go on as far as the stage may hold items. An item that waits for its next try is not at
+    work. With a key each item travels alone. *key* is called in the thread that iterates the source of the stage.
 
     *on_error* is what becomes of an item that failed for good: ``"raise"`` (the default), ``"skip"``, or a function
     ``g(error, item)`` whose result stands for f's; it runs in this process and may return `SKIP`, or raise. With

@@ -388,6 +388,9 @@ class _Outputs:
         self.started, source, self.source = True, self.source, None
         sources = source if self.stage is None else [source]
         self.streams = [ref(each) for each in sources if isinstance(each, Stream)]
+        for each in sources:
+            if isinstance(each, Stream):
+                each._outputs.tap.rest = self.tap.rest
         return source, awaits, account
 
     def start(self) -> None:
@@ -422,6 +425,8 @@ class _Outputs:
                     source._outputs.loop = self.loop
         if runs_in_place(self.stage):
             source = sources[0]
+            if isinstance(source, Stream):
+                source._outputs.tap.rest = self.tap.rest
             if not isinstance(source, Iterable):
                 source = Stream((source,), None)
                 source._outputs.loop = self.loop
@@ -604,6 +609,7 @@ class _Outputs:
             taker.close()
             return
         self.over = self.started = True  # first: who is just starting the run looks at it last
+        self.tap.rest.stop()
         run, current = self.run, self.current
         give_up(current)
         if run is not None:
@@ -620,6 +626,7 @@ class _Outputs:
             await taker.aclose()
             return
         self.over = self.started = True  # first: who is just starting the run looks at it last
+        self.tap.rest.stop()
         run, current = self.run, self.current
         give_up(current)
         if run is not None:

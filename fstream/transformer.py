@@ -18,6 +18,7 @@ from typing import (
     overload,
 )
 
+from fstream._flow.pacing import Ticket
 from fstream._plan import kernels
 from fstream._plan.kernels import BATCH, DIVERT, MAP, Kernel
 from fstream._plan.options import _NONE_IS_DEFAULT, Options, U, check_n, checked, checks_of
@@ -82,14 +83,27 @@ def resolve(kernel: Kernel, f: Any, options: dict[str, Any]) -> Stage:
     if timeout is not None and timeout >= NO_LIMIT:
         timeout = None
     engine = None if given is kind or isinstance(given, str) else given
-    stage = Stage(kernel, f, **{**options, "kind": kind, "name": name, "timeout": timeout, "engine": engine})
+    resolved = {
+        "kind": kind,
+        "name": name,
+        "timeout": timeout,
+        "engine": engine,
+        "ticket": ticketing(name, options),
+    }
+    stage = Stage(kernel, f, **{**options, **resolved})
     _check_together(stage)
     backend.check(stage)
     return stage
 
 
 def _check_together(stage: Stage) -> None:
-    """Refuse options that do not go together."""
+    """Refuse options that do not go together, or mean nothing without another one."""
+    verb = stage.kernel.verb
+    for name, default in (("retry_on", Exception), ("backoff", 0.1)):
+        if getattr(stage, name) != default and not stage.retries:
+            raise ValueError(f"{name} needs retries: write {verb}(f, retries=3, {name}=...)")
+    if stage.per_key != 1 and stage.key is None:
+        raise ValueError(f"per_key needs key: write {verb}(f, key=..., per_key={stage.per_key})")
     if stage.max_failures is not None and stage.on_error == "raise":
         raise ValueError(
             "max_failures is for another on_error than 'raise', with which the first failure ends the stream: "
@@ -97,8 +111,11 @@ def _check_together(stage: Stage) -> None:
         )
     if stage.memo_key is not None and stage.memo is None:
         raise ValueError("memo_key is for memo: write memo={} or memo=Journal(path) with it")
-    if stage.memo_key is not None and is_async(stage.memo_key):
-        raise TypeError(f"memo_key {name_of(stage.memo_key)!r} is a coroutine function: write a plain one")
+    for name, of in (("retry_on", "an error"), ("key", "an item"), ("memo_key", "an item")):
+        if not isinstance(call := getattr(stage, name), type | tuple) and is_async(call):
+            raise TypeError(
+                f"{name} {name_of(call)!r} is a coroutine function: it must be a function of {of}"
+            )
     if stage.memo is not None and (check := getattr(type(stage.memo), "check_stage", None)) is not None:
         check(stage.memo, stage.name)
 
@@ -111,6 +128,37 @@ def _check_none_awaits(f: Any, kind: str, options: dict[str, Any]) -> None:
                 f"{role} {name_of(call)!r} is a coroutine function, which kind={kind!r} cannot run: "
                 f"use kind={that_await()}"
             )
+
+
+def ticketing(name: str, options: dict[str, Any]) -> Stage | None:
+    """The stage before one of these *options*, where that looks at more of an item than the item; else None."""
+    key, rate = options.get("key"), options.get("rate")
+    cost = getattr(rate, "cost", None)
+    if key is None and cost is None:
+        return None
+    return Stage(
+        MAP, partial(_ticket, key, cost, getattr(rate, "n", 0)), IN_PLACE.name, name=f"before {name}"
+    )
+
+
+def _ticket(
+    key_of: Callable[[Any], Any] | None, cost_of: Callable[[Any], Any] | None, n: float, item: Any
+) -> Ticket:
+    key = cost = None
+    if key_of is not None:
+        key = key_of(item)
+        try:
+            hash(key)
+        except TypeError:
+            raise TypeError(f"key must give what can be hashed, got {key!r}") from None
+    if cost_of is None:
+        return Ticket(item, key)
+    cost = cost_of(item)
+    if isinstance(cost, bool) or not isinstance(cost, Real):
+        raise TypeError(f"cost must give a number, got {cost!r}")
+    if not 0 <= cost <= max(n, 1):  # type: ignore[operator]  # nor is what is not a number
+        raise ValueError(f"cost must give a number from 0 to the {n} of its rate, got {cost!r}")
+    return Ticket(item, key, float(cost))
 
 
 def resolve_batch(n: Any, options: dict[str, Any]) -> Batch:
@@ -320,6 +368,8 @@ class Transformer(_Value, Generic[T_contra, R_co]):
                 continue
             if isinstance(step.stage, Batch) and step.stage.weigh is not None:
                 result = Stream(result, step.stage.weigh)
+            elif isinstance(step.stage, Stage) and step.stage.ticket is not None:
+                result = Stream(result, step.stage.ticket)
             result = Stream(result, step.stage)
         return result  # type: ignore[no-any-return]
 

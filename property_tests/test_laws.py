@@ -308,7 +308,7 @@ def test_6_it_is_the_very_exception_and_the_source_is_closed(kind: str, chosen: 
     *SIMULATED,
     SIMULATED_MIXED,
     faults=True,
-    chain=partial(chains, retries=2, timeout=5, max_size=3),
+    chain=partial(chains, retries=2, backoff=0, timeout=5, max_size=3),
     items=lists_of_items(longest=40),
 )
 def test_7_retries_overcome_whatever_befalls_the_workers(chain: Chain, items: list[Any]):
@@ -327,7 +327,7 @@ def dying_at_first(folder: Path, deadly: set[int], number: int) -> int:
 def test_7_retries_overcome_the_deaths_of_processes(kind: str, chosen: dict[str, Any], deadly: set[int]):
     with tempfile.TemporaryDirectory() as folder:
         f = partial(dying_at_first, Path(folder), deadly)
-        outputs = pmap(f, range(20), kind=kind, retries=1, **chosen)
+        outputs = pmap(f, range(20), kind=kind, retries=1, backoff=0, **chosen)
         check_equal(outputs, range(20), chosen["ordered"])
 
 

@@ -195,6 +195,7 @@ class StreamMachine(RuleBasedStateMachine):
             working(self.kind, self.log, self.path),
             kind=self.kind,
             on_error=answer if on_error == "answer" else on_error,
+            backoff=0 if options["retries"] else 0.1,
             **options,
         )
         self.begin()

@@ -21,10 +21,11 @@ BELOW: Final = {
     "_workers": {"_plan", "_flow", "_engine", "errors"},
     "_seen": {"_plan", "_flow", "_engine"},
     "stream": {"_plan", "_engine", "_workers", "_seen"},
-    "transformer": {"_plan", "_workers", "stream"},
+    "transformer": {"_flow", "_plan", "_workers", "stream"},
     "combinators": {"_plan", "_workers", "stream", "transformer"},
     "testing": {"_workers"},
     "fstream": {
+        "_engine",
         "_flow",
         "_plan",
         "_seen",

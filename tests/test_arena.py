@@ -193,5 +193,5 @@ def test_a_worker_that_dies_at_a_large_item_is_replaced(tmp_path: Any):
     for number, block in enumerate(blocks):
         name = str(tmp_path / str(number)).encode()
         block.content[: len(name)] = name
-    outputs = list(pmap(die_once, blocks, kind="process", workers=2, retries=1))
+    outputs = list(pmap(die_once, blocks, kind="process", workers=2, retries=1, backoff=0))
     assert outputs == [bytes([5]) * LEAST] * 4

@@ -244,7 +244,7 @@ async def test_what_f_makes_of_its_time_out_is_nobody_s_failure(again: str, retr
             raise Boom("tried again")
         return x
 
-    stream = pmap(f, range(3), kind="task", workers=2, timeout=0.2, retries=retries)
+    stream = pmap(f, range(3), kind="task", workers=2, timeout=0.2, retries=retries, backoff=0)
     if again == "raises":
         with pytest.raises(Boom, match="tried again"):
             await stream

@@ -12,7 +12,7 @@ from fstream import SKIP, StageStatus
 from fstream._flow.span import Failure
 from fstream._plan.kernels import DROP, FILTER, FLAT_MAP, MAP, Kernel
 from fstream._plan.stages import Stage
-from fstream._workers.call import Call, handled, is_failure
+from fstream._workers.call import Call, further_try_of, handled
 from fstream._workers.notes import annotate
 
 
@@ -33,44 +33,28 @@ def verb(value: object) -> str | None:
     return value.verb if isinstance(value, Kernel) else None
 
 
-def tried(stage: Stage, item: int, tries: int = 0) -> Any:
-    """What a worker makes of *item*."""
-    call = Call(stage, 0)
-    try:
-        return call.step(item)
-    except BaseException as error:
-        return call.rescue(error, item, 5, tries)
+def again(stage: Stage, error: BaseException, tries: int) -> bool:
+    """Whether an item is tried again that has failed so many times."""
+    return further_try_of(stage, Failure(5, 7, error, tries), lambda: 0.5) is not None
 
 
 @pytest.mark.parametrize("retries", [0, 1, 2])
 def test_an_item_is_tried_once_and_its_retries(retries: int):
-    error = ValueError()
-    f, calls = failing(99, error)
-    assert tried(Stage(MAP, f, "thread", retries=retries), 7) == Failure(5, 7, error)
-    assert calls == [7] * (1 + retries)
+    stage = Stage(MAP, abs, "thread", retries=retries)
+    assert [again(stage, ValueError(), tries) for tries in (1, 2, 3)] == [retries > 0, retries > 1, False]
 
 
-def test_the_last_retry_may_succeed():
-    f, calls = failing(2, ValueError())
-    assert tried(Stage(MAP, f, "thread", retries=2), 7) == -7
-    assert calls == [7] * 3
-
-
-def test_what_a_lost_worker_tried_counts():
-    f, calls = failing(99, ValueError())
-    assert is_failure(tried(Stage(MAP, f, "thread", retries=2), 7, tries=1))
-    assert calls == [7] * 2
+def test_what_cannot_travel_is_not_tried_again():
+    assert not again(Stage(MAP, abs, "thread", retries=2), ValueError(), tries=0)
 
 
 @pytest.mark.parametrize("error", [SystemExit(), KeyboardInterrupt()], ids=repr)
 @pytest.mark.parametrize("on_error", ["skip", lambda error, item: 0])
 def test_an_exit_is_neither_tried_again_nor_handled(error: BaseException, on_error: Any):
-    f, calls = failing(99, error)
-    stage = Stage(MAP, f, "thread", retries=2, on_error=on_error)
-    failure = tried(stage, 7)
-    assert failure == Failure(5, 7, error)
+    stage = Stage(MAP, abs, "thread", retries=2, retry_on=lambda _: True, on_error=on_error)
+    assert not again(stage, error, 1)
+    failure = Failure(5, 7, error, 1)
     assert handled(stage, failure) is failure
-    assert calls == [7]
 
 
 @pytest.mark.parametrize(

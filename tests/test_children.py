@@ -41,7 +41,7 @@ class Parent:
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
-        self.cell = array("q", [child.IDLE, 0, 0, -1, 0, -1])
+        self.cell = array("q", [child.IDLE, 0, 0, -1])
         self.wire = Wire(ours)
         self.child = Child(theirs, memoryview(self.cell))
 
@@ -76,12 +76,10 @@ def parent() -> Iterator[Parent]:
     parent.close()
 
 
-def check_together(
-    said: list[tuple[Any, ...]], start: int, slots: list[Any], failed: dict[int, int | None]
-) -> None:
+def check_together(said: list[tuple[Any, ...]], start: int, slots: list[Any], failed: list[int]) -> None:
     """Assert what the last messages of a span say, be they one or, as somebody waits, two."""
     assert said[0] == (child.SLOTS, start, slots, failed, len(said) == 1)
-    assert said[1:] in ([], [(child.SLOTS, start, [], {}, True)])
+    assert said[1:] in ([], [(child.SLOTS, start, [], [], True)])
 
 
 def test_the_slots_of_each_span_go_out_once(parent: Parent):
@@ -89,8 +87,8 @@ def test_the_slots_of_each_span_go_out_once(parent: Parent):
     parent.work(0, [-1, -2, -3])
     parent.work(3, [-4])
     assert parent.heard() == [
-        (child.SLOTS, 0, [1, 2, 3], {}, True),
-        (child.SLOTS, 3, [4], {}, True),
+        (child.SLOTS, 0, [1, 2, 3], [], True),
+        (child.SLOTS, 3, [4], [], True),
     ]
 
 
@@ -113,7 +111,7 @@ def test_nothing_of_a_span_is_kept_while_the_next_one_is_waited_for(
     parent.wire.push((child.SPAN, 0, 0), dumps([-1, -2, -3]))
     parent.wire.flush()
     assert eventually(lambda: [body() for body in bodies] == [None])
-    assert parent.heard() == [(child.SLOTS, 0, [1, 2, 3], {}, True)]
+    assert parent.heard() == [(child.SLOTS, 0, [1, 2, 3], [], True)]
     parent.wire.close()
     for thread in threads:
         thread.join()
@@ -130,8 +128,8 @@ def test_what_is_asked_for_in_the_middle_of_a_span_goes_out_and_what_is_not_star
     parent.give(f)
     parent.work(5, [-1, -2, -3, -4, -5])
     ahead, back, *later = parent.heard()
-    assert (ahead, back) == ((child.SLOTS, 5, [1, 2], {}, False), (child.STOLEN, 5, 2))
-    check_together(later, 5, [3], {})
+    assert (ahead, back) == ((child.SLOTS, 5, [1, 2], [], False), (child.STOLEN, 5, 2))
+    check_together(later, 5, [3], [])
 
 
 def test_spans_that_are_not_begun_come_back_whole(parent: Parent):
@@ -152,23 +150,23 @@ def test_failures_are_counted_from_the_first_slot_of_their_message(parent: Paren
     parent.give(f, on_error="skip")
     parent.work(0, [1, 2, 3, 4])
     ahead, back, *later = parent.heard()
-    assert (ahead, back) == ((child.SLOTS, 0, [-3, -6], {}, False), (child.STOLEN, 0, 1))
-    check_together(later, 0, ["failed"], {0: None})
+    assert (ahead, back) == ((child.SLOTS, 0, [-3, -6], [], False), (child.STOLEN, 0, 1))
+    check_together(later, 0, ["failed"], [0])
     parent.give(lambda item: 6 // (item - 3), on_error="skip")
     parent.work(4, [2, 3, 4])
-    assert parent.heard() == [(child.SLOTS, 4, [-6, "failed", 6], {1: None}, True)]
+    assert parent.heard() == [(child.SLOTS, 4, [-6, "failed", 6], [1], True)]
 
 
 def test_a_failure_that_is_raised_ends_its_span(parent: Parent):
     parent.give(lambda item: 6 // (item - 3))
     parent.work(4, [2, 3, 4])
-    assert parent.heard() == [(child.SLOTS, 4, [-6, "failed"], {1: None}, True)]
+    assert parent.heard() == [(child.SLOTS, 4, [-6, "failed"], [1], True)]
 
 
 def test_the_cell_says_which_item_is_in_f(parent: Parent):
     parent.give(lambda item: parent.cell[child.DOING])
     parent.work(7, [0, 0, 0])
-    assert parent.heard() == [(child.SLOTS, 7, [7, 8, 9], {}, True)]
+    assert parent.heard() == [(child.SLOTS, 7, [7, 8, 9], [], True)]
     assert parent.cell[child.DOING] == child.IDLE
 
 
@@ -217,11 +215,11 @@ def test_late_answers_to_the_stage_before_are_no_answers_to_this_one():
     span = run.windows[0].take(0.0)
     worker: Any = Worker(crew, None)
     worker.flight = [span]
-    for header in ((child.STOLEN, 0, None), (child.SLOTS, 0, 1, {}, True, 0.0), (child.FINISHED, None)):
+    for header in ((child.STOLEN, 0, None), (child.SLOTS, 0, 1, [], True, 0.0), (child.FINISHED, None)):
         crew.answers.answer(worker, header, dumps([9]))
         assert worker.flight == [span]
     crew.answers.answer(worker, (child.OPENED,), [])
-    crew.answers.answer(worker, (child.SLOTS, 0, 1, {}, True, 0.0), dumps([0]))
+    crew.answers.answer(worker, (child.SLOTS, 0, 1, [], True, 0.0), dumps([0]))
     assert worker.flight == []
     assert run.windows[0].available() == 1
     assert run.windows[0].draw(9)[0] == [0]
@@ -236,85 +234,22 @@ def test_the_cell_says_since_when(parent: Parent):
     assert 0 < times[0] < times[1] < times[2]
 
 
-def test_the_cell_says_since_when_and_how_often_for_each_try(parent: Parent):
-    seen: list[tuple[int, int, int]] = []
-
-    def f(item: int) -> None:
-        seen.append((parent.cell[child.SINCE], parent.cell[child.TRIES], parent.cell[child.TRIED_INDEX]))
-        if item and len(seen) < 4:
-            raise ValueError
-
-    parent.give(f, timeout=1.0, retries=2)
-    parent.work(7, [0, 1, 0])
-    times, tries, indices = zip(*seen, strict=True)
-    assert tries == (0, 0, 1, 2, 0)
-    assert indices[2:4] == (8, 8)
-    assert sorted(set(times)) == list(times)
+def test_an_item_that_may_be_tried_again_ends_its_span(parent: Parent):
+    parent.give(lambda item: 6 // (item - 3), retries=1, on_error="skip")
+    parent.work(4, [2, 3, 4])
+    assert parent.heard() == [(child.SLOTS, 4, [-6, "failed"], [1], True)]
 
 
-@pytest.mark.parametrize("on_error", ["raise", "skip"])
-def test_the_cell_says_how_often_an_item_has_failed_until_its_slot_is_sent(
-    parent: Parent, on_error: str, monkeypatch: pytest.MonkeyPatch
-):
-    def f(item: int) -> None:
-        if item:
-            raise ValueError
-
-    told: list[tuple[int, int]] = []
-    send_slots = parent.child.send_slots
-
-    def send(*, closed: bool) -> None:
-        told.append((parent.cell[child.TRIES], parent.cell[child.TRIED_INDEX]))
-        send_slots(closed=closed)
-
-    monkeypatch.setattr(parent.child, "send_slots", send)
-    parent.give(f, retries=2, on_error=on_error)
-    parent.work(7, [0, 1, 0])
-    assert told == ([(2, 8)] if on_error == "raise" else [(2, 8), (0, 8)])
-    parent.work(10, [0])
-    assert told[-1] == (0, 8)
+def test_an_item_that_has_had_its_tries_does_not_end_its_span(parent: Parent):
+    parent.give(lambda item: 6 // (item - 3), retries=2, on_error="skip")
+    parent.child.work(4, 2, dumps([3, 4]))
+    assert parent.heard() == [(child.SLOTS, 4, ["failed", 6], [0], True)]
 
 
-def test_what_was_tried_again_goes_out_at_once(parent: Parent):
-    seen = set[int]()
-
-    def f(item: int) -> int:
-        if item == 2 and item not in seen:
-            seen.add(item)
-            raise ValueError
-        return -item
-
-    parent.give(f, retries=1)
-    parent.work(0, [1, 2, 3])
-    assert parent.heard() == [(child.SLOTS, 0, [-1, -2], {}, False), (child.SLOTS, 0, [-3], {}, True)]
-
-
-def test_a_slot_that_cannot_travel_says_how_often_its_item_was_tried(parent: Parent):
-    calls: list[int] = []
-
-    def f(item: int) -> Any:
-        calls.append(item)
-        if len(calls) == 1:
-            raise ValueError
-        return threading.Lock()
-
-    parent.give(f, retries=2)
+def test_a_slot_that_cannot_travel_is_a_failure(parent: Parent):
+    parent.give(lambda item: threading.Lock() if item == 1 else item)
     parent.work(0, [1, 2])
-    assert [failed for *_, failed, _ in parent.heard()] == [{0: 1}, {0: 0}]
-
-
-def test_a_slot_that_cannot_travel_is_not_charged_with_the_tries_of_another_item(parent: Parent):
-    calls: list[int] = []
-
-    def f(item: int) -> Any:
-        calls.append(item)
-        if calls == [1, 2]:
-            raise ValueError
-        return threading.Lock() if item == 1 else item
-
-    parent.give(f, retries=2)
-    parent.work(0, [1, 2])
-    check_together(parent.heard(), 0, ["failed", 2], {0: 0})
+    assert parent.heard() == [(child.SLOTS, 0, ["failed", 2], [0], True)]
 
 
 # What the pump does about a worker that has said nothing for a while
@@ -327,7 +262,7 @@ def pump_of(worker: Any, asked: list[Any]) -> Any:
         window=SimpleNamespace(takable=lambda: True, flush_requested=False, flush_delay=OVERDUE / 2),
         run=SimpleNamespace(lock=nullcontext()),
         queue=SimpleNamespace(deadline=None),
-        stage=SimpleNamespace(timeout=None),
+        stage=SimpleNamespace(timeout=None, rate=None),
         loaded=lambda worker: True,
         at_the_end=lambda: False,
         spare=lambda: False,
@@ -393,8 +328,8 @@ def test_a_child_without_memory_for_what_comes_finishes_what_it_has(
     parent.give(f)
     parent.work(0, [-1, -2, -3])
     ahead, *later = parent.heard()
-    assert ahead == (child.SLOTS, 0, [1, 2], {}, False)
-    check_together(later, 0, [3], {})
+    assert ahead == (child.SLOTS, 0, [1, 2], [], False)
+    check_together(later, 0, [3], [])
     assert "MemoryError" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="1"):
         parent.child.serve()
@@ -417,10 +352,10 @@ def test_a_reader_that_fails_while_it_gives_items_back_ends_its_process(
 
 
 class Death(Recovery):
-    """One that notes what becomes of what a dead worker had: how, from which item on, how often that was tried."""
+    """One that notes what becomes of what a dead worker had: how, and from which item on."""
 
-    def __init__(self, *flight: Span, doing: int, start: int = 3, tries: int = 0, tried: int = -1) -> None:
-        self.became: list[tuple[str, int, int]] = []
+    def __init__(self, *flight: Span, doing: int, start: int = 3) -> None:
+        self.became: list[tuple[str, int]] = []
         self.unbegun = Counter()
         nothing = lambda *_: None  # noqa: E731
         self.crew = SimpleNamespace(  # type: ignore[assignment]
@@ -428,22 +363,20 @@ class Death(Recovery):
             run=SimpleNamespace(lock=nullcontext(), settle=nothing),
             pool=SimpleNamespace(gone=nothing), ended=nothing, leave_out=nothing, lost=self.lost,
         )  # fmt: skip
-        cell = [doing, 0, 0, start, tries, tried]
+        cell = [doing, 0, 0, start]
         worker = SimpleNamespace(
             link=SimpleNamespace(state=cell.__getitem__), flight=list(flight), finishing=False, opened=True
         )
         self.bury(worker, doing, -9)  # type: ignore[arg-type]
 
     def lost(self, span: Span, error_of: Any, at: int | None = None) -> None:
-        self.became.append(("lost", span.start + (at or 0), span.tried))
+        self.became.append(("lost", span.start + (at or 0)))
 
     def requeue_unfinished(self, span: Span) -> None:
-        self.became.append(("handed on", span.start, 0))
+        self.became.append(("handed on", span.start))
 
-    def scattered(self, span: Span, tried: dict[int, int]) -> None:
-        self.became.append(
-            ("scattered", span.start + len(span.slots), tried.get(span.start + len(span.slots), 0))
-        )
+    def scattered(self, span: Span) -> None:
+        self.became.append(("scattered", span.start + len(span.slots)))
 
 
 def in_hand(finished: int = 1, items: int = 3, start: int = 3) -> Span:
@@ -453,36 +386,30 @@ def in_hand(finished: int = 1, items: int = 3, start: int = 3) -> Span:
 
 
 @pytest.mark.parametrize(
-    ("doing", "cell", "became"),
+    ("doing", "became"),
     [
-        (4, {}, ("lost", 4, 0)),
-        (4, {"tries": 2, "tried": 4}, ("lost", 4, 2)),
-        (5, {"tries": 2, "tried": 4}, ("lost", 5, 0)),
-        (3, {}, ("handed on", 3, 0)),  # at one whose slot is there
-        (child.IDLE, {}, ("handed on", 3, 0)),
-        (child.SENDING, {}, ("scattered", 4, 0)),
-        (child.SENDING, {"tries": 2, "tried": 4}, ("lost", 4, 2)),  # its slot is sent at once
-        (child.SENDING, {"tries": 2, "tried": 3}, ("scattered", 4, 0)),
-        (child.LOADING, {}, ("scattered", 4, 0)),
+        (4, ("lost", 4)),
+        (5, ("lost", 5)),
+        (3, ("handed on", 3)),  # at one whose slot is there
+        (child.IDLE, ("handed on", 3)),
+        (child.SENDING, ("scattered", 4)),
+        (child.LOADING, ("scattered", 4)),
     ],
 )
-def test_a_death_is_blamed_on_the_item_that_the_worker_was_at(
-    doing: int, cell: dict[str, int], became: tuple[str, int, int]
-):
-    assert Death(in_hand(), doing=doing, **cell).became == [became]
-    assert Death(in_hand(), in_hand(start=6), doing=doing, **cell).became == [became, ("handed on", 6, 0)]
+def test_a_death_is_blamed_on_the_item_that_the_worker_was_at(doing: int, became: tuple[str, int]):
+    assert Death(in_hand(), doing=doing).became == [became]
+    assert Death(in_hand(), in_hand(start=6), doing=doing).became == [became, ("handed on", 6)]
 
 
 def test_the_last_item_is_blamed_for_a_death_while_its_slot_was_sent():
-    assert Death(in_hand(2), doing=child.SENDING).became == [("lost", 5, 0)]
-    assert Death(in_hand(2), doing=child.SENDING, tries=1, tried=5).became == [("lost", 5, 1)]
+    assert Death(in_hand(2), doing=child.SENDING).became == [("lost", 5)]
 
 
 @pytest.mark.parametrize("doing", [3, child.SENDING])
 def test_a_death_at_what_others_have_by_now_is_blamed_on_nobody(doing: int):
     closed = in_hand(items=1)
     closed.closed = True
-    assert Death(closed, in_hand(0, 1), doing=doing).became == [("handed on", 3, 0)]
+    assert Death(closed, in_hand(0, 1), doing=doing).became == [("handed on", 3)]
 
 
 def test_answers_are_about_the_span_that_the_worker_got_first():

@@ -36,8 +36,8 @@ def raising(error: Cached) -> Callable[[int], Any]:
     return f
 
 
-@pytest.mark.parametrize("retries", [0, 2])
-def test_one_error_for_many_items_gathers_no_notes_and_no_traceback(kind: str, retries: int):
+@pytest.mark.parametrize("options", [{}, {"retries": 2, "backoff": 0}])
+def test_one_error_for_many_items_gathers_no_notes_and_no_traceback(kind: str, options: dict[str, Any]):
     found: list[tuple[int, int]] = []
 
     def handler(error: Exception, _: int) -> None:
@@ -45,8 +45,8 @@ def test_one_error_for_many_items_gathers_no_notes_and_no_traceback(kind: str, r
         found.append(error.found)
 
     f = suited(raising(Cached("no log-in")), kind)
-    list(pmap(f, range(300), kind=kind, workers=1, on_error=handler, retries=retries))
-    assert {notes for notes, _ in found} == {0, 1}
+    list(pmap(f, range(300), kind=kind, workers=1, on_error=handler, **options))
+    assert max(notes for notes, _ in found) == 1
     longest = max(frames for _, frames in found)
     # On kind "sync" some items are run by way of one more function, which takes their time.
     assert longest <= max(frames for _, frames in found[:4]) + 2 * (kind == "sync")

@@ -374,8 +374,8 @@ def test_what_succeeds_when_tried_again_has_its_place(kind: str):
             raise ValueError
         return item
 
-    stream = pmap(suited(refuse_once, kind), range(1_000), kind=kind, workers=2, retries=1)
-    assert list(stream) == list(range(1_000))
+    stream = pmap(suited(refuse_once, kind), range(1_000), kind=kind, workers=2, retries=2, backoff=0)
+    assert list(stream) == list(range(1_000))  # each of two processes refuses it once
 
 
 def test_an_item_is_tried_as_often_as_it_may(kind: str, log: Log):
@@ -384,7 +384,7 @@ def test_an_item_is_tried_as_often_as_it_may(kind: str, log: Log):
         raise ValueError
 
     with pytest.raises(ValueError):
-        list(pmap(suited(refuse_always, kind), [7], kind=kind, retries=2))
+        list(pmap(suited(refuse_always, kind), [7], kind=kind, retries=2, backoff=0))
     assert log.entries() == [7] * 3
 
 

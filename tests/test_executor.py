@@ -265,7 +265,7 @@ def fail_at_first(folder: Path, number: int) -> int:
 
 def test_retries(pool: Executor, tmp_path: Path):
     f = partial(fail_at_first, tmp_path)
-    assert list(pmap(f, range(50), kind=pool, retries=1)) == list(range(50))
+    assert list(pmap(f, range(50), kind=pool, retries=1, backoff=0)) == list(range(50))
     with pytest.raises(OSError):
         list(pmap(f, [50], kind=pool))
 
@@ -392,7 +392,7 @@ def die_at_first(folder: Path, deadly: set[int], number: int) -> int:
 
 def test_the_callers_executor_that_breaks_is_an_error(forks: Executor):
     with pytest.raises(WorkerDied, match=r"\(executor\).*executor broke") as caught:
-        list(pmap(partial(die_at, 5), range(10), kind=forks, retries=3, on_error="skip"))
+        list(pmap(partial(die_at, 5), range(10), kind=forks, retries=3, backoff=0, on_error="skip"))
     assert isinstance(caught.value.__cause__, BrokenExecutor)
 
 
@@ -411,7 +411,7 @@ def test_with_a_factory_only_the_item_is_lost_that_the_executor_breaks_with():
 
 def test_with_a_factory_retries_overcome_what_breaks_executors(tmp_path: Path, is_ordered: bool):
     f = partial(die_at_first, tmp_path, {3, 4, 40})
-    outputs = list(pmap(f, range(60), kind=FORKS, retries=1, ordered=is_ordered))
+    outputs = list(pmap(f, range(60), kind=FORKS, retries=1, backoff=0, ordered=is_ordered))
     assert sorted(outputs) == list(range(60))
     if is_ordered:
         assert outputs == sorted(outputs)
@@ -584,7 +584,7 @@ def test_an_observer_is_told_of_each_item_once_and_of_no_worker(pool: Executor):
 
 def test_an_observer_is_told_of_each_further_try_and_of_what_fails_for_good(pool: Executor):
     with recorded() as record:
-        outputs = list(pmap(refuse_seven, range(20), kind=pool, retries=2, on_error="skip"))
+        outputs = list(pmap(refuse_seven, range(20), kind=pool, retries=2, backoff=0, on_error="skip"))
     assert outputs == [item for item in range(20) if item != 7]
     assert [(index, type(error), tries) for _, index, error, tries in record.told("retried")] == [
         (7, ValueError, 1),

@@ -222,7 +222,7 @@ def test_retries_and_failures_are_told_with_their_tries(kind: str, on_error: Any
         return 1 / item
 
     with recorded() as record:
-        stream = pmap(reciprocal, [1, 0, 2], kind=kind, workers=1, retries=2, on_error=on_error)
+        stream = pmap(reciprocal, [1, 0, 2], kind=kind, workers=1, retries=2, backoff=0, on_error=on_error)
         if on_error == "raise":
             with pytest.raises(ZeroDivisionError):
                 list(stream)
@@ -250,7 +250,9 @@ def test_a_time_out_is_told_with_its_worker(gate: Gate, log: Log, concurrent_kin
     f = holding(concurrent_kind, {0: gate})
     with recorded() as record:
         outputs = list(
-            pmap(f, [0, 1], kind=concurrent_kind, workers=1, timeout=0.2, retries=1, on_error="skip")
+            pmap(
+                f, [0, 1], kind=concurrent_kind, workers=1, timeout=0.2, retries=1, backoff=0, on_error="skip"
+            )
         )
     assert outputs == [1]
     gate.open()
@@ -277,7 +279,7 @@ def test_a_death_is_told_with_its_worker(folder: Path):
         return item
 
     with recorded() as record:
-        assert list(pmap(die, range(3), kind="process", workers=1, retries=2)) == [0, 1, 2]
+        assert list(pmap(die, range(3), kind="process", workers=1, retries=2, backoff=0)) == [0, 1, 2]
     check_balance(record)
     assert Counter(how for *_, how in record.told("worker_ended"))["died"] == 2
     retried = [(index, type(error), tries) for _, index, error, tries in record.told("retried") if index == 1]
@@ -531,9 +533,9 @@ def test_an_observer_is_never_called_under_the_lock(kind: str, monkeypatch: pyte
 def test_simulated_runs_tell_the_same(concurrent_kind: str, faults: Any, cheap: bool):
     schedule = Schedule(stalls=(2, 0, 3), faults=faults, cheap=cheap, transient=True)
     with recorded() as record, simulated(schedule):
-        assert list(pmap(abs, range(20), kind=concurrent_kind, workers=3, retries=2, timeout=5.0)) == list(
-            range(20)
-        )
+        assert list(
+            pmap(abs, range(20), kind=concurrent_kind, workers=3, retries=2, backoff=0, timeout=5.0)
+        ) == list(range(20))
     check_balance(record)
     assert totals(record, "done") == totals(record, "given") == [20]
     assert len(record.told("retried")) == len(faults)

@@ -567,12 +567,12 @@ def test_a_worker_with_resources_does_not_end_by_itself():
     ours, theirs = socket.socketpair()
     with ours, theirs:
         worker = Child(theirs, memoryview(array("q", [IDLE, 0, 0, -1, 0, -1])), idle=0.0)
-        worker.sort(((child.OPEN, 7, None, 0, False, True), []))
+        worker.sort(((child.OPEN, 7, None, 0, True), []))
         worker.sort(((child.CLOSE, 7, False), []))
         reader = threading.Thread(target=worker.read)
         reader.start()
         parent = Wire(ours)
-        parent.push((child.OPEN, 8, None, 0, False, False))
+        parent.push((child.OPEN, 8, None, 0, False))
         parent.push((child.CLOSE, 8, False))
         parent.flush()
         for _ in range(4):

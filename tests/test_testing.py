@@ -438,7 +438,7 @@ def test_only_a_stage_with_a_time_out_times_out(
 def test_faults_count_as_tries(concurrent_kind: str, faults: Any):
     def numbers(times: int) -> list[int]:
         schedule = Schedule(faults=faults * times)
-        stage = pmap(identity, kind=concurrent_kind, workers=1, retries=2, timeout=5)
+        stage = pmap(identity, kind=concurrent_kind, workers=1, retries=2, backoff=0, timeout=5)
         return outputs_under(schedule, lambda: stage(range(4)))
 
     assert numbers(1) == numbers(2) == [0, 1, 2, 3]

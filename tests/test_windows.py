@@ -70,7 +70,7 @@ def lose(window: Window, span: Span, retries: int = 1, at: int | None = None) ->
     """As a crew does: have the item tried again at which the worker was lost, or keep its place."""
     victim = window.lose(span, at)
     if victim is not None and victim.tries <= retries:
-        window.requeue(victim)
+        window.ledger.requeue(victim)
         return None
     if victim is not None:
         window.keep_place(victim)
@@ -711,20 +711,18 @@ def test_suspects_are_run_one_by_one():
     window = window_of("abcd")
     span = taken(window)
     span.slots.append("a")
-    window.requeue_singly(span, {2: 5, 9: 7})
+    window.requeue_singly(span)
     spans = [taken(window) for _ in range(3)]
     assert [held_by(span) for span in spans] == [(1, ["b"]), (2, ["c"]), (3, ["d"])]
-    assert [span.tries for span in spans] == [0, 5, 0]
     assert window.take(0.0) is None
 
 
-@pytest.mark.parametrize(("now", "expected"), [({}, 2), ({0: 0}, 2), ({0: 3}, 3)])
-def test_a_suspect_keeps_its_tries_before(now: dict[int, int], expected: int):
+def test_a_suspect_keeps_its_tries_before():
     window = window_of("ab")
     span = taken(window)
     span.tries = 2
-    window.requeue_singly(span, now)
-    assert [taken(window).tries for _ in range(2)] == [expected, 0]
+    window.requeue_singly(span)
+    assert [taken(window).tries for _ in range(2)] == [2, 0]
 
 
 def test_the_item_that_lost_its_worker_is_tried_as_often_as_it_may():

@@ -154,37 +154,6 @@ def crew_of(kind: str, workers: int, kernel: Kernel = MAP, **options: Any) -> It
         loop.close()
 
 
-# Tries
-
-
-@contextmanager
-def one_worker(kind: str) -> Iterator[Any]:
-    """A worker that has been at its item for long, in a stage with a time-out."""
-    with crew_of(kind, 1, timeout=9.0) as crew:
-        worker = crew.enlist(crew.place())
-        worker.span, worker.begun = crew.window.take(0.0), -9.0
-        yield worker
-
-
-@pytest.mark.parametrize("kind", ["thread", "task"])
-def test_each_try_has_a_time_of_its_own(kind: str):
-    with one_worker(kind) as worker:
-        assert worker.crew.again(worker, 2, ValueError())
-        assert worker.begun > 0
-        assert worker.span.tried == 2
-
-
-@pytest.mark.parametrize("kind", ["thread", "task"])
-@pytest.mark.parametrize("end", ["it ran over its time", "all is over"])
-def test_nobody_tries_again_for_nobody(kind: str, end: str):
-    with one_worker(kind) as worker:
-        if end == "all is over":
-            worker.crew.window.stop()
-        else:
-            worker.abandoned = True
-        assert not worker.crew.again(worker, 1, ValueError())
-
-
 # Lone items, for tasks that wait side by side
 
 

@@ -68,10 +68,7 @@ class ThreadQueue(queue.Queue[Any]):
                     if not counted:
                         self.takers += 1
                         counted = True
-                    if self._qsize():
-                        taken = self._get()
-                        if taken is None:
-                            continue
+                    if self._qsize() and (taken := self._get()) is not None:
                         self.takers -= 1
                         counted = False
                         return taken

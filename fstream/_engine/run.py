@@ -39,9 +39,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from fstream._engine.interrupts import Uninterrupted
 from fstream._engine.queues import ThreadQueue
 from fstream._engine.reports import Reports
-from fstream._flow.batching import Batches
 from fstream._flow.buffers import Credits, Outlet
-from fstream._flow.protocols import TakerQueue
+from fstream._flow.protocols import Node, TakerQueue
 from fstream._flow.sources import Feed, Slices
 from fstream._flow.span import Closed
 from fstream._flow.window import Window
@@ -174,6 +173,13 @@ FULL_LOOK_SECONDS: Final = 0.0002
 SOONER: Final = 1e-6
 
 
+def draw() -> float:
+    """Draw a number of 0 to 1."""
+    from random import random  # late, because few need it
+
+    return random()
+
+
 class Run:
     """A row of stages at work on some sources."""
 
@@ -187,6 +193,9 @@ class Run:
 
     #: The clock that its queues go by, in seconds.
     clock = staticmethod(perf_counter)
+
+    #: Draws numbers of 0 to 1, by which the waits before further tries differ.
+    draw = staticmethod(draw)
 
     def __init__(self, loop: asyncio.AbstractEventLoop | None = None, context: Context | None = None) -> None:
         self.lock = threading.RLock()
@@ -213,8 +222,8 @@ class Run:
         self.feeders: list[Feeder] = []
         self.windows: list[Window] = []
         self.crews: list[StageWorkers] = []
-        #: The nodes between them.
-        self.nodes: list[Batches] = []
+        #: What has times of its own: batches, and windows that pace their workers.
+        self.nodes: list[Node] = []
         #: The windows that are to give out at once what needs no worker, also while all of their workers are busy.
         self.sorting: list[Window] = []
         self.feed: Feed

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-from fstream._flow.buffers import Clock
+from fstream._flow.pacing import Clock
 from fstream._flow.protocols import Drawn, Upstream
 from fstream._flow.sizing import MAX_CHEAP_PROCESS, MAX_SPAN
 from fstream._flow.span import CLOSED, Closed, Item

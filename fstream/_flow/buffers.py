@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Final, TypeAlias
+from collections.abc import Sequence
+from math import inf
+from typing import Final
 
+from fstream._flow.pacing import Clock
 from fstream._flow.protocols import Upstream
 from fstream._flow.room import Room
 from fstream._flow.sizing import MAX_CHEAP
@@ -12,7 +14,7 @@ from fstream._flow.sources import Feed
 from fstream._flow.span import Closed, Item, Span
 from fstream._flow.window import Window
 
-__all__ = ["OVERDUE", "Clock", "Credits", "Outlet", "Work"]
+__all__ = ["OVERDUE", "Credits", "Outlet", "Work"]
 
 
 #: Items that wait behind one that takes this long, in seconds, are stolen even by workers that have enough to do. An
@@ -26,10 +28,6 @@ AT_ONCE: Final = 0.0005
 UNKNOWN: Final = 0.0002
 
 
-#: Gives the time, in seconds.
-Clock: TypeAlias = Callable[[], float]
-
-
 class Work:
     """A worker's buffer: it gives the next span of the stage, or `Closed`."""
 
@@ -41,8 +39,8 @@ class Work:
         return self.window.takable() or self.window.exhausted
 
     def take(self) -> Span | Closed | None:
-        """Take the next span; None if what there was has turned out to need no worker."""
-        return self.poll() or (None if self.window.knowns is not None else Closed())
+        """Take the next span; None if what there was needs no worker, or others who share a rate were faster."""
+        return self.poll()
 
     def poll(self) -> Span | Closed | None:
         """Take the next span without waiting; None if there is none now."""
@@ -67,14 +65,17 @@ class Work:
         return starved
 
     def can_flush(self) -> bool:
-        return bool(self.window.ledger.stealable) or self.window.upstream.has_partial
+        window = self.window
+        return bool(window.ledger.stealable) or window.upstream.has_partial or window.due < inf
 
     @property
     def flush_delay(self) -> float:
+        """How long the takers wait at most: until something can be stolen, upstream flushes, or the window is due."""
         window, upstream = self.window, self.window.upstream
-        if not window.ledger.stealable:
-            return upstream.flush_delay
-        return min(window.flush_delay, upstream.flush_delay) if upstream.has_partial else window.flush_delay
+        delay = max(0.0, window.due - self.clock()) if window.pacing is not None else inf
+        if window.ledger.stealable:
+            delay = min(delay, window.flush_delay)
+        return min(delay, upstream.flush_delay) if upstream.has_partial or delay == inf else delay
 
     def request_flush(self) -> None:
         self.window.upstream.request_flush()

@@ -22,11 +22,13 @@ PENDING: Final[Slot] = type("Pending", (), {"__repr__": lambda _: "PENDING"})()
 class Known:
     """An item with its slot; or one that waits for another item, which will bring that."""
 
-    __slots__ = ("alone", "item", "slot")
+    __slots__ = ("alone", "given", "item", "slot")
 
     def __init__(self, item: Item, slot: Slot = PENDING) -> None:
         self.item = item
         self.slot = slot
+        #: What is to be run if it comes to that: the item, or its ticket.
+        self.given = item
         #: The other item has failed: this one is to be run.
         self.alone = False
 
@@ -65,4 +67,4 @@ class Knowns:
 
 
 def _alone(known: Known) -> tuple[list[Item], list[Slot] | None]:
-    return ([known.item], None) if known.alone else ([known], [known.slot])
+    return ([known.given], None) if known.alone else ([known], [known.slot])

@@ -1,10 +1,10 @@
 """Where each item of a stage is, from the draw upstream until its slot becomes outputs.
 
 upstream --draw--> in a worker's hands --> finished --fresh--> Outbox
-|             ^
-steal, lose     hand_out
-v             |
-requeued, lone
+                     |             ^
+steal, lose, retry   |             | hand_out
+                     v             |
+        delayed --> requeued, lone
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from __future__ import annotations
 from bisect import insort
 from collections import deque
 from collections.abc import Iterable, Sequence
+from heapq import heapify, heappop, heappush
 from math import inf
 
+from fstream._flow.pacing import Keys
 from fstream._flow.span import Item, Slot, Span
 
 __all__ = ["Ledger"]
@@ -22,11 +24,13 @@ __all__ = ["Ledger"]
 class Ledger:
     """Which spans are out, what is to be worked on again, and what nobody wants any more.
 
-    Invariant: an item is in a span of `spans`, or in one of `requeued`, or lone.
+    Invariant: an item is in a span of `spans`, or in one of `requeued` or `delayed`, or parked with its key, or lone.
     """
 
-    def __init__(self, *, loses: bool) -> None:
-        #: A worker may be lost in the middle of a span. Then its items are run again.
+    def __init__(self, *, loses: bool, keys: Keys | None = None) -> None:
+        #: Of which keys no more items may start; None where there are no keys.
+        self.keys = keys
+        #: What a worker has in hand may come back: the worker may be lost, or the item is tried again.
         self.loses = loses
         #: Index of the next item to draw.
         self.next_index = 0
@@ -39,6 +43,8 @@ class Ledger:
         self.stealable: set[Span] = set()
         #: Spans whose items were stolen or lost, in order. They are worked on before anything new is drawn.
         self.requeued: list[Span] = []
+        #: Spans that may be worked on again from a time on, with that time and their start: a heap.
+        self.delayed: list[tuple[float, int, Span]] = []
         #: Lone items, with their indices: drawn ahead for tasks that wait side by side. A task takes one without the
         #: lock, and leaves its slot in `lone_slots`. Invariant: while there are lone items, the window holds nothing
         #: else that is not started.
@@ -63,7 +69,8 @@ class Ledger:
     def worked_off(self) -> int:
         """How many items workers have worked off."""
         at_work = sum(len(span.items) - len(span.slots) for span in self.spans.values() if not span.closed)
-        to_do = sum(len(span.items) for span in self.requeued)
+        to_do = sum(len(span.items) for span in self.requeued) + len(self.delayed)
+        to_do += 0 if self.keys is None else sum(map(len, self.keys.parked.values()))
         return self.next_index - self.known - at_work - to_do - self.lone + len(self.lone_slots)
 
     @property
@@ -85,6 +92,17 @@ class Ledger:
         span.closed = True
         self.stealable.discard(span)
         self.open -= 1
+        self.give_up_place(span)
+
+    def give_up_place(self, span: Span) -> None:
+        """An item of the key of *span* may start, as that is not at work any more."""
+        if self.keys is not None and (after := self.keys.leave(span)) is not None:
+            self.put(after)
+
+    @property
+    def deferred(self) -> bool:
+        """There are items that nobody may take yet: they wait for a time, or for others of their key."""
+        return bool(self.delayed or (self.keys is not None and self.keys.parked))
 
     def fresh(self, span: Span) -> list[Slot]:
         """Take the slots of *span* that are new since the last time; forget the span if it has no more to come."""
@@ -123,8 +141,21 @@ class Ledger:
 
     def requeue(self, span: Span) -> None:
         """Have the items of *span* worked on by whoever comes next, if there are any and they are wanted."""
-        if span.items and span.start < self.cutoff:
-            insort(self.requeued, span, key=lambda span: span.start)
+        if span.items and span.start < self.cutoff and (self.keys is None or self.keys.admit(span)):
+            self.put(span)
+
+    def put(self, span: Span) -> None:
+        insort(self.requeued, span, key=lambda span: span.start)
+
+    def requeue_at(self, span: Span, when: float) -> None:
+        """Requeue *span* at the time *when*."""
+        if span.start < self.cutoff:
+            heappush(self.delayed, (when, span.start, span))
+
+    def wake(self, now: float) -> None:
+        """Requeue what has waited up to *now*."""
+        while self.delayed and self.delayed[0][0] <= now:
+            self.requeue(heappop(self.delayed)[2])
 
     def next_requeued(self) -> Span:
         """Take the span of `requeued` that is first in order."""
@@ -137,15 +168,13 @@ class Ledger:
         if rest is not None:
             self.requeue(rest)
 
-    def requeue_singly(self, span: Span, tried: dict[int, int]) -> None:
-        """Requeue the items of *span* that have no slot, one by one, because one of them is to blame.
-
-        *tried* says how often the item of an index has failed before.
-        """
+    def requeue_singly(self, span: Span) -> None:
+        """Requeue the items of *span* that have no slot, one by one, because one of them is to blame."""
         suspects = span.split(len(span.slots))
         for index, item in enumerate(suspects.items, suspects.start):
-            before = suspects.tries if index == suspects.start else 0
-            self.requeue(Span(index, [item], max(tried.get(index, 0), before)))
+            suspect = Span(index, [item], suspects.tries if index == suspects.start else 0)
+            suspect.ticket = suspects.ticket
+            self.requeue(suspect)
 
     def lose(self, span: Span, at: int | None) -> Span | None:
         """Take apart *span*, whose worker is gone: give the item at position *at*, where the worker was, if any.
@@ -160,7 +189,7 @@ class Ledger:
             return None
         self.requeue(span.split(at + 1))
         victim = span.split(at)
-        victim.tries = max(span.tried, victim.tries) + 1
+        victim.tries += 1
         self.requeue(span.split(position))
         return victim
 
@@ -171,5 +200,12 @@ class Ledger:
             if span.start >= index:
                 span.halt()
         self.waiting = {start: span for start, span in self.waiting.items() if start < index}
+        dropped = [span for span in self.requeued if span.start >= index]
         self.requeued = [span for span in self.requeued if span.start < index]
+        if self.keys is not None:
+            self.keys.cut(index)
+            for span in dropped:
+                self.give_up_place(span)
+        self.delayed = [each for each in self.delayed if each[1] < index]
+        heapify(self.delayed)
         self.lone_items.clear()

@@ -78,8 +78,8 @@ class Observer:
         """A *worker* has taken the *count* items from index *start* on.
 
         *worker* is None for items that wait in tasks side by side: many are taken at once, and each goes to a task of
-        its own. It is None, too, for the item of a worker that is lost, when what becomes of it is for ``on_error`` to
-        say; and where an executor has taken them, whose workers have no numbers.
+        its own. It is None, too, for the item of a worker that is lost, while it is decided what becomes of it; and
+        where an executor has taken them, whose workers have no numbers.
         """
 
     def done(

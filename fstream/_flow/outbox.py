@@ -135,7 +135,7 @@ class Outbox:
             return True
         if ledger.cutoff < inf:
             return self.head < ledger.cutoff
-        return bool(ledger.spans or ledger.lone or ledger.requeued)
+        return bool(ledger.spans or ledger.lone or ledger.requeued or ledger.deferred)
 
     @property
     def has_partial(self) -> bool:

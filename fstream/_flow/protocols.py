@@ -8,7 +8,7 @@ from typing import Protocol, TypeAlias
 from fstream._flow.sizing import MAX_CHEAP_PROCESS, SPAN_SECONDS
 from fstream._flow.span import Closed, Item, Span
 
-__all__ = ["Buffer", "Drawn", "TakerQueue", "Upstream"]
+__all__ = ["Buffer", "Drawn", "Node", "TakerQueue", "Upstream"]
 
 
 #: Outputs for a taker, and the credits that come with them: how many items' room is free again once the taker is
@@ -64,6 +64,14 @@ class Upstream:
         """Give out what is finished of an unfinished span now, and the item at work as soon as it is done."""
 
 
+class Node(Protocol):
+    """What has times of its own at which something is to be done."""
+
+    def look(self) -> object:
+        """Do what is due by now."""
+        ...
+
+
 class Buffer(Protocol):
     """What a queue asks before it lets its taker go on. Everything is called under the run's lock."""
 
@@ -72,7 +80,7 @@ class Buffer(Protocol):
         ...
 
     def take(self) -> Span | Sequence[Item] | int | Closed | None:
-        """Take it, or None if there is nothing left for this taker; called only when ready."""
+        """Take it; called only when ready. None if it is gone by now: then the taker waits again."""
         ...
 
     def report_starvation(self, starved: bool) -> bool:

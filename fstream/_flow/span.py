@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from fstream._flow.sizing import STRIDE
 
@@ -22,7 +22,7 @@ class Failure:
     index: int
     item: Item
     error: BaseException | None
-    #: How often it was tried.
+    #: How often it was tried; 0 if it cannot be, because it cannot travel to a worker, or its output back.
     tries: int = field(default=0, compare=False)
     #: It ends the stream, whatever ``on_error`` says.
     final: bool = field(default=False, compare=False)
@@ -51,7 +51,8 @@ class Span:
     """
 
     __slots__ = (
-        "begun", "closed", "filled", "given", "items", "sent", "slots", "start", "stride", "tried", "tries", "worker",
+        "begun", "closed", "counted", "filled", "given", "items", "sent", "slots", "start", "stride", "ticket", "tries",
+        "worker",
     )  # fmt: skip
 
     def __init__(self, start: int, items: Sequence[Item], tries: int = 0) -> None:
@@ -72,10 +73,12 @@ class Span:
         self.closed = False
         #: When the worker got it, in seconds of the caller's clock.
         self.begun = 0.0
-        #: How often its first item was tried before, by workers that died or ran over their time.
+        #: How often its first item was tried before. What is tried again is alone in its span.
         self.tries = tries
-        #: How often the item at work has failed so far; 0 before its worker tries it again.
-        self.tried = 0
+        #: What its stage looks at before its only item starts, if it looks at anything.
+        self.ticket: Any = None
+        #: How many starts the stage's rate has counted for it, that have not begun as far as the rate knows.
+        self.counted = 0
         #: The index of the worker that has it, if somebody observes.
         self.worker: int | None = None
 
@@ -106,5 +109,6 @@ class Span:
     def split(self, count: int) -> Span:
         """Keep the first *count* items; give the others, which no worker has started, as a span of their own."""
         tail = Span(self.start + count, self.items[count:], 0 if count else self.tries)
+        tail.ticket = self.ticket
         self.items = self.items[:count]
         return tail

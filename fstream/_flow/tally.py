@@ -124,12 +124,10 @@ class Tally:
             (self.starved, self.blocked + seconds) if self.blocks else (self.starved + seconds, self.blocked)
         )
 
-    def add(self, retried: int, parts: Numbers | None) -> None:
-        """What a worker has counted that is far away."""
-        self.retried += retried
-        if parts is not None:
-            self.parts = self.parts or Parts(len(parts[0]))
-            self.parts.add(parts)
+    def add(self, parts: Numbers) -> None:
+        """What the parts have counted in a worker that is far away."""
+        self.parts = self.parts or Parts(len(parts[0]))
+        self.parts.add(parts)
 
     def begin_lone(self, now: float) -> None:
         """A worker takes a lone item."""

@@ -19,11 +19,13 @@ item are out of the taker's hands. It has four parts:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from math import inf
 
 from fstream._flow.known import PENDING, Known, Knowns
 from fstream._flow.ledger import Ledger
 from fstream._flow.observer import Observer, StageInfo
 from fstream._flow.outbox import Outbox, Outputs
+from fstream._flow.pacing import Again, Pacing, Ticket
 from fstream._flow.protocols import Drawn, Upstream
 from fstream._flow.room import Lack, Room
 from fstream._flow.sizing import MAX_CHEAP_PROCESS, MAX_SPAN, Numbers, Sizing
@@ -51,13 +53,16 @@ class Window(Upstream):
         numbers: Numbers,
         loses: bool = True,
         knowns: Knowns | None = None,
+        pacing: Pacing | None = None,
     ) -> None:
         self.upstream = upstream
         self.workers = workers
         self.sizing = Sizing(numbers, workers)
         self.room = room
-        self.ledger = Ledger(loses=loses)
+        self.ledger = Ledger(loses=loses, keys=pacing.keys if pacing is not None else None)
         self.outbox = Outbox(self.ledger, room, outputs, ordered, one_each)
+        #: Says when tries may start; None if they always may.
+        self.pacing = pacing
         #: Spans are worked on in another process. The finished part of one has to be asked for by a message.
         self.remote = numbers.remote
         #: The taker downstream waits, and whoever minds the remote workers is to ask them for finished slots.
@@ -81,12 +86,16 @@ class Window(Upstream):
     @property
     def backlog(self) -> int:
         """How many items workers could take now. A requeued span counts as one, where nothing is sorted out."""
+        if self.pacing is not None and self.due > self.pacing.clock():
+            return 0
         requeued = self.ledger.requeued
         held = sum(len(span.items) for span in requeued) if self.sorting else len(requeued)
         return held + len(self.ledger.lone_items) + self._drawable()
 
     def takable(self) -> bool:
         """Tell whether a worker that comes now gets a span."""
+        if self.pacing is not None and self.due > self.pacing.clock():
+            return False
         return bool(self.ledger.requeued or self.ledger.lone_items) or self._drawable() > 0
 
     def take(self, now: float, most: int = MAX_SPAN) -> Span | None:
@@ -94,7 +103,10 @@ class Window(Upstream):
         ledger, sizing = self.ledger, self.sizing
         self.tally.come(now)
         most = sizing.fair(most)
-        if self.sorting:
+        if self.pacing is not None:
+            if not (most := self._granted(now, most)):
+                return None
+        elif self.sorting:
             self.look()
         span: Span | None
         if ledger.requeued:
@@ -108,11 +120,94 @@ class Window(Upstream):
         else:
             span = self._draw_span(most)
         if span is None:
+            if self.pacing is not None and self.pacing.rate is not None:
+                self.pacing.rate.give_back(most)
             return None
         span.begun = now
+        if self.pacing is not None:
+            self._count(span, most)
         sizing.last_size = len(span.items)
         ledger.hand_out(span)
         return span
+
+    def look(self) -> None:
+        """Sort out what may need no worker, as far as there is room for it, and requeue what is due.
+
+        Of tickets, as many items are requeued as there are workers.
+        """
+        pacing, ledger = self.pacing, self.ledger
+        if self.sorting or (self.knowns is not None and self.knowns.may_come()):
+            while (count := self._drawable()) > 0:
+                self._sort_out(self._draw(count))
+        if pacing is None:
+            return
+        if ledger.delayed:
+            ledger.wake(pacing.clock())
+        while pacing.ticketed and (most := min(self.workers - len(ledger.requeued), self._drawable())) > 0:
+            items = self._draw(most)
+            self._requeue(ledger.next_index, items)
+            ledger.next_index += len(items)
+
+    def _requeue(self, index: int, items: Sequence[Item]) -> None:
+        """Requeue new *items*, the first of which has this *index*. Tickets are taken apart: each waits for itself."""
+        if self.pacing is None or not self.pacing.ticketed:
+            self.ledger.requeue(Span(index, items))
+            return
+        for number, ticket in enumerate(items, index):
+            assert isinstance(ticket, Ticket)
+            span = Span(number, [ticket.item])
+            span.ticket = ticket
+            self.ledger.requeue(span)
+
+    @property
+    def due(self) -> float:
+        """The time from which there is something to take, though nobody brings anything; infinite if never."""
+        pacing, ledger = self.pacing, self.ledger
+        if pacing is None:
+            return inf
+        self.look()
+        if ledger.requeued:
+            return pacing.opens(_cost_of(ledger.requeued[0]))
+        if self._drawable() > 0 and not pacing.ticketed:
+            return pacing.opens(1.0)
+        return max(ledger.delayed[0][0], pacing.held_until) if ledger.delayed else inf
+
+    def _granted(self, now: float, most: int) -> int:
+        """How many of the next *most* items may start now. The stage's rate counts them."""
+        pacing, ledger = self.pacing, self.ledger
+        assert pacing is not None
+        self.look()
+        first = ledger.requeued[0] if ledger.requeued else None
+        available = len(first.items) if first else 0 if pacing.ticketed else self._drawable()
+        if not available or now < pacing.held_until:
+            return 0
+        return most if pacing.rate is None else pacing.rate.grant(now, min(most, available), _cost_of(first))
+
+    def _count(self, span: Span, granted: int) -> None:
+        """Tell the stage's rate what becomes of the *granted* starts, of which a worker gets *span*.
+
+        A single item begins at once. Of several, the last ones begin later, if at all: so they are counted as one start
+        at the end of the span.
+        """
+        rate = self.pacing.rate if self.pacing is not None else None
+        if rate is None:
+            return
+        cost, count = _cost_of(span), len(span.items)
+        if granted > count:
+            rate.give_back((granted - count) * cost)
+        if count == 1:
+            rate.start(span.begun, cost)
+        else:
+            span.counted = count
+
+    def _begun(self, span: Span, count: int) -> None:
+        """So many of the items of *span* were begun, and there will be no more."""
+        assert self.pacing is not None
+        rate = self.pacing.rate
+        if rate is not None and span.counted:
+            rate.start(self.pacing.clock(), count)
+            rate.give_back(max(0, span.counted - count))
+            span.counted = 0
 
     def draw_lone(self, most: int) -> None:
         """Draw up to *most* lone items, unless other items are to be started before them, or could be later."""
@@ -153,12 +248,6 @@ class Window(Upstream):
         more = upstream.available() > available or (upstream.blocked and room.free <= 0)
         room.lack = Lack.ROOM if more else Lack.ITEMS
 
-    def look(self) -> None:
-        """Draw what there is room for, if some of it may need no worker, and sort that out."""
-        if self.sorting or (self.knowns is not None and self.knowns.may_come()):
-            while (count := self._drawable()) > 0:
-                self._sort_out(self._draw(count))
-
     def _sort_out(self, items: Sequence[Item]) -> None:
         """Take in *items*: those that need no worker give their outputs, the others are for whoever comes next."""
         assert self.knowns is not None
@@ -168,13 +257,12 @@ class Window(Upstream):
             if slots is not None and slots[0] is not PENDING:
                 self.outbox.close(ledger.add_known(part, slots))
                 continue
-            span = Span(ledger.next_index, part)
-            ledger.next_index += len(part)
             if slots is None:
-                ledger.requeue(span)
+                self._requeue(ledger.next_index, part)
             else:
-                ledger.waiting[span.start] = span
+                ledger.waiting[ledger.next_index] = span = Span(ledger.next_index, part)
                 self.keep_place(span)
+            ledger.next_index += len(part)
 
     def bring(self, index: int, known: Known) -> None:
         """The slot of an item that waits for another one is known now."""
@@ -187,7 +275,7 @@ class Window(Upstream):
         if self.ledger.waiting.pop(index, None) is not None:
             del self.ledger.spans[index]
             self.ledger.open -= 1
-            self.ledger.requeue(Span(index, [known.item]))
+            self._requeue(index, [known.given])
 
     def _drawable(self) -> int:
         """How many items upstream has that there is room for; none when no more are to be drawn."""
@@ -214,6 +302,11 @@ class Window(Upstream):
             return
         self.ledger.close(span)
         count = len(span.slots)
+        if span.counted:
+            self._begun(span, count)
+        elif count == 1 and elapsed is not None and self.pacing is not None and self.pacing.rate is not None:
+            # Its worker may have been away when the item was counted.
+            self.pacing.rate.began(_cost_of(span), span.begun, self.pacing.clock() - elapsed)
         if self.observer is not None:
             self.observer.done(self.info, span.start, count, elapsed, span.worker)
         if elapsed is not None and count:
@@ -233,24 +326,44 @@ class Window(Upstream):
     def requeue_tail(self, span: Span, count: int) -> None:
         """Requeue the last *count* items of *span*, which its worker has not started and gives up."""
         if count > 0:
+            if (
+                self.pacing is not None
+                and self.pacing.rate is not None
+                and len(span.items) == 1 > span.counted
+            ):
+                self.pacing.rate.give_back(_cost_of(span), span.begun)
             self.ledger.requeue(span.split(len(span.items) - count))
             if not span.items:
                 self.done(span)
 
-    def requeue_singly(self, span: Span, tried: dict[int, int]) -> None:
+    def requeue_singly(self, span: Span) -> None:
         """Close *span*, and requeue its items without a slot one by one, because one of them is to blame."""
-        self.ledger.requeue_singly(span, tried)
+        if span.counted:
+            self._begun(span, len(span.slots) + 1)
+        self.ledger.requeue_singly(span)
         self.done(span)
 
     def lose(self, span: Span, at: int | None = None) -> Span | None:
         """Close *span*, whose worker is gone; give the item at position *at*, where it was, as a span of its own."""
+        if span.counted:
+            self._begun(span, (len(span.slots) if at is None else at) + 1)
         victim = self.ledger.lose(span, at)
         self.done(span)
         return victim
 
-    def requeue(self, span: Span) -> None:
-        """Have *span* worked on by whoever comes next."""
-        self.ledger.requeue(span)
+    def retry(self, span: Span, tries: int, again: Again) -> None:
+        """Close *span*, whose next item has failed so many times, and have that item tried *again*."""
+        assert self.pacing is not None
+        failed = self.lose(span)
+        assert failed is not None
+        failed.tries = tries
+        now = self.pacing.clock()
+        self.ledger.requeue_at(failed, now + again.after)
+        if again.hold:
+            self.pacing.hold(now + again.hold)
+            if not self.remote:
+                for span in list(self.ledger.stealable):
+                    self.ledger.steal_from(span)
 
     def keep_place(self, span: Span) -> None:
         """Hold *span*, an item that no worker is to run: its slot comes from elsewhere."""
@@ -276,14 +389,18 @@ class Window(Upstream):
         """Start nothing more and give nothing more."""
         self.stopped = True
         self.ending = CLOSED
+        if self.pacing is not None:  # nobody says of all of them that they are done
+            for span in self.ledger.spans.values():
+                self._begun(span, len(span.items))
         self.ledger.cut(-1)
 
     @property
     def exhausted(self) -> bool:
         """Workers will never get another span."""
-        if self.ledger.requeued or self.ledger.lone_items:
+        ledger = self.ledger
+        if ledger.requeued or ledger.deferred or ledger.lone_items:
             return False
-        return (self.ending is not None or self.upstream.end is not None) and self.ledger.settled
+        return (self.ending is not None or self.upstream.end is not None) and ledger.settled
 
     # ------------------------------------------------------------------------------------ the taker downstream
 
@@ -345,6 +462,11 @@ class Window(Upstream):
             and (self.upstream.blocked > 0 or self.upstream.available() > 0)
         )
         return lacks_room and self.room.grow(min(self.sizing.most_held(), most))
+
+
+def _cost_of(span: Span | None) -> float:
+    """What a start of the next item costs, of *span* or of what is new."""
+    return 1.0 if span is None or span.ticket is None else span.ticket.cost
 
 
 def _goes_on(part: Upstream) -> bool:

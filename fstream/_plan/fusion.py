@@ -62,7 +62,7 @@ def _plain(stage: Stage) -> bool:
         stage.workers is None
         and stage.maxsize is None
         and stage.timeout is None
-        and stage.retries == 0
+        and not stage.paced
         and stage.on_error == "raise"
         and stage.max_items_per_worker is None
         and stage.memo is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import (
@@ -25,6 +26,7 @@ __all__ = [
     "Kind",
     "OnError",
     "Options",
+    "RetryOn",
     "U",
     "check_n",
     "checked",
@@ -65,6 +67,18 @@ OnError: TypeAlias = Literal["raise", "skip"] | Callable[[Exception, Any], U | S
 Keep: TypeAlias = Literal["keep"]
 
 
+#: Which errors are tried again; a hook gives whether, or after how many seconds.
+RetryOn: TypeAlias = (
+    type[BaseException] | tuple[type[BaseException], ...] | Callable[[Exception], bool | float]
+)
+
+
+class Limited(Protocol):
+    """A `Rate`."""
+
+    def grant(self, now: float, most: int, cost: float = 1.0) -> int: ...
+
+
 class Options(TypedDict, total=False):
     """The options of the four combinators, as a type checker sees them; `pmap` says what they mean.
 
@@ -77,6 +91,11 @@ class Options(TypedDict, total=False):
     ordered: bool
     timeout: float | None
     retries: int
+    retry_on: RetryOn
+    backoff: float
+    rate: float | Limited | None
+    key: Callable[[Any], Any] | None
+    per_key: int
     on_start: Callable[..., Any] | None
     on_done: Callable[..., Any] | None
     max_failures: float | None
@@ -114,6 +133,37 @@ def _check_seconds(name: str, value: object) -> None:
         raise TypeError(f"{name} must be a number of seconds or None, got {value!r}")
     if not value > 0:  # nor is what is not a number
         raise ValueError(f"{name} must be greater than 0 seconds, got {value}")
+
+
+def _check_backoff(value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"backoff must be a number of seconds, got {value!r}")
+    if not value >= 0:  # nor is what is not a number
+        raise ValueError(f"backoff must be at least 0 seconds, got {value}")
+
+
+def _check_rate(value: object) -> None:
+    if hasattr(value, "grant"):
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"rate must be a number of starts a second or a Rate, got {value!r}")
+    if not 0 < value < math.inf:  # nor is what is not a number
+        raise ValueError(f"rate must be greater than 0 starts a second and finite, got {value}")
+
+
+def _is_error_class(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, BaseException)
+
+
+def _check_retry_on(value: object) -> None:
+    if isinstance(value, tuple):
+        fits = all(map(_is_error_class, value))
+    else:
+        fits = _is_error_class(value) if isinstance(value, type) else callable(value)
+    if not fits:
+        raise TypeError(
+            f"retry_on must be a class of exceptions, a tuple of them, or a function hook(error), got {value!r}"
+        )
 
 
 def check_n(value: object, weighed: bool) -> None:
@@ -182,6 +232,11 @@ CHECKS: Final[dict[str, Callable[[Any], None]]] = {
     "ordered": _check_ordered,
     "timeout": partial(_check_seconds, "timeout"),
     "retries": lambda value: _whole("retries", value, 0),
+    "retry_on": _check_retry_on,
+    "backoff": _check_backoff,
+    "rate": _check_rate,
+    "key": _optional_call("key"),
+    "per_key": lambda value: _whole("per_key", value, 1),
     "on_error": _check_on_error,
     "max_failures": _check_max_failures,
     "memo": _check_memo,
@@ -207,7 +262,7 @@ def _check_where(value: object) -> None:
 DIVERT_CHECKS: Final[dict[str, Callable[[Any], None]]] = {"where": _check_where}
 
 #: Options whose None means "not given": what a wrapper passes on unset.
-_NONE_IS_DEFAULT: Final = frozenset({"kind", "workers", "name", "within", "weight", "where"})
+_NONE_IS_DEFAULT: Final = frozenset({"kind", "rate", "key", "workers", "name", "within", "weight", "where"})
 
 
 def checks_of(verb: str) -> dict[str, Callable[[Any], None]]:

@@ -73,6 +73,12 @@ class Stage:
     ordered: bool = True
     timeout: float | None = None
     retries: int = 0
+    #: Which errors are tried again: a class, a tuple of classes, or a hook.
+    retry_on: Any = Exception
+    #: How long the first further try waits at most, in seconds.
+    backoff: float = 0.1
+    #: How many tries may start in a second; or a `Rate`.
+    rate: Any = None
     on_error: str | Callable[..., Any] = "raise"
     on_start: Callable[..., Any] | None = None
     on_done: Callable[..., Any] | None = None
@@ -85,6 +91,11 @@ class Stage:
     hands_on: bool = True
     #: What the option ``kind`` was, if that was no name but an object.
     engine: Any = None
+    #: Gives the key of an item, of which no more than so many are at work at once.
+    key: Callable[[Any], Any] | None = None
+    per_key: int = 1
+    #: The stage before this one, which makes a ticket of each item, if this one looks at more than the item.
+    ticket: Stage | None = None
     #: The stages that this one stands for, if there are several.
     parts: tuple[Stage, ...] = ()
     #: What f can be given by name, and whether it is a coroutine function: looked up once, not by each worker.
@@ -94,6 +105,11 @@ class Stage:
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", declared(self.f))
         object.__setattr__(self, "asynchronous", iscoroutinefunction(self.f))
+
+    @property
+    def paced(self) -> bool:
+        """Its items may have to wait before they start."""
+        return self.retries > 0 or self.rate is not None or self.ticket is not None
 
 
 @dataclass(frozen=True, slots=True)

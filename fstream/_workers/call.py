@@ -1,4 +1,4 @@
-"""What one worker does with one item: f bound to the worker's resources, tried again, its failures named."""
+"""What one worker does with one item: f bound to the worker's resources, its failures named."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from inspect import BoundArguments, Parameter, signature
 from time import perf_counter
 from types import CoroutineType
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Final, Protocol
 
+from fstream._flow.pacing import Again, further_try
 from fstream._flow.span import Failure
 from fstream._flow.tally import Numbers, Parts
 from fstream._flow.tolerance import Tolerance
@@ -24,6 +25,7 @@ __all__ = [
     "FusedCall",
     "Place",
     "call_of",
+    "further_try_of",
     "handled",
     "handler_failed",
     "is_failure",
@@ -53,10 +55,6 @@ class Place(Protocol):
         ...
 
 
-#: Is asked before a further try of an item: how often it was tried, and what the last try ended with.
-Again: TypeAlias = Callable[[int, BaseException], bool]
-
-
 def fits(f: Callable[..., Any], *args: Any, **named: Any) -> bool:
     """Tell whether *f* can be called so, as far as its signature says."""
     try:
@@ -67,10 +65,6 @@ def fits(f: Callable[..., Any], *args: Any, **named: Any) -> bool:
         shape.bind(*args, **named)
     except TypeError:
         return False
-    return True
-
-
-def _always(_tries: int, _error: BaseException) -> bool:
     return True
 
 
@@ -90,8 +84,6 @@ class Call:
         self.resources: Any = None
         #: The span that is worked on, for `element_index`. None while a worker waits: it keeps no item and no output.
         self.place: Place | None = None
-        #: How often the item at work was tried by this worker, for `attempt`.
-        self.tries = 0
         self.step: Callable[[Any], Any] = self.bind(None)
 
     def set_place(self, place: Place | None) -> None:
@@ -158,7 +150,7 @@ class Call:
                 assert place is not None
                 done = len(place.slots)
                 told = {"element_index": place.start + done} if indexed else {}
-                return f(item, *args, attempt=self.tries or (0 if done else place.tries), **told, **named)
+                return f(item, *args, attempt=0 if done else place.tries, **told, **named)
 
         elif indexed:
 
@@ -228,28 +220,11 @@ class Call:
             return (), {name: value for name, value in resources.items() if name in names} | named
         return (resources if type(resources) is tuple else (resources,)), named
 
-    def rescue(self, error: BaseException, item: Any, index: int, tries: int, again: Again = _always) -> Any:
-        """Try a failed *item* again as often as the stage says; give its slot or its `Failure`.
-
-        *again* is told before each try how many there were, and what the last one ended with, and says whether anybody
-        still waits for it.
-        """
-        while True:
-            error = self.named(error)
-            tries += 1
-            if not (self.may_retry(error, tries) and again(tries, error)):
-                return self.given_up(error, item, index, tries)
-            self.tries = tries
-            try:
-                return self.step(item)
-            except BaseException as another:
-                error = another
-            finally:
-                self.tries = 0
-
-    def given_up(self, error: BaseException, item: Any, index: int, tries: int) -> Failure:
+    def failure(self, error: BaseException, item: Any, index: int, tries: int) -> Failure:
+        """What a try of *item* comes to that ended with *error*, with the *tries* so far."""
         if unkept := isinstance(error, Unkept):
             error = error.error
+        error = self.named(error)
         self.explain(error, item)
         annotate_item(error, self.stage, describe(self.stage, index, item))
         return Failure(index, item, error, tries, final=unkept)
@@ -287,9 +262,6 @@ class Call:
         """Note it once on an error that is raised for many items."""
         if note not in notes_of(error):
             annotate(error, note)
-
-    def may_retry(self, error: BaseException, tries: int) -> bool:
-        return tries <= self.stage.retries and isinstance(error, Exception)
 
     def named(self, error: BaseException) -> BaseException:
         """Keep a StopIteration out of the iterators that it would end in silence (PEP 479)."""
@@ -387,9 +359,7 @@ class FusedCall:
         parts, self.parts = self.parts, Parts(len(self.calls))
         return parts.numbers()
 
-    def rescue(
-        self, error: BaseException, item: Any, index: int, tries: int, again: Again = _always
-    ) -> Failure:
+    def failure(self, error: BaseException, item: Any, index: int, tries: int) -> Failure:
         """Say at which stage it failed: only here that is known."""
         stage, error = self.at.stage, self.named(error)
         self.parts.failed[self.calls.index(self.at)] += 1
@@ -400,7 +370,7 @@ class FusedCall:
             which = describe(stage, index, self.item)
         self.at.explain(error, self.item)
         annotate_item(error, stage, which)
-        return Failure(index, item, error, tries + 1)
+        return Failure(index, item, error, tries)
 
     def named(self, error: BaseException) -> BaseException:
         return self.at.named(error)
@@ -441,6 +411,14 @@ def tolerance_of(stage: Stage) -> Tolerance | None:
     return None if stage.max_failures is None else Tolerance(stage.max_failures)
 
 
+def further_try_of(stage: Stage, failure: Failure, draw: Callable[[], float]) -> Again | None:
+    """Ask whether the item of *failure* is tried again, which may call a hook of the user's; None if not."""
+    error = failure.error
+    if failure.final or not 0 < failure.tries <= stage.retries or not isinstance(error, Exception):
+        return None
+    return further_try(stage.retry_on, stage.backoff, error, failure.tries, draw)
+
+
 def handled(stage: Stage, failure: Failure) -> Any:
     """Apply ``on_error``: give the slot that stands for the failed item, or the failure that stays."""
     error = failure.error
@@ -457,9 +435,9 @@ def handled(stage: Stage, failure: Failure) -> Any:
         return handler_failed(stage, failure, raised)
 
 
-def handler_failed(stage: Stage, failure: Failure, raised: BaseException) -> Failure:
-    """The failure that stays where ``on_error`` itself has *raised*."""
-    annotate_item(raised, stage, describe(stage, failure.index, failure.item), "on_error of ")
+def handler_failed(stage: Stage, failure: Failure, raised: BaseException, role: str = "on_error") -> Failure:
+    """The failure that stays where ``on_error`` itself has *raised*, or another hook."""
+    annotate_item(raised, stage, describe(stage, failure.index, failure.item), f"{role} of ")
     return Failure(failure.index, failure.item, raised, failure.tries)
 
 

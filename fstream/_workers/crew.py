@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from fstream._flow.observer import HowEnded
 from fstream._flow.span import Closed, Failure, Span
 from fstream._flow.window import Window
 from fstream._plan.stages import Stage, StageStatus
-from fstream._workers.call import Call, handled, is_failure, judged, tolerance_of
+from fstream._workers.call import (
+    Call,
+    further_try_of,
+    handled,
+    handler_failed,
+    is_failure,
+    judged,
+    tolerance_of,
+)
 from fstream._workers.memory import Memory, Unkept
 from fstream._workers.notes import annotate, annotate_item, describe
 from fstream.errors import NotPicklable
@@ -235,19 +242,55 @@ class Crew:
                 wait = min(left, LONGEST_WAIT if wait is None else wait)
         return late, wait
 
-    def again(self, worker: Any, tries: int, error: BaseException) -> bool:
-        """Begin one more try of the item of *worker*, after *tries*, with a time of its own. False if nobody waits.
+    def retry(self, span: Span, failure: Failure) -> bool:
+        """Have the item behind the slots of *span* tried again, if it is to be.
 
-        The last try ended with *error*.
+        True if nobody has to see to that item any more, nor to those behind it in *span*, which is closed: they are the
+        window's again. So they are, too, where the hook that is asked fails the stage.
         """
-        with self.run.lock:
-            if worker.abandoned or self.window.stopped:
-                return False
-            worker.span.tried = tries
-            if worker.begun is not None:
-                worker.begun = monotonic()
-            self.retried(worker.span.start + len(worker.span.slots), error, tries)
+        try:
+            again = further_try_of(self.stage, failure, self.run.draw)  # user code: not under the lock
+        except BaseException as raised:
+            self.fail(handler_failed(self.stage, failure, raised, "retry_on"))
+            with self.run.lock:
+                self.window.done(span)
+                self.run.settle()
             return True
+        if again is None:
+            return False
+        with self.run.lock:
+            if not self.window.stopped:
+                assert failure.error is not None
+                self.retried(failure.index, failure.error, failure.tries)
+                self.window.retry(span, failure.tries, again)
+            self.run.settle()
+        if again.hold:
+            self.take_back()
+        return True
+
+    def gives_back(self, span: Span) -> bool:
+        """Have a worker that was just made ready, after it had got *span*, give that back; False if it may begin.
+
+        A try counts for the stage's rate when f begins, not when ``on_start`` does.
+        """
+        if self.stage.rate is None or self.stage.on_start is None:
+            return False
+        with self.run.lock:
+            self.window.requeue_tail(span, len(span.items))
+            self.run.settle()
+        return True
+
+    def take_back(self) -> None:
+        """Have workers in other processes give back what they have not begun."""
+
+    def slot_for(self, span: Span, failure: Failure) -> Any:
+        """Give the slot that stands for the failed item behind the slots of *span*; or a failure, which ends *span*."""
+        if self.retry(span, failure):
+            return failure
+        slot = handled(self.stage, self.failed(failure))
+        if is_failure(slot):
+            self.fail(slot)
+        return slot
 
     def too_late(self, failure: Failure) -> BaseException:
         seconds = self.stage.timeout
@@ -261,16 +304,13 @@ class Crew:
             self.window.tally.busy += self.run.clock() - span.begun
             victim = self.window.lose(span, at)
             if victim is not None:
-                again = victim.tries <= self.stage.retries
-                (self.window.requeue if again else self.window.keep_place)(victim)
+                self.window.keep_place(victim)
             self.run.settle()
         if victim is None:
             return
         failure = Failure(victim.start, victim.items[0], None, victim.tries)
-        failure.error = error = error_of(failure)
-        if again:
-            self.retried(failure.index, error, failure.tries)
-        else:
+        failure.error = error_of(failure)
+        if not self.retry(victim, failure):
             self.make_good(self.failed(failure), victim)
 
     def make_good(self, failure: Failure, victim: Span) -> None:
@@ -291,7 +331,7 @@ class Crew:
         """Find the item of *span* that cannot travel, by sending its items one by one; a single one fails."""
         if len(span.items) > 1:
             with self.run.lock:
-                self.window.requeue_singly(span, {})
+                self.window.requeue_singly(span)
                 self.run.settle()
             return
         problem = NotPicklable(f"{describe(self.stage, span.start, span.items[0])}: {why}: {error}")
@@ -303,11 +343,9 @@ class Crew:
             self.run.settle()
 
     def put(self, span: Span, slot: Any) -> bool:
-        """Append *slot*, or what ``on_error`` makes of a failure; False if the failure stays and ends the span."""
+        """Append *slot*, or what stands for a failed item; False if *span* ends there."""
         if is_failure(slot):
-            slot = handled(self.stage, self.failed(slot))
-            if is_failure(slot):
-                self.fail(slot)
+            if is_failure(slot := self.slot_for(span, slot)):
                 return False
         elif self.keep is not None:
             index = span.start + len(span.slots)

@@ -7,8 +7,7 @@ submitted is a `Flight`: where the executor's threads are threads of this proces
 thread would; where it is pickled on its way, a parcel goes in its place.
 
 An observer is told that a span is taken when it is submitted, by no worker in particular, because an executor's workers
-have no numbers. For the same reason no worker is said to start or to end. Where a parcel goes, the observer is told of
-an item that was tried again when the parcel is back.
+have no numbers. For the same reason no worker is said to start or to end.
 """
 
 from __future__ import annotations
@@ -28,7 +27,6 @@ from fstream._workers.call import Call
 from fstream._workers.crew import Crew
 from fstream._workers.notes import annotate, describe
 from fstream._workers.parcels import INSIDE, Answer, Parcels
-from fstream._workers.process.errors import decode_error
 from fstream._workers.pump import Pump, PumpQueue
 from fstream._workers.thread import Hand, Watch
 from fstream.errors import WorkerDied
@@ -163,9 +161,11 @@ class Workers(Crew):
         self.pool: Pool = stage.engine
         #: How many spans may be in flight. As many as can run; to processes one more, so that the way to and fro takes
         #: none of their time. Not to threads, which are near: a later item would come before one that was taken back.
+        # Nor with a rate, because a try counts when f begins.
         self.most = window.workers
         if (size := _size(self.pool.executor)) is not None and size <= window.workers:
-            self.most = size + (not isinstance(self.pool.executor, ThreadPoolExecutor))
+            ahead = stage.rate is None and not isinstance(self.pool.executor, ThreadPoolExecutor)
+            self.most = size + ahead
         self.flights: set[Flight] = set()
         #: Indexes of the items that an executor may have broken with: each is run alone.
         self.suspects: set[int] = set()
@@ -257,8 +257,6 @@ class Workers(Crew):
         except BaseException as error:
             self.unfit(span, error, "its output cannot be unpickled")
             return 0.0
-        for index, raised, tries in answer.retried:
-            self.retried(index, decode_error(raised), tries)
         all(self.put(span, slot) for slot in slots)  # up to a failure that stays
         with self.run.lock:
             self.window.requeue_tail(span, len(span.items) - len(slots))
@@ -301,7 +299,7 @@ class Workers(Crew):
         else:
             with self.run.lock:
                 self.suspects.update(range(span.start + len(span.slots), span.start + len(span.items)))
-                self.window.requeue_singly(span, {})
+                self.window.requeue_singly(span)
 
     def died(self, span: Span, error: BrokenExecutor, failure: Failure) -> WorkerDied:
         where, item = describe(self.stage, span.start, failure.item), failure.item

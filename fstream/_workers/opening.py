@@ -8,12 +8,14 @@ from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from fstream._engine.rates import rate_of
 from fstream._engine.reports import reports_of
 from fstream._engine.run import SHORT_ROW, Feeder, Run, StageWorkers
 from fstream._flow.batching import Batches
 from fstream._flow.buffers import Outlet
-from fstream._flow.known import Knowns
+from fstream._flow.known import Known, Knowns
 from fstream._flow.observer import Observer
+from fstream._flow.pacing import Clock, Keys, Pacing
 from fstream._flow.protocols import Upstream
 from fstream._flow.room import Room
 from fstream._flow.sources import Feed, Slices, sliceable
@@ -75,6 +77,11 @@ def workers_of(stage: Stage) -> int:
     return stage.workers or backend_of(stage).default_workers()
 
 
+def pacing_of(stage: Stage, clock: Clock) -> Pacing:
+    keys = None if stage.key is None else Keys(stage.per_key)
+    return Pacing(clock, rate_of(stage.rate), keys, ticketed=stage.ticket is not None)
+
+
 def room_of(stage: Stage) -> Room:
     return Room(stage.maxsize, 2 * workers_of(stage))
 
@@ -85,13 +92,23 @@ def knowns_of(stage: Stage) -> Knowns:
     return Knowns({Failed: stage.kernel.kept}, lambda: memo or Failed._made)
 
 
-def looked_up(memory: Memory, append: Callable[[Any], None], handing_on: bool) -> Callable[[Any], None]:
-    """Give what a feeder does with an item, where there is a memo."""
+def looked_up(
+    memory: Memory, append: Callable[[Any], None], handing_on: bool, ticketed: bool
+) -> Callable[[Any], None]:
+    """Give what a feeder does with an item, or with its ticket, where there is a memo."""
     numbers = count()
 
-    def look_up(item: Any) -> None:
+    def look_up(given: Any) -> None:
         index = next(numbers)
-        append(item if handing_on and type(item) is Failed else memory.arrived(item, index))
+        if handing_on and type(given) is Failed:
+            append(given)
+            return
+        item = given.item if ticketed else given
+        if type(found := memory.arrived(item, index)) is Known:
+            found.given = given
+            append(found)
+        else:
+            append(given)
 
     return look_up
 
@@ -127,7 +144,7 @@ def lay(
         if memo:
             assert isinstance(first, Stage)
             run.memory = Memory(first)
-            run.feed.append = looked_up(run.memory, run.feed.append, handing_on)
+            run.feed.append = looked_up(run.memory, run.feed.append, handing_on, first.ticket is not None)
         run.feeders = [open_feeder(run, source) for source in sources]
     if reports is not None:
         origin.pulled = partial(reports.pulled, reports.run)
@@ -153,13 +170,16 @@ def lay(
             outputs=partial(stage.kernel.outputs, skips=stage.on_error != "raise"),
             one_each=stage.kernel.plain and stage.on_error == "raise",
             numbers=backend.numbers,
-            loses=backend.loses(stage),
+            loses=backend.loses(stage) or stage.paced,
             knowns=knowns_of(stage) if stage.memo is not None or handing_on else None,
+            pacing=pacing_of(stage, run.clock) if stage.paced else None,
         )
         window.sorting = has_memo(stage)
         handing_on = True
+        if window.pacing is not None:
+            run.nodes.append(window)
         # In a long row that would be looked at too often: there they wait for a worker.
-        if window.knowns is not None and not stage.ordered and (memo or len(stages) <= SHORT_ROW):
+        elif window.knowns is not None and not stage.ordered and (memo or len(stages) <= SHORT_ROW):
             run.sorting.append(window)
         if reports is not None:
             window.observer, window.info = reports, reports.run.stages[len(run.windows)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextvars import ContextVar
 from functools import partial
 from itertools import count
@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 
 from fstream._flow.span import Failure, Span
 from fstream._plan.stages import Stage
-from fstream._workers.call import Call, is_failure
+from fstream._workers.call import Call
 from fstream._workers.notes import annotate, describe
 from fstream._workers.process.blame import blame
 from fstream._workers.process.errors import decode_error, encode_error
@@ -48,8 +48,6 @@ class Answer(NamedTuple):
     slots: Packed = []  # noqa: RUF012  (nobody changes it)
     failed: dict[int, tuple[tuple[Any, ...], int]] = {}  # noqa: RUF012
     seconds: float = 0.0
-    #: The items that were tried again, each time: index, error, how often the item had been tried.
-    retried: Sequence[tuple[int, tuple[Any, ...], int]] = ()
 
 
 class Parcels:
@@ -60,6 +58,7 @@ class Parcels:
         self.stage = Stage(
             stage.kernel, stage.f, stage.kind, retries=stage.retries, on_start=stage.on_start,
             on_error="raise" if stage.on_error == "raise" else "skip", name=stage.name,
+            rate=None if stage.rate is None else 1.0,
         )  # fmt: skip
         self.key = f"{os.getpid()}-{next(_NUMBERS)}"
         self.packed: Packed = []
@@ -126,6 +125,8 @@ def serve(
         at = "on_start"
         if not call.started:
             call.begin()
+            if call.stage.rate is not None and call.stage.on_start is not None:
+                return Answer("", None, _plain(dumps([])))  # a try counts when f begins, not before
         at = "items"
         span = Span(start, loads(items), tries)
         return _answer(call, span, seconds)
@@ -150,24 +151,19 @@ def _call_of(key: str, live: set[str], stage: Packed) -> Call:
 def _answer(call: Call, span: Span, seconds: float) -> Answer:
     slots, stage = span.slots, call.stage
     failed: dict[int, tuple[tuple[Any, ...], int]] = {}
-    retried: list[tuple[int, tuple[Any, ...], int]] = []
-
-    def again(tries: int, error: BaseException) -> bool:
-        retried.append((span.start + len(slots), encode_error(error), tries))
-        return True
-
     call.set_place(span)
     begun = perf_counter()
     for index, item in enumerate(span.items, span.start):
         try:
             slot = call.step(item)
         except BaseException as error:
-            slot = call.rescue(error, item, index, 0 if slots else span.tries, again)
-            if is_failure(slot):
-                failed[len(slots)] = encode_error(slot.error), slot.tries
-                slot = None
+            failure = call.failure(error, item, index, 1 if slots else span.tries + 1)
+            assert failure.error is not None
+            failed[len(slots)] = encode_error(failure.error), failure.tries
+            slot = None
         slots.append(slot)
-        if perf_counter() - begun > seconds or (failed and stage.on_error == "raise"):
+        # What is behind an item that may be tried again, or that may end the stage, is left to others.
+        if perf_counter() - begun > seconds or (failed and (stage.retries or stage.on_error == "raise")):
             break
     elapsed = perf_counter() - begun
     try:
@@ -182,6 +178,7 @@ def _answer(call: Call, span: Span, seconds: float) -> Answer:
                     f"{where}: its output, of type {type(slot).__name__}, cannot be pickled: {error}"
                 )
                 problem.__cause__ = error
-                failed[position], slots[position] = (encode_error(problem), 1), None
+                tries = 1 if position else span.tries + 1
+                failed[position], slots[position] = (encode_error(problem), tries), None
         packed = dumps(slots)
-    return Answer("", None, _plain(packed), failed, elapsed, retried)
+    return Answer("", None, _plain(packed), failed, elapsed)

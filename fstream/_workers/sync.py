@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import compress, islice, repeat
@@ -10,15 +11,26 @@ from operator import length_hint
 from time import perf_counter
 from typing import Any, Final, Protocol
 
+from fstream._engine.rates import rate_of
 from fstream._engine.reports import reports_of
+from fstream._engine.run import HERE, Run
 from fstream._flow.known import Known
+from fstream._flow.pacing import Again
 from fstream._flow.sizing import SPAN_SECONDS
 from fstream._flow.sources import sliceable
 from fstream._flow.span import Failure
 from fstream._flow.tally import Tally
 from fstream._plan.kernels import DROP, SKIP
 from fstream._plan.stages import MISSING, Stage, StageStatus
-from fstream._workers.call import Call, handled, is_failure, judged, tolerance_of
+from fstream._workers.call import (
+    Call,
+    further_try_of,
+    handled,
+    handler_failed,
+    is_failure,
+    judged,
+    tolerance_of,
+)
 from fstream._workers.failed import Failed
 from fstream._workers.memory import Memory, Unkept
 from fstream._workers.notes import annotate
@@ -49,19 +61,46 @@ class CallHere(Call):
     takes_coroutines = True
 
 
+class Left(BaseException):
+    """The stream was closed while its consumer waited here."""
+
+
+class Rest:
+    """Where the consumer's thread waits on kind "sync": whoever closes the stream ends the wait.
+
+    The stages that call one another in one thread share one.
+    """
+
+    def __init__(self) -> None:
+        self.over = threading.Event()
+
+    def wait(self, seconds: float) -> None:
+        """Wait so many *seconds*; raise `Left` if the stream is closed meanwhile, or was."""
+        feeder = getattr(HERE, "feeder", None)
+        if feeder is not None:  # this is the thread of a feeder, which is stopped with its run
+            feeder.adopt(self)
+            if feeder.run.stopped:
+                self.stop()
+        if self.over.wait(seconds):
+            raise Left
+
+    def stop(self) -> None:
+        self.over.set()
+
+
 class Here:
     """The caller as the stage's only worker."""
 
     #: Always empty: `call` adds its length to `start`, and here `start` alone is the index of the present item.
     slots: Final = ()
-    #: No other worker has tried the item before.
-    tries: Final = 0
     clock = staticmethod(perf_counter)
 
     def __init__(
-        self, stage: Stage, count: Callable[[], int], source: Any, account: Account | None = None
+        self, stage: Stage, count: Callable[[], int], source: Any, tap: Tap, account: Account | None = None
     ) -> None:
         self.stage = stage
+        #: What it shares with its stream.
+        self.tap = tap
         #: How many items have come.
         self.count = count
         self.memory = Memory(stage) if stage.memo is not None else None
@@ -91,6 +130,13 @@ class Here:
         #: What ended the stage.
         self.error: BaseException | None = None
         self.tolerance = tolerance_of(stage)
+        self.rate = rate_of(stage.rate)
+        #: What a start of the present item costs, how often that item was tried before, and when it is tried again.
+        self.cost = 1.0
+        self.tries = 0
+        self.again = Again(0.0)
+        #: The slot of the item that was tried again last, until it is taken.
+        self.slot: Any = None
 
     @property
     def start(self) -> int:
@@ -103,6 +149,42 @@ class Here:
         with self.naming("on_start"):
             self.call.begin()
 
+    # ----------------------------------------------------------------------------------------- what is waited for
+
+    def item_of(self, given: Any) -> Any:
+        """The item that is *given*, with a ticket if the stage looks at more."""
+        if self.stage.ticket is None:
+            return given
+        self.cost = given.cost
+        return given.item
+
+    def turns(self) -> Iterator[float]:
+        """Give the seconds to wait until the present item may start, again and again until it does."""
+        if self.rate is not None:
+            while not self.rate.grant(now := perf_counter(), 1, self.cost):
+                yield max(0.0, self.rate.opens(now, self.cost) - now)
+            self.rate.start(now, self.cost)
+
+    def pauses(self) -> Iterator[float]:
+        """The same for a further try."""
+        if self.again.after > 0:
+            yield self.again.after
+        yield from self.turns()
+
+    def pause(self, seconds: float) -> None:
+        """Wait so many *seconds*, which are no part of the time in f."""
+        begun = perf_counter()
+        self.tap.rest.wait(seconds)
+        self.had += perf_counter() - begun
+
+    async def pause_async(self, seconds: float) -> None:
+        """The same, while the event loop is for others."""
+        from asyncio import sleep
+
+        begun = perf_counter()
+        await sleep(seconds)
+        self.had += perf_counter() - begun
+
     # ------------------------------------------------------------------------------------------------ in parts
 
     def has(self) -> None:
@@ -111,8 +193,30 @@ class Here:
 
     def stepping(self, handing_on: bool) -> Callable[[Any], Any]:
         """Give item -> slot; *handing_on* says that items may be `Failed`, and are not for f."""
-        step = self.looking_up(self.call.step)
+        step = self.taking(self.looking_up(self.admitting(self.call.step)))
         return handed_on(self.stage, step) if handing_on and self.stage.hands_on else step
+
+    def admitting(self, step: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """Have *step* wait for the stage's rate."""
+        if self.rate is None:
+            return step
+
+        def admit(item: Any) -> Any:
+            for seconds in self.turns():
+                self.pause(seconds)
+            return step(item)
+
+        return admit
+
+    def taking(self, step: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """Have *step* take a ticket apart."""
+        if self.stage.ticket is None:
+            return step
+
+        def take(ticket: Any) -> Any:
+            return step(self.item_of(ticket))
+
+        return take
 
     def looking_up(self, step: Callable[[Any], Any]) -> Callable[[Any], Any]:
         """Have *step* look an item up before f is called."""
@@ -160,7 +264,9 @@ class Here:
         self.settle(now, came)
         if count < self.most:
             return False
-        self.most = min(2 * self.most, MOST_TOLD) if now - self.asked < SPAN_SECONDS else 1
+        # What waits for a rate comes alone: each wait is to be told from the time in f.
+        slow = self.rate is not None or now - self.asked >= SPAN_SECONDS
+        self.most = 1 if slow else min(2 * self.most, MOST_TOLD)
         self.asked = now
         return True
 
@@ -206,15 +312,9 @@ class Here:
                 self.observer.taken(stage, start, count, 0)
                 self.observer.done(stage, start, count - self.fatal, seconds, 0)
 
-    def again(self, tries: int, error: BaseException) -> bool:
-        self.tally.retried += 1
-        if self.observer is not None:
-            self.observer.retried(self.observer.run.stages[0], self.start, error, tries)
-        return True
-
-    def ends_with(self, error: BaseException, tap: Tap) -> None:
-        if isinstance(error, GeneratorExit):
-            self.error = tap.blamed
+    def ends_with(self, error: BaseException) -> None:
+        if isinstance(error, GeneratorExit | Left):
+            self.error = self.tap.blamed
             return
         self.error = error
         if self.observer is not None:
@@ -241,33 +341,95 @@ class Here:
             slot = self.failed(error, item)
         return self.counted_outputs(slot)
 
+    async def outputs_in_time(self, given: Any) -> list[Any]:
+        """The same, with waits that leave the event loop to others."""
+        if not self.call.started:
+            self.begin()
+            self.step = self.call.step
+        self.has()
+        item = self.item_of(given)
+        try:
+            slot = self.known(item)
+        except Unkept as error:
+            slot = self.failed(error, given)
+        if slot is MISSING:
+            for seconds in self.turns():
+                await self.pause_async(seconds)
+            try:
+                slot = self.timed(item)
+            except BaseException as error:
+                for seconds in self.further_tries(error, item):
+                    await self.pause_async(seconds)
+                slot, self.slot = self.slot, None
+        return self.counted_outputs(slot)
+
     def counted_outputs(self, slot: Any) -> list[Any]:
         outputs = self.stage.kernel.outputs([slot], skips=True)
         self.given += len(outputs)
         self.skipped += not outputs
         return outputs
 
-    def failed(self, error: BaseException, item: Any) -> Any:
-        """Give the slot that stands for a failed *item*, or raise."""
+    def failed(self, error: BaseException, given: Any) -> Any:
+        """Give the slot that stands for the failed item that was *given*, or raise."""
         if isinstance(error, GeneratorExit) and error.__traceback__ and error.__traceback__.tb_next is None:
             raise error  # not out of f: the generator that called f is closed
-        slot = self.call.rescue(error, item, self.start, 0, self.again)
-        if is_failure(slot):
-            self.has_failed(slot)
-            slot = handled(self.stage, judged(self.stage, self.tolerance, slot, self.count))
+        if isinstance(error, Left):
+            raise error
+        for seconds in self.further_tries(error, self.item_of(given)):
+            self.pause(seconds)
+        slot, self.slot = self.slot, None
+        return slot
+
+    def further_tries(self, error: BaseException, item: Any) -> Iterator[float]:
+        """Try a failed *item* again as often as the stage says; leave its slot in `slot`, or raise.
+
+        It gives the seconds to wait before each further try.
+        """
+        while (failure := self.tried(error, item)) is None:
+            yield from self.pauses()
+            try:
+                slot = self.call.step(item)
+                break
+            except BaseException as another:
+                error = another
+        else:
+            slot = handled(self.stage, self.given_up(failure))
+        self.slot = self.stands(slot)
+
+    def tried(self, error: BaseException, item: Any) -> Failure | None:
+        """Note that a try of *item* has ended with *error*; give the failure, or None if it is tried `again`."""
+        self.tries += 1
+        failure: Failure = self.call.failure(error, item, self.start, self.tries)
+        try:
+            again = further_try_of(self.stage, failure, Run.draw)
+        except BaseException as raised:
+            self.fatal = 1
+            raise handler_failed(self.stage, failure, raised, "retry_on").error or raised from None
+        if again is None:
+            return failure
+        self.again = again
+        self.tally.retried += 1
+        if self.observer is not None and failure.error is not None:
+            self.observer.retried(self.observer.run.stages[0], self.start, failure.error, self.tries)
+        return None
+
+    def stands(self, slot: Any) -> Any:
+        """Give the *slot* that stands for an item that had failed, or raise."""
+        self.tries = 0
         if is_failure(slot):
             self.fatal = 1
             raise slot.error
         self.made = perf_counter()
         return SKIP if slot is DROP else slot
 
-    def has_failed(self, failure: Failure) -> None:
-        """An item has failed for good."""
+    def given_up(self, failure: Failure) -> Failure:
+        """An item has failed for good: give the failure that ``on_error`` is to decide about."""
         self.tally.failed += 1
         if self.memory is not None:
             self.memory.failed(failure.index)
         if self.observer is not None and failure.error is not None:
             self.observer.failed(self.observer.run.stages[0], failure.index, failure.error, failure.tries)
+        return judged(self.stage, self.tolerance, failure, self.count)
 
     def end(self) -> None:
         if self.memory is not None:
@@ -311,6 +473,8 @@ class Tap:
         self.depth = 1
         #: Tells how many items have come.
         self.count: Callable[[], int] = lambda: 0
+        #: Where its thread waits: shared with the stages that this one calls.
+        self.rest = Rest()
 
 
 def _nothing() -> None:
@@ -354,7 +518,7 @@ def iterate(
     given = iter(source)
     items, count = counted(source, given)
     tap.count, tap.halt = count, halt
-    here = Here(stage, count, source, account)
+    here = Here(stage, count, source, tap, account)
     failed, spread, plain = here.failed, stage.kernel.spread, stage.kernel.finish is None
     try:
         try:
@@ -408,7 +572,9 @@ def iterate(
                 return
             item = next(items, MISSING)
     except BaseException as error:
-        here.ends_with(error, tap)
+        here.ends_with(error)
+        if isinstance(error, Left):
+            return
         raise
     finally:
         try:
@@ -442,6 +608,17 @@ async def aclose(items: Any) -> None:
                 raise
 
 
+async def _each(source: Iterable[Any]) -> AsyncGenerator[Any, None]:
+    """Give the items of *source*, and close it at the end."""
+    items = iter(source)
+    try:
+        for item in items:
+            yield item
+    finally:
+        if isinstance(items, Generator):
+            items.close()
+
+
 async def iterate_async(
     stage: Stage,
     source: Iterable[Any] | AsyncIterable[Any],
@@ -460,8 +637,11 @@ async def iterate_async(
         halted = True
 
     owner.tap.halt = halt
-    is_async = isinstance(source, AsyncIterable)
-    here = Here(stage, lambda: number, source, account if is_async else None)
+    # A wait must leave the loop to others.
+    is_async = stage.paced or isinstance(source, AsyncIterable)
+    here = Here(stage, lambda: number, source, owner.tap, account if is_async else None)
+    if is_async and not isinstance(source, AsyncIterable):
+        source = _each(() if owner.tap.draining else source)
     handing_on = handing_on and stage.hands_on
     items: Any = None
     try:
@@ -473,6 +653,8 @@ async def iterate_async(
                 number += 1
                 if handing_on and type(item) is Failed:
                     yield here.counted_outputs(stage.kernel.kept(item))
+                elif stage.paced:
+                    yield await here.outputs_in_time(item)
                 else:
                     yield here.outputs(item)
                 if halted:
@@ -491,7 +673,7 @@ async def iterate_async(
             items = None  # collected, or at the end of the loop: whoever closes this closes that, too
         raise
     except BaseException as error:
-        here.ends_with(error, owner.tap)
+        here.ends_with(error)
         raise
     finally:
         owner.end()

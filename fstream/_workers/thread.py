@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from functools import partial
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ from fstream._flow.buffers import Work
 from fstream._flow.span import Closed, Failure, Span
 from fstream._flow.window import Window
 from fstream._plan.stages import Stage
-from fstream._workers.call import Call, handled, is_failure
+from fstream._workers.call import Call, is_failure
 from fstream._workers.crew import Crew
 
 if TYPE_CHECKING:
@@ -80,8 +79,9 @@ class Hand:
         begun = perf_counter()
         self.span = span
         self.call.set_place(span)
+        fresh = not self.call.started
         try:
-            if not self.call.started:
+            if fresh:
                 with self.run.lock:
                     self.crew.begun += 1
                 self.call.begin()
@@ -89,12 +89,13 @@ class Hand:
             self.crew.not_begun()
             self.crew.break_down(self.call.named(error), span)
         else:
-            self.fill(span)
+            if not (fresh and self.crew.gives_back(span)):
+                self.fill(span)
         self.busy = False
         return perf_counter() - begun
 
     def fill(self, span: Span) -> None:
-        """Append the slots of *span*, up to its end or to a failure that stays."""
+        """Append the slots of *span*, up to its end or to an item that is tried again or has failed for good."""
         step = self.call.step
         slots: list[Any] | TimedSlots = span.slots
         if self.crew.watch is not None:
@@ -128,17 +129,10 @@ class Hand:
         return timed
 
     def failed(self, error: BaseException, item: Any, span: Span) -> Any:
-        """Give the slot that stands for a failed item; put the failure that stays in its place."""
-        index = span.start + len(span.slots)
-        tries = span.tries if not span.slots else 0
-        slot = self.call.rescue(error, item, index, tries, partial(self.crew.again, self))
-        if is_failure(slot):
-            if self.left_alone():
-                return slot
-            slot = handled(self.stage, self.crew.failed(slot))
-            if is_failure(slot):
-                self.crew.fail(slot)
-        return slot
+        """Give the slot that stands for a failed item; a failure if *span* ends there."""
+        tries = 1 if span.slots else span.tries + 1
+        failure = self.call.failure(error, item, span.start + len(span.slots), tries)
+        return failure if self.left_alone() else self.crew.slot_for(span, failure)
 
     def left_alone(self) -> bool:
         """Tell whether the watch has abandoned this thread. If not, the item at work has no time-out from now on."""
@@ -210,7 +204,6 @@ class TimedSlots:
         with worker.run.lock:
             if not worker.abandoned:  # else the item, and all behind it, were given to others
                 worker.begun = None
-                span.tried = 0
                 span.slots.append(slot)
 
 

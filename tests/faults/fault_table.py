@@ -336,22 +336,22 @@ FAULTS: list[Fault] = [
         "keyboard_interrupt_not_retried",
         Raises(is_a(KeyboardInterrupt), tries=1),
         act=faulty.raise_interrupt,
-        options=fixed(retries=2),
+        options=fixed(retries=2, backoff=0),
     ),
     # and what can be done about it
-    Fault("retried", Gives(tries=3), act=faulty.raise_boom, times=2, options=fixed(retries=2)),
+    Fault("retried", Gives(tries=3), act=faulty.raise_boom, times=2, options=fixed(retries=2, backoff=0)),
     Fault(
         "retried_in_vain",
         Raises(every(the_boom, noted), tries=3),
         act=faulty.raise_boom,
-        options=fixed(retries=2),
+        options=fixed(retries=2, backoff=0),
     ),
     Fault("skipped", Gives(None, tries=1), act=faulty.raise_boom, options=fixed(on_error="skip")),
     Fault(
         "retried_then_skipped",
         Gives(None, tries=2),
         act=faulty.raise_boom,
-        options=fixed(on_error="skip", retries=1),
+        options=fixed(on_error="skip", retries=1, backoff=0),
     ),
     Fault(
         "answered",
@@ -367,7 +367,7 @@ FAULTS: list[Fault] = [
         "retried_then_answered",
         Gives(lambda item: -item - 1, tries=2),
         act=faulty.raise_boom,
-        options=with_handler(answer_item, retries=1),
+        options=with_handler(answer_item, retries=1, backoff=0),
     ),
     Fault(
         "answered_badly", Raises(handler_failed), act=faulty.raise_boom, options=with_handler(answer_badly)
@@ -431,14 +431,14 @@ FAULTS: list[Fault] = [
         Gives(),
         act=faulty.exit_7,
         times=1,
-        options=fixed(retries=1),
+        options=fixed(retries=1, backoff=0),
         without_kinds=ONLY_MORTAL,
     ),
     Fault(
         "death_retried_in_vain",
         Raises(died(7)),
         act=faulty.exit_7,
-        options=fixed(retries=2),
+        options=fixed(retries=2, backoff=0),
         without_kinds=ONLY_MORTAL,
     ),
     Fault(
@@ -459,7 +459,7 @@ FAULTS: list[Fault] = [
         "source_raises_not_skipped",
         Raises(source_boom, after="source"),
         source_act=faulty.raise_boom,
-        options=fixed(on_error="skip", retries=2),
+        options=fixed(on_error="skip", retries=2, backoff=0),
         without_sources=CANNOT_RAISE,
     ),
     Fault(
@@ -491,7 +491,7 @@ FAULTS: list[Fault] = [
         act=faulty.hang,
         task_act=faulty.hang_task,
         times=1,
-        options=fixed(timeout=TIMEOUT, retries=1),
+        options=fixed(timeout=TIMEOUT, retries=1, backoff=0),
         dear=True,
         without_kinds=NO_TIMEOUT,
     ),
@@ -513,18 +513,23 @@ FAULTS: list[Fault] = [
     Fault(
         "on_start_raises_not_skipped",
         Raises(start_boom, after="nothing"),
-        options=lambda tally: {"on_start": Start(tally, faulty.raise_boom), "on_error": "skip", "retries": 2},
+        options=lambda tally: {
+            "on_start": Start(tally, faulty.raise_boom),
+            "on_error": "skip",
+            "retries": 2,
+            "backoff": 0,
+        },
     ),
     Fault(
         "on_start_dies",
         Raises(died_starting, after="nothing"),
-        options=lambda tally: {"on_start": Start(tally, faulty.exit_7), "retries": 2},
+        options=lambda tally: {"on_start": Start(tally, faulty.exit_7), "retries": 2, "backoff": 0},
         without_kinds=ONLY_MORTAL,
     ),
     Fault(
         "on_start_dies_once",
         Gives(),
-        options=lambda tally: {"on_start": Start(tally, faulty.exit_7, times=1), "retries": 2},
+        options=lambda tally: {"on_start": Start(tally, faulty.exit_7, times=1), "retries": 2, "backoff": 0},
         without_kinds=ONLY_MORTAL,
     ),
     Fault(

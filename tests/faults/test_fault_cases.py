@@ -320,7 +320,9 @@ TWO_TRIES: list[tuple[str, tuple[Callable[[Any], Any], ...], type[BaseException]
 def test_tries_are_counted_whatever_they_end_with(
     kind: str, acts: tuple[Callable[[Any], Any], ...], error: type[BaseException], ordered: bool, tally: Tally
 ) -> None:
-    stage = pmap(trying(kind, acts, tally), kind=kind, workers=2, timeout=0.5, retries=1, ordered=ordered)
+    stage = pmap(
+        trying(kind, acts, tally), kind=kind, workers=2, timeout=0.5, retries=1, backoff=0, ordered=ordered
+    )
     with pytest.raises(error):
         list(stage(range(5)))
     assert tally.count("try") == 2
@@ -330,7 +332,7 @@ def test_tries_are_counted_whatever_they_end_with(
 def test_the_last_try_may_succeed(
     kind: str, acts: tuple[Callable[[Any], Any], ...], error: type[BaseException], tally: Tally
 ) -> None:
-    stage = pmap(trying(kind, acts, tally), kind=kind, workers=2, timeout=0.5, retries=2)
+    stage = pmap(trying(kind, acts, tally), kind=kind, workers=2, timeout=0.5, retries=2, backoff=0)
     assert list(stage(range(5))) == [0, 10, 20, 30, 40]
     assert tally.count("try") == 3
 
@@ -362,7 +364,7 @@ def test_a_busy_worker_killed_from_outside(number: signal.Signals, ordered: bool
 
 @pytest.mark.parametrize("ordered", [True, False], ids=["ordered", "unordered"])
 def test_a_busy_worker_killed_from_outside_and_retried(ordered: bool, tally: Tally) -> None:
-    stage = pmap(Victim(tally, times=2), kind="process", workers=2, ordered=ordered, retries=2)
+    stage = pmap(Victim(tally, times=2), kind="process", workers=2, ordered=ordered, retries=2, backoff=0)
     with shooting(tally, signal.SIGKILL, shots=2):
         got = list(stage(range(50)))
     assert sorted(got) == [ten(item) for item in range(50)]
@@ -478,7 +480,7 @@ def test_only_poison_is_dropped_among_many_suspects(poison: str, ordered: bool) 
 def test_a_deadly_item_is_tried_as_often_as_it_may(tally: Tally) -> None:
     f = Faulty(faulty.exit_7, tally, at=5)
     with pytest.raises(WorkerDied):
-        list(pmap(f, kind="process", workers=2, retries=2)(range(10)))
+        list(pmap(f, kind="process", workers=2, retries=2, backoff=0)(range(10)))
     assert 3 <= tally.count("start", 5) <= 4, "once more if it was a suspect among others"
 
 
@@ -499,7 +501,7 @@ def test_a_worker_that_dies_while_it_sends_its_output(tally: Tally) -> None:
             return bytes(100_000_000)  # takes longer to send than the worker lives
         return bytes([item])
 
-    got = list(pmap(shot_soon, kind="process", workers=2, retries=1)(range(8)))
+    got = list(pmap(shot_soon, kind="process", workers=2, retries=1, backoff=0)(range(8)))
     assert [len(output) for output in got] in ([1] * 8, [1, 1, 1, 100_000_000, 1, 1, 1, 1])
 
 
@@ -590,7 +592,7 @@ def test_a_generator_that_fails_half_way_gives_its_outputs_once(kind: str, tally
             yield output
 
     f = twice_async if kind == "task" else twice
-    got = list(pflat_map(f, kind=kind, retries=1)(range(6)))
+    got = list(pflat_map(f, kind=kind, retries=1, backoff=0)(range(6)))
     assert got == [output for item in range(6) for output in (item, -item)]
     assert tally.count("fail") == 2
 
@@ -780,7 +782,7 @@ def test_a_worker_is_replaced_after_so_many_items(most: int, ordered: bool, tall
 
 def test_recycling_goes_with_deaths_and_retries(tally: Tally) -> None:
     f = Faulty(faulty.exit_7, tally, at=5, times=2)
-    stage = pmap(f, kind="process", workers=2, max_items_per_worker=4, retries=3)
+    stage = pmap(f, kind="process", workers=2, max_items_per_worker=4, retries=3, backoff=0)
     assert list(stage(range(30))) == [ten(item) for item in range(30)]
 
 
@@ -801,7 +803,7 @@ def test_an_output_that_cannot_be_pickled_is_tried_again(retries: int, ordered: 
         bad = item % 10 == 4 and tally.turn(f"f{item}") <= retries
         return faulty.give_lock(item) if bad else ten(item)
 
-    stream = pmap(f, range(30), kind="process", workers=2, retries=retries, ordered=ordered)
+    stream = pmap(f, range(30), kind="process", workers=2, retries=retries, backoff=0, ordered=ordered)
     assert sorted(stream) == list(map(ten, range(30)))
     assert [tally.count("f", item) for item in (4, 14, 24)] == [retries + 1] * 3
 
@@ -818,7 +820,7 @@ def test_an_output_that_cannot_be_pickled_is_tried_again_while_its_worker_is_at_
         time.sleep(0.002)
         return faulty.give_lock(item) if turn == 2 else ten(item)
 
-    stream = pmap(f, range(50), kind="process", workers=1, retries=2, ordered=ordered)
+    stream = pmap(f, range(50), kind="process", workers=1, retries=2, backoff=0, ordered=ordered)
     assert sorted(stream) == list(map(ten, range(50)))
 
 
@@ -827,7 +829,7 @@ def test_an_output_that_can_never_be_pickled_is_tried_as_often_as_may_be(tally: 
         tally.note("f", item)
         return faulty.give_lock(item) if item == 4 else ten(item)
 
-    stream = pmap(f, range(9), kind="process", workers=2, retries=2)
+    stream = pmap(f, range(9), kind="process", workers=2, retries=2, backoff=0)
     outputs = []
     with pytest.raises(NotPicklable, match="item 4: 4: its output, of type lock, cannot be pickled"):
         outputs.extend(stream)

@@ -179,7 +179,7 @@ async def often_task(item):
 
 kind, total = sys.argv[1], 20_000
 f = often_task if kind == "task" else often
-measure(pmap(f, kind=kind, workers=2, on_error="skip", retries=1)(itertools.count()), total)
+measure(pmap(f, kind=kind, workers=2, on_error="skip", retries=1, backoff=0)(itertools.count()), total)
 """
     parent, workers = growth(tmp_path, script, kind)
     assert parent < NOISE

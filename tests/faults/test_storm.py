@@ -75,7 +75,7 @@ def work() -> Callable[[int], int]:
 
 @pytest.mark.parametrize("ordered", [True, False], ids=["ordered", "unordered"])
 def test_all_outputs_once_whoever_is_killed(ordered: bool) -> None:
-    stage = pmap(work(), kind="process", workers=4, retries=20, ordered=ordered)
+    stage = pmap(work(), kind="process", workers=4, retries=20, backoff=0, ordered=ordered)
     items = ITEMS if ordered else ITEMS // 4
     with Killer(seed=items) as killer:
         got = killer.outputs_of(stage(range(items)))
@@ -84,7 +84,7 @@ def test_all_outputs_once_whoever_is_killed(ordered: bool) -> None:
 
 
 def test_a_storm_over_two_stages_of_processes() -> None:
-    stage = pmap(work(), kind="process", workers=2, retries=20)
+    stage = pmap(work(), kind="process", workers=2, retries=20, backoff=0)
     with Killer(seed=2) as killer:
         got = killer.outputs_of(stage(range(3_000)) | stage)
     assert killer.killed >= 3

@@ -36,9 +36,7 @@ class Answers:
             self.receive(worker, header[1:], body)
         elif what == child.COUNTED:
             with self.crew.run.lock:
-                self.crew.window.tally.add(*header[1:])
-        elif what == child.RETRIED:
-            self.crew.retried(header[1], decode_error(header[2]), header[3])
+                self.crew.window.tally.add(header[1])
         elif what == child.STOLEN:
             self.requeue_tail(worker, header[1], header[2])
         elif what == child.READY:
@@ -96,32 +94,28 @@ class Answers:
             self.unloadable(span, count, closed, error)
             return
         if failed or self.crew.keep is not None:
-            if not self.put_all(span, slots, failed):
-                return
+            self.put_all(span, slots, failed)
         else:
             span.slots.extend(slots)
         worker.steal_requested = False
         with self.crew.run.lock:
             if closed:
+                self.crew.window.requeue_tail(span, len(span.items) - len(span.slots))  # behind a failure
                 self.crew.window.done(span, seconds)
             if len(span.slots) > position and self.crew.window.available():
                 self.crew.window.flush_requested = False
             self.crew.run.settle()
 
-    def put_all(self, span: Span, slots: list[Any], failed: dict[int, int | None]) -> bool:
-        """Append *slots*, some of which are failures; False if one is tried again elsewhere, which closes the span."""
+    def put_all(self, span: Span, slots: list[Any], failed: list[int]) -> None:
+        """Append *slots*, some of which are failures, up to one that ends *span*."""
         for number, slot in enumerate(slots):
             if number in failed:
                 position = len(span.slots)
-                error = decode_error(slot.error)
-                if self.crew.stage.retries and (tried := failed[number]) is not None:
-                    span.tried = tried
-                    self.crew.lost(span, lambda _, error=error: error, position)  # type: ignore[misc]
-                    return False
-                slot.index, slot.item, slot.error = span.start + position, span.items[position], error
+                slot.index, slot.item = span.start + position, span.items[position]
+                slot.tries = 1 if position else span.tries + 1
+                slot.error = decode_error(slot.error)
             if not self.crew.put(span, slot):
-                return True
-        return True
+                return
 
     def unloadable(self, span: Span, count: int, closed: bool, error: BaseException) -> None:
         """Find the output that cannot be unpickled here: run the items of *span* one by one. A single item fails."""
@@ -138,7 +132,7 @@ class Answers:
                     self.crew.run.settle()
             return
         with self.crew.run.lock:
-            self.crew.window.requeue_singly(span, {})
+            self.crew.window.requeue_singly(span)
             self.crew.run.settle()
 
     def requeue_tail(self, worker: Worker, start: int, count: int | None) -> None:

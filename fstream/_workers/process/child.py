@@ -28,9 +28,8 @@ from time import monotonic_ns, perf_counter
 from typing import Any, Final
 
 from fstream._flow.span import Failure, Span
-from fstream._flow.tally import Numbers
 from fstream._plan.stages import StageStatus
-from fstream._workers.call import Call, FusedCall, call_of, is_failure
+from fstream._workers.call import Call, FusedCall, call_of
 from fstream._workers.notes import describe
 from fstream._workers.process.arena import arenas
 from fstream._workers.process.errors import decode_error, encode_error
@@ -57,7 +56,6 @@ __all__ = [
     "OPENED",
     "OPENING",
     "READY",
-    "RETRIED",
     "SENDING",
     "SINCE",
     "SLOTS",
@@ -66,17 +64,13 @@ __all__ = [
     "STEAL",
     "STOLEN",
     "STOP",
-    "TRIED_INDEX",
-    "TRIES",
     "UNLOADABLE",
     "main",
 ]
 
 
 # To the child ...
-OPEN: Final = (
-    "open"  # work for a stage: (key, surroundings, index, observed, stays), call; no call: it is loaded
-)
+OPEN: Final = "open"  # work for a stage: (key, surroundings, index, stays), call; no call: it is loaded
 SPAN: Final = "span"  # run these items: (start, tries), items
 STEAL: Final = "steal"  # give back what is not started, send what is finished
 FINISH: Final = "finish"  # run on_done: (active workers, error that ended the stage or None)
@@ -86,29 +80,24 @@ FORGET: Final = "forget"  # a stage is over: (key)
 # ... and from it.
 READY: Final = "ready"  # (has an arena): started
 OPENED: Final = "opened"  # what follows is about the stage that was opened, not about the one before
-SLOTS: Final = (
-    "slots"  # (start, count so far, failures: {position: tries, None if no more}, closed, seconds), slots
-)
+SLOTS: Final = "slots"  # (start, count so far, positions of failures, closed, seconds), slots
 STOLEN: Final = "stolen"  # (start, count): the last items of a span, not started; None for all of them
-RETRIED: Final = "retried"  # (index, error, tries): an item is tried again; only where somebody observes
-COUNTED: Final = "counted"  # (further tries, parts): since the last time, if there is anything to count
+COUNTED: Final = (
+    "counted"  # (parts): what each has counted since the last time, if there is anything to count
+)
 UNLOADABLE: Final = "unloadable"  # (start, error): the items cannot be unpickled
 BROKEN: Final = "broken"  # (where, error): loading the stage or on_start raised
 FINISHED: Final = "finished"  # (error of on_done or None)
 
 #: The cell is a page of memory that the child shares with its parent. There the parent reads which item a dead worker
 #: was busy with, and since when a live one is. Below are its size in bytes and the positions of its 8-byte words.
-#: Invariant: the child writes a word before it does what the word says. SPAN_START and TRIES may lag: for a moment they
-#: still tell of a span, or of tries, whose slots the parent has.
+#: Invariant: the child writes a word before it does what the word says. SPAN_START may lag: for a moment it still tells
+#: of a span whose slots the parent has.
 CELL_SIZE: Final = 4096
 DOING: Final = 0  # the index of the item in f, or one of the four numbers below
-SINCE: Final = (
-    1  # when the item in f was begun, or begun again: monotonic nanoseconds, if the stage has a time-out
-)
+SINCE: Final = 1  # when the item in f was begun: monotonic nanoseconds, if the stage has a time-out
 FLUSHING: Final = 2  # 1 while the reader thread pickles finished slots, else 0
 SPAN_START: Final = 3  # the start of the span at work
-TRIES: Final = 4  # how often the item at TRIED_INDEX has failed; 0 once its slot is sent
-TRIED_INDEX: Final = 5  # the index of the item that failed last
 
 #: What DOING says where no item is in f. An index is never negative.
 IDLE: Final = -1
@@ -179,15 +168,10 @@ class Child:
         self.span = Span(0, [])
         #: How many of its slots were sent.
         self.sent = 0
-        #: The positions of the slots that are failures and were not sent yet. The value is None for one that stays. For
-        #: an output that cannot be pickled it is how often the item was tried before: the parent tries it again.
-        self.failed: dict[int, int | None] = {}
+        #: The positions of the slots that are failures and were not sent yet.
+        self.failed: set[int] = set()
         #: When the span in hand was begun, in seconds of `perf_counter`.
         self.begun = 0.0
-        #: The parent wants to know of further tries.
-        self.observed = False
-        #: How many further tries there were that the parent was not told of.
-        self.retried = 0
         #: The parent waits for slots: send those that there are after the item at work.
         self.flush_requested = False
 
@@ -246,7 +230,7 @@ class Child:
         if what == FORGET or (what == CLOSE and message[0][2]):
             self.homes.discard(message[0][1])
         if what == OPEN:
-            if message[0][5]:
+            if message[0][4]:
                 self.homes.add(message[0][1])
             # Said by this thread, because it may give spans of the stage back before the main one opens the stage.
             self.say(OPENED)
@@ -295,7 +279,6 @@ class Child:
         header, body = message
         what = header[0]
         if what == OPEN:
-            self.observed = header[4]
             self.open(header[1], header[2], header[3], body)
         elif what == SPAN:
             self.context.run(self.work, header[1], header[2], body)
@@ -354,7 +337,7 @@ class Child:
         call = self.call
         if call is None or self.stopping:
             return
-        self.cell[SPAN_START], self.cell[TRIES] = start, 0
+        self.cell[SPAN_START] = start
         if not call.started:
             self.cell[DOING] = OPENING
             try:
@@ -362,6 +345,11 @@ class Child:
             except BaseException as error:
                 self.call = None
                 self.say(BROKEN, "on_start", encode_error(call.named(error)))
+                return
+            if call.stage.rate is not None and call.stage.on_start is not None:
+                # A try counts when f begins, and time has gone by since this one was counted.
+                self.cell[DOING] = IDLE
+                self.say(STOLEN, start, None)
                 return
         self.cell[DOING] = LOADING
         try:
@@ -372,7 +360,7 @@ class Child:
             return
         with self.sending:
             self.span, self.sent = Span(start, items, tries), 0
-            self.failed = {}
+            self.failed = set()
         self.begun = perf_counter()
         try:
             self.run(lambda: self.fill(call, tries))
@@ -396,7 +384,7 @@ class Child:
             self.in_f = False
 
     def fill(self, call: Call | FusedCall, tries: int) -> None:
-        """Append the slots of the span in hand, up to its end or to a failure that stays."""
+        """Append the slots of the span in hand, up to its end or to a failure that others have to see to first."""
         cell, doing, step, slots = self.cell, DOING, call.step, self.slots
         timed = call.stage.timeout is not None
         index = self.start
@@ -412,13 +400,9 @@ class Child:
                 except Stopped:
                     raise
                 except BaseException as error:
-                    slot = call.rescue(error, item, index, tries if index == self.start else 0, self.again)
-                    if cell[
-                        TRIES
-                    ]:  # only this process knows how often the item failed, so its slot is sent at once
-                        self.flush_requested = True
-                    self.failure(slot, index)
-                    if is_failure(slot) and call.stage.on_error == "raise":
+                    tries = tries + 1 if index == self.start else 1
+                    slot = self.failure(call.failure(error, item, index, tries))
+                    if tries <= call.stage.retries or call.stage.on_error == "raise":
                         slots.append(slot)
                         return
                 slots.append(slot)
@@ -428,7 +412,6 @@ class Child:
                     with self.sending:
                         self.flush_requested = False
                         self.send_slots(closed=False)
-                    cell[TRIES] = 0
 
     def claim(self) -> Iterator[Any] | None:
         """Give the next items of the span in hand, None at its end."""
@@ -438,25 +421,13 @@ class Child:
         with self.sending:
             return span.claim()
 
-    def again(self, tries: int, error: BaseException) -> bool:
-        """Begin one more try of the item at work, after *tries* that ended with *error*, with a time of its own."""
-        self.cell[SINCE] = monotonic_ns()
-        self.cell[TRIES], self.cell[TRIED_INDEX] = tries, self.cell[DOING]
-        if not self.observed:
-            self.retried += 1
-        else:
-            self.say(RETRIED, self.cell[DOING], encode_error(error), tries)
-        return True
-
-    def failure(self, slot: Any, index: int) -> None:
-        """Make the failure in *slot*, if it is one, fit to be sent."""
-        if is_failure(slot):
-            if isinstance(slot.error, Stopped):
-                raise slot.error
-            slot.item = None  # the parent has it
-            slot.error = encode_error(slot.error)
-            with self.sending:
-                self.failed[index - self.start] = None
+    def failure(self, failure: Any) -> Failure:
+        """Make *failure* a slot that can be sent."""
+        failure.item = None  # the parent has it
+        failure.error = encode_error(failure.error)
+        with self.sending:
+            self.failed.add(failure.index - self.start)
+        return failure  # type: ignore[no-any-return]
 
     def send_slots(self, *, closed: bool) -> None:
         """Send the slots that were not sent yet; *closed* says that there are no more. With `sending` held."""
@@ -469,21 +440,14 @@ class Child:
         except Exception:
             slots = [self.sendable(slot, n) for n, slot in enumerate(slots, self.sent)]
             body = dumps(slots)
-        failed = {position - self.sent: tried for position, tried in self.failed.items() if position < count}
-        self.failed = {position: tried for position, tried in self.failed.items() if position >= count}
+        failed = [position - self.sent for position in self.failed if position < count]
+        self.failed = {position for position in self.failed if position >= count}
         self.sent = count
         flush_prints()
-        if counted := self.counted():
-            self.wire.push((COUNTED, *counted))
+        if isinstance(self.call, FusedCall) and (parts := self.call.counted()):
+            self.wire.push((COUNTED, parts))
         self.wire.push((SLOTS, self.start, count, failed, closed, perf_counter() - self.begun), body)
         self.wire.flush()
-
-    def counted(self) -> tuple[int, Numbers | None] | None:
-        """What was counted since the last time: further tries, and what each part says; None if nothing."""
-        retried, self.retried = self.retried, 0
-        call = self.call
-        parts = call.counted() if isinstance(call, FusedCall) else None
-        return (retried, parts) if retried or parts else None
 
     def sendable(self, slot: Any, position: int) -> Any:
         """Give *slot* if it can be pickled, else the failure that stands for it."""
@@ -496,8 +460,7 @@ class Child:
                 f"{where}: its output, of type {type(slot).__name__}, cannot be pickled: {error}"
             )
             problem.__cause__ = error
-            tried = self.cell[TRIES] if self.cell[TRIED_INDEX] == self.start + position else 0
-            self.failed.setdefault(position, tried)
+            self.failed.add(position)
             failure: Any = Failure(self.start + position, None, None)
             failure.error = encode_error(problem)
             return failure

@@ -278,6 +278,9 @@ class Pump(Workers):
             worker.link.wire.push((child.STEAL,))
             self.flush(worker)
 
+    def take_back(self) -> None:
+        self.request_steal([worker for worker in self.workers if self.loaded(worker)])
+
     def hear(self, worker: Worker) -> None:
         """Read the messages of *worker*; it has died if its stream has ended."""
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from math import inf
 from time import perf_counter, sleep
 from typing import Final, Protocol
 
@@ -113,11 +114,12 @@ class PumpWork(Work):
         return super().report_starvation(starved and self.crew.capacity())
 
     def can_flush(self) -> bool:  # the pump itself minds the spans of its own workers
-        return self.window.upstream.has_partial and self.crew.capacity()
+        return (self.window.upstream.has_partial or self.window.due < inf) and self.crew.capacity()
 
     @property
     def flush_delay(self) -> float:
-        return self.window.upstream.flush_delay
+        upstream, left = self.window.upstream, max(0.0, self.window.due - self.clock())
+        return min(left, upstream.flush_delay) if upstream.has_partial or left == inf else left
 
     def request_flush(self) -> None:
         self.window.upstream.request_flush()

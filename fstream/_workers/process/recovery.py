@@ -65,8 +65,7 @@ class Recovery:
                 at, doing = start, child.LOADING
         for span in spans:
             if guilty and span.start == at:
-                tried = {worker.link.state(child.TRIED_INDEX): worker.link.state(child.TRIES)}
-                self.recover(span, doing, status, tried, flushing=flushing, error_of=error_of)
+                self.recover(span, doing, status, flushing=flushing, error_of=error_of)
             elif not span.closed:
                 self.requeue_unfinished(span)
         if not at_work and not window.stopped:
@@ -92,15 +91,11 @@ class Recovery:
         span: Span,
         doing: int,
         status: int | None,
-        tried: dict[int, int],
         *,
         flushing: bool,
         error_of: ErrorOf | None,
     ) -> None:
-        """Blame the item that a dead worker was busy with, and requeue the other unfinished ones of its *span*.
-
-        *tried* says how often the item of an index has failed before.
-        """
+        """Blame the item that a dead worker was busy with, and requeue the other unfinished ones of its *span*."""
 
         def died(failure: Failure) -> BaseException:
             where = describe(self.crew.stage, failure.index, failure.item)
@@ -108,15 +103,14 @@ class Recovery:
 
         first, at = len(span.slots), doing - span.start
         moving = flushing or doing in (child.LOADING, child.SENDING)  # it pickled or unpickled
-        if moving and (len(span.items) - first == 1 or tried.get(span.start + first)):
-            at = first  # the only item; or one that had failed before, because its slot is sent alone and at once
+        if moving and len(span.items) - first == 1:
+            at = first  # the only item
         elif moving:  # any item may be to blame
             with self.crew.run.lock:
-                self.crew.window.requeue_singly(span, tried)
+                self.crew.window.requeue_singly(span)
                 self.crew.run.settle()
             return
         if first <= at < len(span.items):
-            span.tried = tried.get(span.start + at, 0)
             self.crew.lost(span, error_of or died, at)
         else:
             self.requeue_unfinished(span)

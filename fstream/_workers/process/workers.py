@@ -61,7 +61,7 @@ def packed(stage: Stage) -> Packed:
     shape = Stage(
         stage.kernel, stage.f, stage.kind, timeout=stage.timeout, retries=stage.retries, on_start=stage.on_start,
         on_error="raise" if stage.on_error == "raise" else "skip", on_done=stage.on_done, name=stage.name,
-        parts=tuple(replace(part, engine=None) for part in stage.parts),
+        parts=tuple(replace(part, engine=None) for part in stage.parts), rate=None if stage.rate is None else 1.0,
     )  # fmt: skip
     main = sys.modules["__main__"]
     if main.__name__ == "__mp_main__":  # a child of multiprocessing has the script under another name
@@ -164,7 +164,8 @@ class Workers(Crew):
 
         No prefetch while a worker is starting (it will take that span), nor behind a slow item.
         """
-        ahead = AHEAD if all(worker.opened for worker in self.workers) else 1
+        # Nor with a rate, because a try counts when f begins.
+        ahead = AHEAD if self.stage.rate is None and all(worker.opened for worker in self.workers) else 1
         now = perf_counter()
         early = now - self.window.flush_delay
         return [
@@ -248,12 +249,9 @@ class Workers(Crew):
         self.loaded_in.add(link)
         link.forget_span()
         link.wire.push(
-            (
-                child.OPEN, self.key, surroundings() if new else None, worker.index, self.observer is not None,
-                self.has_resources,
-            ),
+            (child.OPEN, self.key, surroundings() if new else None, worker.index, self.has_resources),
             self.packed if new else None,
-        )  # fmt: skip
+        )
         self.flush(worker)
         self.pool.started()
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Generator
 from contextvars import Context, copy_context
 from dataclasses import dataclass
 from itertools import count
+from random import Random
 from typing import Any, Final, Literal, TypeAlias
 
 __all__ = ["Actor", "Fault", "Schedule", "SimulatedError", "Simulation", "Steps"]
@@ -140,6 +141,7 @@ class Simulation:
         self.hang: AssertionError | None = None
         self._timers: list[tuple[float, int, Callable[[], object], Callable[[], bool]]] = []
         self._numbers = count()
+        self._random = Random(0)
         self._steps = 0
         self._stalls = iter(schedule.stalls)
         self._to_stall = next(self._stalls, None)
@@ -149,6 +151,10 @@ class Simulation:
 
     def clock(self) -> float:
         return self.now
+
+    def draw(self) -> float:
+        """Draw a number from 0 to 1, the same ones in each simulation."""
+        return self._random.random()
 
     def log(self, what: str) -> None:
         self.trace.append(what)

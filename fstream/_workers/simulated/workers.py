@@ -90,6 +90,7 @@ class SimulatedRun(Run):
         super().__init__(loop)
         self.simulation = simulation
         self.clock = simulation.clock
+        self.draw = simulation.draw
         self.ranks = count(-1, -1)
         self.pulled = count()
         self.context.run(FEEDER.set, None)
@@ -152,10 +153,8 @@ class Queue:
         self.takers += 1
         while True:
             self.signalled = False
-            if self.buffer.ready():
-                taken = self.buffer.take()
-                if taken is not None:
-                    break
+            if self.buffer.ready() and (taken := self.buffer.take()) is not None:
+                break
             self.run.settle()
             if not self.signalled:
                 yield lambda: self.signalled
@@ -351,11 +350,10 @@ class Workers(Crew):
 
 
 class Lost(BaseException):
-    """Stands for a call of f from which nothing came back; *error* is for the item that has no try left."""
+    """Stands for a call of f from which nothing came back."""
 
-    def __init__(self, fault: Fault | None, error: BaseException | None = None) -> None:
+    def __init__(self, fault: Fault) -> None:
         self.fault = fault
-        self.error = error
 
 
 @dataclass
@@ -434,7 +432,9 @@ class Worker(Member):
 
     def load(self) -> None:
         """A process has a stage of its own; handlers stay in the parent."""
-        shape = replace(self.stage, on_error="raise", memo=None, memo_key=None)
+        shape = replace(
+            self.stage, on_error="raise", memo=None, memo_key=None, retry_on=Exception, rate=None, key=None, ticket=None
+        )  # fmt: skip
         try:
             stage: Stage = loads(dumps(shape))
         except Exception as error:
@@ -467,8 +467,9 @@ class Worker(Member):
         span.filled = self.slots
         self.call.set_place(Place(span.start, self.slots, span.tries))
         self.in_f = True
+        fresh = not self.call.started
         try:
-            if not self.call.started:
+            if fresh:
                 crew.begun += 1
                 yield from self.begin()
         except GeneratorExit:  # the simulation is given up
@@ -478,13 +479,14 @@ class Worker(Member):
             if not self.is_gone():
                 crew.break_down(self.call.named(error), span)
         else:
-            yield from self.fill(span)
+            if not (fresh and crew.gives_back(span)):
+                yield from self.fill(span)
         self.in_f = False
         if not self.is_gone():
             self.send()
             self.span = None
-            if isinstance(self.call, FusedCall):
-                crew.window.tally.add(0, self.call.counted())
+            if isinstance(self.call, FusedCall) and (parts := self.call.counted()):
+                crew.window.tally.add(parts)
             crew.window.done(span, self.simulation.now - begun)
             self.run.settle()
 
@@ -502,19 +504,19 @@ class Worker(Member):
                 if self.is_gone():
                     return
                 index = span.start + len(self.slots)
-                slot = yield from self.slot_of(item, index, 0 if self.slots else span.tries)
+                slot = yield from self.slot_of(item, index, 1 if self.slots else span.tries + 1)
                 self.simulation.now += self.simulation.pace
                 yield None  # f takes its time
                 if self.is_gone():
                     return
                 if is_failure(slot):
-                    yield from self.fail(span, slot)
+                    if not span.closed:  # else it is tried again
+                        yield from self.fail(span, slot)
                     return
                 self.items += 1
                 if self.used_up():
                     window.ledger.steal_from(span)
                 self.slots.append(slot)
-                span.tried = 0
                 self.log(f"has item {index}: {reprlib.repr(slot)}")
                 yield None
                 if self.is_gone():
@@ -524,12 +526,6 @@ class Worker(Member):
                     if window.available():
                         window.flush_requested = False
                     self.run.settle()
-
-    def again(self, tries: int, error: BaseException) -> bool:
-        assert self.span is not None
-        self.span.tried = tries
-        self.crew.retried(self.span.start + len(self.slots), error, tries)
-        return True
 
     def meet_fault(self, item: Any) -> None:
         """Fail in the place of f, if the schedule says so."""
@@ -544,7 +540,7 @@ class Worker(Member):
             raise Lost(fault)
 
     def slot_of(self, item: Any, index: int, tries: int) -> Steps:
-        """Run f, and what is done about its failure; give the slot, or the failure that stays."""
+        """Run f, and what is done about its failure; give the slot, or a failure, which ends the span."""
         call = self.call
         if isinstance(call, AsyncCall):
             try:
@@ -560,10 +556,18 @@ class Worker(Member):
             try:
                 return call.step(item)
             except BaseException as error:
-                slot = call.rescue(error, item, index, tries, self.again)
-        if is_failure(slot) and type(slot.error) is not Lost:
+                slot = call.failure(error, item, index, tries)
+        if is_failure(slot) and not self.sees_to(slot):
             slot = handled(self.stage, self.crew.failed(slot))
         return slot
+
+    def sees_to(self, failure: Failure) -> bool:
+        """Tell whether ``on_error`` is not asked: the call was lost, or the item is tried again."""
+        if type(failure.error) is Lost:
+            return True
+        self.send()
+        assert self.span is not None
+        return self.crew.retry(self.span, failure)
 
     def slot_of_process(self, call: Call | FusedCall, item: Any, index: int, tries: int) -> Any:
         """The same of copies, as what a process gets and gives is pickled."""
@@ -575,7 +579,7 @@ class Worker(Member):
         try:
             slot = call.step(own)
         except BaseException as error:
-            slot = call.rescue(error, own, index, tries, self.again)
+            slot = call.failure(error, own, index, tries)
         if is_failure(slot):
             lost = type(slot.error) is Lost
             return Failure(
@@ -585,12 +589,12 @@ class Worker(Member):
             came = loads(dumps(slot))
         except Exception as error:
             problem = self.not_picklable(f"{where}: its output, of type {type(slot).__name__},", error)
-            return Failure(index, item, Lost(None, problem) if self.stage.retries else problem)
+            return Failure(index, item, problem, tries)
         try:
             if self.crew.keep is not None:
                 self.crew.keep(index, came)
         except Unkept as unkept:
-            return self.call.given_up(unkept, item, index, tries)  # type: ignore[union-attr]  # it is not fused
+            return call.failure(unkept, item, index, tries)
         return came
 
     async def slot_on_loop(self, call: AsyncCall, item: Any, index: int, tries: int) -> Any:
@@ -599,10 +603,8 @@ class Worker(Member):
         except BaseException as error:
             if self.is_gone():
                 raise
-            slot = await call.arescue(error, item, index, tries, self.again)
-            if not is_failure(slot) or type(slot.error) is Lost:
-                return slot
-            return await call.ahandled(self.crew.failed(slot))
+            failure = call.failure(error, item, index, tries)
+            return failure if self.sees_to(failure) else await call.ahandled(self.crew.failed(failure))
 
     def fail(self, span: Span, failure: Failure) -> Steps:
         """The span ends with *failure*, or with the worker's end."""
@@ -610,9 +612,6 @@ class Worker(Member):
         if not isinstance(lost, Lost):
             self.send()
             self.crew.fail(failure)
-        elif lost.fault is None:
-            self.send()
-            self.crew.lost(span, lambda _: lost.error, len(self.slots))  # type: ignore[arg-type, return-value]
         elif lost.fault == "dies":
             self.lose(span, self.died)
         else:

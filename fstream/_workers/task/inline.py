@@ -10,9 +10,7 @@ from contextvars import copy_context
 from inspect import isawaitable
 from typing import Any, Final
 
-from fstream._plan.kernels import DROP, SKIP
 from fstream._plan.stages import MISSING, Stage, StageStatus
-from fstream._workers.call import is_failure, judged
 from fstream._workers.failed import Failed
 from fstream._workers.notes import annotate
 from fstream._workers.sync import Account, Here, Tap, aclose
@@ -127,9 +125,12 @@ class AsyncHere(Here):
     async def outputs_awaited(self, item: Any) -> Any:
         """Run f on *item*; give its outputs."""
         self.has()
+        item = self.item_of(item)
         try:
             slot = self.known(item)
             if slot is MISSING:
+                for seconds in self.turns():
+                    await self.pause_async(seconds)
                 slot = await self.call.step(item)
         except (GeneratorExit, asyncio.CancelledError):
             raise
@@ -139,14 +140,16 @@ class AsyncHere(Here):
         return self.counted_outputs(slot)
 
     async def slot_of_failed(self, error: BaseException, item: Any) -> Any:
-        slot = await self.call.arescue(error, item, self.start, 0, self.again)
-        if is_failure(slot):
-            self.has_failed(slot)
-            slot = await self.call.ahandled(judged(self.stage, self.tolerance, slot, self.count))
-        if is_failure(slot):
-            self.fatal = 1
-            raise slot.error
-        return SKIP if slot is DROP else slot
+        while (failure := self.tried(error, item)) is None:
+            for seconds in self.pauses():
+                await self.pause_async(seconds)
+            try:
+                return self.stands(await self.call.step(item))
+            except (GeneratorExit, asyncio.CancelledError):
+                raise
+            except BaseException as another:
+                error = another
+        return self.stands(await self.call.ahandled(self.given_up(failure)))
 
 
 async def outputs_of(
@@ -161,7 +164,7 @@ async def outputs_of(
         halted = True
 
     tap.halt = halt
-    here = AsyncHere(stage, lambda: number, items, account)
+    here = AsyncHere(stage, lambda: number, items, tap, account)
     tap.count = here.count
     here.call = AsyncCall(stage, 0, None if here.memory is None else here.memory.remember)
     here.call.place = here
@@ -179,7 +182,7 @@ async def outputs_of(
             here.back = here.clock()
             here.goes_on()
     except BaseException as error:
-        here.ends_with(error, tap)
+        here.ends_with(error)
         raise
     finally:
         try:

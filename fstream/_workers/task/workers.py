@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from functools import partial
 from inspect import isawaitable
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any, Final
@@ -14,7 +13,7 @@ from fstream._flow.sizing import SPAN_SECONDS
 from fstream._flow.span import CLOSED, Closed, Failure, Span
 from fstream._flow.window import Window
 from fstream._plan.stages import Stage, StageStatus
-from fstream._workers.call import Again, Call, handled, handler_failed, is_failure, replaced
+from fstream._workers.call import Call, handled, handler_failed, is_failure, replaced
 from fstream._workers.crew import Crew
 from fstream._workers.task.host import Cancellable, host_of
 from fstream._workers.task.queues import TaskQueue
@@ -212,21 +211,6 @@ class AsyncCall(Call):
             error = error.__cause__  # Python makes a RuntimeError of it that does not name f
         return super().named(error)
 
-    async def arescue(self, error: BaseException, item: Any, index: int, tries: int, again: Again) -> Any:
-        """`rescue`, awaited."""
-        while True:
-            error = self.named(error)
-            tries += 1
-            if not (self.may_retry(error, tries) and again(tries, error)):
-                return self.given_up(error, item, index, tries)
-            self.tries = tries
-            try:
-                return await self.step(item)
-            except BaseException as another:
-                error = another
-            finally:
-                self.tries = 0
-
     async def ahandled(self, failure: Failure) -> Any:
         """`handled`, with a handler that may be a coroutine function."""
         error, handler = failure.error, self.stage.on_error
@@ -310,7 +294,7 @@ class Worker(Cancellable):
             self.came_back()
             crew.latest = self
             begun = perf_counter()
-            if call.started or await self.begin(span):
+            if call.started or (await self.begin(span) and not crew.gives_back(span)):
                 await self.fill(span)
             elapsed = perf_counter() - begun
             if self.abandoned:
@@ -408,7 +392,7 @@ class Worker(Cancellable):
         return self.call.started
 
     async def fill(self, span: Span) -> None:
-        """Append the slots of *span*, up to its end or to a failure that stays."""
+        """Append the slots of *span*, up to its end or to an item that is tried again or has failed for good."""
         step, slots = self.call.step, span.slots
         if self.crew.stage.timeout is not None:
             step = self.timed
@@ -437,24 +421,23 @@ class Worker(Cancellable):
         return slot
 
     async def failed(self, error: BaseException, item: Any, span: Span) -> Any:
-        """Give the slot that stands for a failed item; put the failure that stays in its place."""
-        index, tries = span.start + len(span.slots), span.tries if not span.slots else 0
+        """Give the slot that stands for a failed item; a failure if *span* ends there."""
+        index, tries = span.start + len(span.slots), 1 if span.slots else span.tries + 1
         if self.is_stopped(error):
             raise error
         if self.abandoned:
             # The item ran over its time, and f raised an error of its own when it was cancelled. By now the item is
             # tried again elsewhere, or has failed.
             return Failure(index, item, error)
-        slot = await self.call.arescue(error, item, index, tries, partial(self.crew.again, self))
-        self.begun, span.tried = None, 0
-        if is_failure(slot) and not self.abandoned:
+        self.begun = None
+        slot: Any = self.call.failure(error, item, index, tries)
+        if self.crew.retry(span, slot):
+            return slot
+        slot = await self.call.ahandled(self.crew.failed(slot))
+        if is_failure(slot):
             if self.is_stopped(slot.error):
                 raise slot.error
-            slot = await self.call.ahandled(self.crew.failed(slot))
-            if is_failure(slot):
-                if self.is_stopped(slot.error):
-                    raise slot.error
-                self.crew.fail(slot)
+            self.crew.fail(slot)
         return slot
 
     def is_stopped(self, error: BaseException) -> bool:
