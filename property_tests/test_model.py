@@ -19,6 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -29,6 +30,9 @@ from property_tests.model import END, SOURCE_FAILED, Event, Item, Made, Model, O
 from property_tests.worlds import PROCESS, SYNC, TASK, THREAD, World
 from tests.gates import PATIENCE, Gate, Log
 from tests.leaks import Running, check_no_leaks
+
+# It drops streams in whatever state they are.
+pytestmark = pytest.mark.filterwarnings("ignore:peach:RuntimeWarning")
 
 ALWAYS = 99  # more than all tries
 PLENTY = 20  # retries: more than there are kills

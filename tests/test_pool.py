@@ -415,14 +415,12 @@ def test_what_waits_behind_the_item_at_work_does_not_keep_others_from_the_worker
     one: Processes, gate: Gate, log: Log
 ):
     """The first stream is at an item of a long span when the second one asks."""
-    items = iter(range(20_000))
     f = holding("process", {15_000: gate})
-    with opened_when(gate, lambda: log.take(1)), pmap(f, items, kind=one) as first:
-        assert list(islice(first, 10_000)) == list(range(10_000))
+    with pmap(f, iter(range(20_000)), kind=one) as first:
+        assert list(islice(first, 15_000)) == list(range(15_000))
         second = threading.Thread(target=lambda: list(pmap(log.write, [1], kind=one)))
         second.start()
-        while not one.pool().waiting:
-            next(first)
+        assert eventually(lambda: one.pool().waiting)
         gate.open()
         second.join(PATIENCE)
         assert log.entries() == [1]

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from fstream import merge, pfilter, pmap, trace
-from fstream._seen.trace import Tracer
+from fstream._flow.observer import StageInfo
+from fstream._seen.trace import File, Tracer
 from tests.faults.faulty import Tally
 from tests.functions import identity, is_odd
 from tests.gates import Gate, holding
@@ -268,6 +269,15 @@ def test_a_thousand_runs_are_kept_in_few_words(tmp_path: Path, monkeypatch: pyte
     events = read(tmp_path / "run.json")["traceEvents"]
     assert items(events) == 600
     assert len([event for event in events if event["name"] == "process_name"]) == 2
+
+
+def test_a_span_that_is_given_back_whole_is_no_block(tmp_path: Path):
+    path = tmp_path / "run.json"
+    tracer, stage = Tracer(File(path, 10_000)), StageInfo(0, 0, "identity", "process", 2)
+    tracer.done(stage, 5, 0, None, 1)
+    tracer.done(stage, 5, 3, 0.1, 1)
+    tracer.close()
+    assert [event["args"] for event in blocks(read(path)["traceEvents"])] == [{"items": 3, "first": 5}]
 
 
 @pytest.mark.parametrize(

@@ -277,6 +277,8 @@ class Tracer(Observer):
     def done(
         self, stage: StageInfo, start: int, count: int, seconds: float | None, worker: int | None
     ) -> None:
+        if not count and seconds is None:  # all of it was given back before anything was begun
+            return
         now = perf_counter()
         with self.turn:
             if self.over:
