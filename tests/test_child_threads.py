@@ -34,7 +34,7 @@ class Announced:
 
 
 def make_child(sock: socket.socket, f: Any) -> Child:
-    child = Child(sock, memoryview(array("q", [IDLE, 0, 0, -1, 0, -1])))
+    child = Child(sock, memoryview(array("q", [IDLE, 0, 0, -1])))
     child.call = Call(Stage(MAP, f, "process", on_error="skip"), 0)
     child.call.set_place(child)
     return child
@@ -45,13 +45,13 @@ def test_a_failure_is_noted_when_nobody_finds_out_what_to_send():
     with ours, theirs:
         child = make_child(theirs, abs)
         child.sending = lock = Announced()  # type: ignore[assignment]
-        failing = threading.Thread(target=child.failure, args=(Failure(0, "item", ValueError()), 0))
+        failing = threading.Thread(target=child.failure, args=(Failure(0, "item", ValueError()),))
         with lock:  # as the reader does that gives out what is finished
             failing.start()
             assert lock.waits.wait(WAIT)
-            assert child.failed == {}
+            assert child.failed == set()
         failing.join(WAIT)
-        assert child.failed == {0: None}
+        assert child.failed == {0}
 
 
 def test_failures_are_told_from_outputs_whoever_sends_them():

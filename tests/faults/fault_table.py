@@ -25,7 +25,7 @@ SIZES = (1, 4, None, 0)
 ITEMS = 12
 
 FOREVER = 1_000_000
-TIMEOUT = 0.5
+TIMEOUT = 1.0
 
 
 @dataclass(frozen=True)
