@@ -68,17 +68,24 @@ def test_a_thread_that_was_woken_in_vain_is_woken_again():
     assert taken == ["b"]
 
 
+async def woken_in_vain(box: Box) -> asyncio.Task[Any]:
+    """A task that waits, and that was woken by something that another one was faster to get."""
+    queue = box.queue = TaskQueue(box, box.lock, box.settle)
+    taker = asyncio.create_task(queue.get())
+    await asyncio.sleep(0)
+    assert queue.takers == 1
+    box.put("a")
+    box.things.clear()
+    box.settled.clear()  # while it was signalled, whoever settles passes it over
+    for _ in range(5):  # its turn, whichever that is
+        await asyncio.sleep(0)
+    return taker
+
+
 def test_a_task_that_was_woken_in_vain_is_woken_again():
     async def main() -> Any:
         box = Box()
-        queue = box.queue = TaskQueue(box, box.lock, box.settle)
-        taker = asyncio.create_task(queue.get())
-        await asyncio.sleep(0)
-        assert queue.takers == 1
-        box.put("a")
-        box.things.clear()
-        for _ in range(5):  # its turn, whichever that is
-            await asyncio.sleep(0)
+        taker = await woken_in_vain(box)
         box.put("b")
         async with asyncio.timeout(PATIENCE / 4):
             return await taker
@@ -89,14 +96,7 @@ def test_a_task_that_was_woken_in_vain_is_woken_again():
 def test_a_task_that_was_woken_in_vain_has_the_time_kept_for_it_again():
     async def main() -> None:
         box = Box()
-        queue = box.queue = TaskQueue(box, box.lock, box.settle)
-        taker = asyncio.create_task(queue.get())
-        await asyncio.sleep(0)
-        box.put("a")
-        box.things.clear()
-        box.settled.clear()  # while it was signalled, whoever settles passes it over
-        for _ in range(5):
-            await asyncio.sleep(0)
+        taker = await woken_in_vain(box)
         assert box.settled.is_set()
         taker.cancel()
 
