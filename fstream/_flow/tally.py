@@ -145,7 +145,4 @@ class Tally:
     def did(self, count: int, seconds: float) -> None:
         """A worker has spent so many *seconds* on *count* items."""
         self.busy += seconds
-        fraction, exponent = frexp(seconds / count or NOTHING)  # as `Costs.add` does, without the call
-        size = exponent * DIVISIONS + int(fraction * 2 * DIVISIONS)
-        counts = self.costs.counts
-        counts[size] = counts.get(size, 0) + count
+        self.costs.add(seconds / count, count)
