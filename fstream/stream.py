@@ -582,9 +582,6 @@ class _Outputs:
                 upstream.drain()
         if (run := self.run) is not None:
             run.drain(self.own)
-        else:
-            if not self.streams:
-                self.tap.halt()
 
     def blame(self, error: BaseException) -> None:
         self.tap.blamed = error

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from fstream._plan.stages import Batch, Stage
 from fstream._workers.kinds import IN_PLACE, backend_of
-from fstream._workers.sync import Account, Owner, Tap, aclose, is_stream, iterate
+from fstream._workers.sync import Account, Owner, Tap, each, is_stream, iterate
 
 __all__ = ["in_place", "inline", "is_inline", "iterate_inline", "iterate_inline_async"]
 
@@ -171,23 +171,6 @@ def _batches(batch: Batch, source: Iterable[Any]) -> Generator[Any, None, None]:
 # --------------------------------------------------------------------------------------- under ``async for``
 
 
-async def _turns(source: Any) -> AsyncGenerator[Any, None]:
-    """Give the items of *source*, of either sort."""
-    items: Any = aiter(source) if isinstance(source, AsyncIterable) else iter(source)
-    try:
-        if isinstance(source, AsyncIterable):
-            async for item in items:
-                yield item
-        else:
-            for item in items:
-                yield item
-    finally:
-        if isinstance(source, AsyncIterable):
-            await aclose(items)
-        elif isinstance(items, Generator):
-            items.close()
-
-
 async def iterate_inline_async(
     stage: Stage | Batch | None, source: Any, owner: Owner, account: Account
 ) -> AsyncGenerator[Iterable[Any], None]:
@@ -205,7 +188,7 @@ async def _parts_async(
     stage: Stage | Batch | None, source: Any, tap: Tap, account: Account
 ) -> AsyncGenerator[Iterable[Any], None]:
     if stage is None:
-        left = [_turns(each) for each in source]
+        left = [each(one) for one in source]
         try:
             while left:
                 for items in left[:]:
@@ -217,7 +200,7 @@ async def _parts_async(
             for items in left:
                 await items.aclose()
         return
-    items = _turns(source)
+    items = each(source)
     try:
         if isinstance(stage, Batch):
             opened = _Open(stage)

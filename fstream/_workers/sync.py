@@ -35,7 +35,7 @@ from fstream._workers.failed import Failed
 from fstream._workers.memory import Memory, Unkept
 from fstream._workers.notes import annotate
 
-__all__ = ["Owner", "Tap", "aclose", "blame", "is_stream", "iterate", "iterate_async"]
+__all__ = ["Owner", "Tap", "aclose", "blame", "each", "is_stream", "iterate", "iterate_async"]
 
 #: So many items are one part, at most: they may be cheap, and those behind them slow. Of each part the time of the
 #: first item is taken, and an observer is told.
@@ -464,9 +464,8 @@ class Tap:
     """What a stage without workers shares with its stream: neither is to keep the other alive."""
 
     def __init__(self) -> None:
-        #: Nothing more is to be pulled from a source that is no stream; and what sees to that, once there is one.
+        #: Nothing more is to be pulled from a source that is no stream. A source that is one is drained itself.
         self.draining = False
-        self.halt: Callable[[], None] = _nothing
         #: What ended whoever takes the outputs, if it closes them for that.
         self.blamed: BaseException | None = None
         #: How many stages in a row, up to this one, call one another.
@@ -475,10 +474,6 @@ class Tap:
         self.count: Callable[[], int] = lambda: 0
         #: Where its thread waits: shared with the stages that this one calls.
         self.rest = Rest()
-
-
-def _nothing() -> None:
-    pass
 
 
 class Owner(Protocol):
@@ -509,20 +504,15 @@ def iterate(
 
     The loops are all that happens for an item, as what is called there, or looked at, counts: `map` takes 50 ns.
     """
-    halted = False
-
-    def halt() -> None:
-        nonlocal halted
-        halted = True
-
+    pulls = not handing_on
     given = iter(source)
     items, count = counted(source, given)
-    tap.count, tap.halt = count, halt
+    tap.count = count
     here = Here(stage, count, source, tap, account)
     failed, spread, plain = here.failed, stage.kernel.spread, stage.kernel.finish is None
     try:
         try:
-            if (tap.draining and not handing_on) or (item := next(items, MISSING)) is MISSING:
+            if (tap.draining and pulls) or (item := next(items, MISSING)) is MISSING:
                 return
         except RecursionError as error:
             if tap.depth > 64:  # else it is the source's own
@@ -539,7 +529,7 @@ def iterate(
             item = None  # neither the item nor an output is kept longer than needed
             while made:
                 yield made.pop()
-            rest = iter(()) if halted else here.rest(items)
+            rest = iter(()) if tap.draining and pulls else here.rest(items)
             if plain:
                 for item in rest:
                     try:
@@ -550,7 +540,7 @@ def iterate(
                         yield slot
                     else:
                         here.skipped += 1
-                    if halted:
+                    if tap.draining and pulls:
                         return
             else:
                 for item in rest:
@@ -566,9 +556,9 @@ def iterate(
                     else:
                         here.given += 1
                         yield slot
-                    if halted:
+                    if tap.draining and pulls:
                         return
-            if halted or not here.goes_on():
+            if (tap.draining and pulls) or not here.goes_on():
                 return
             item = next(items, MISSING)
     except BaseException as error:
@@ -608,14 +598,20 @@ async def aclose(items: Any) -> None:
                 raise
 
 
-async def _each(source: Iterable[Any]) -> AsyncGenerator[Any, None]:
-    """Give the items of *source*, and close it at the end."""
-    items = iter(source)
+async def each(source: Iterable[Any] | AsyncIterable[Any]) -> AsyncGenerator[Any, None]:
+    """Give the items of *source*, of either sort, and close it at the end."""
+    items: Any = aiter(source) if isinstance(source, AsyncIterable) else iter(source)
     try:
-        for item in items:
-            yield item
+        if isinstance(source, AsyncIterable):
+            async for item in items:
+                yield item
+        else:
+            for item in items:
+                yield item
     finally:
-        if isinstance(items, Generator):
+        if isinstance(source, AsyncIterable):
+            await aclose(items)
+        elif isinstance(items, Generator):
             items.close()
 
 
@@ -630,18 +626,12 @@ async def iterate_async(
     from asyncio import sleep
 
     number = 0
-    halted = False
-
-    def halt() -> None:
-        nonlocal halted
-        halted = True
-
-    owner.tap.halt = halt
+    pulls = not handing_on
     # A wait must leave the loop to others.
     is_async = stage.paced or isinstance(source, AsyncIterable)
     here = Here(stage, lambda: number, source, owner.tap, account if is_async else None)
     if is_async and not isinstance(source, AsyncIterable):
-        source = _each(() if owner.tap.draining else source)
+        source = each(() if owner.tap.draining else source)
     handing_on = handing_on and stage.hands_on
     items: Any = None
     try:
@@ -657,7 +647,7 @@ async def iterate_async(
                     yield await here.outputs_in_time(item)
                 else:
                     yield here.outputs(item)
-                if halted:
+                if owner.tap.draining and pulls:
                     break
                 here.back = perf_counter()
                 here.goes_on()

@@ -12,7 +12,6 @@ from typing import Any, Final
 
 from fstream._plan.stages import MISSING, Stage, StageStatus
 from fstream._workers.failed import Failed
-from fstream._workers.notes import annotate
 from fstream._workers.sync import Account, Here, Tap, aclose
 from fstream._workers.task.reach import outside_of_loops
 from fstream._workers.task.workers import AsyncCall
@@ -100,27 +99,15 @@ class AsyncHere(Here):
     async def start_call(self) -> None:
         if self.observer is not None:
             self.observer.started(self, self.observer.run.stages[0], 0)
-        try:
+        with self.naming("on_start"):
             await self.call.abegin()
-        except BaseException as error:
-            self.blame(error, "on_start")
-            raise
 
     async def end_call(self) -> None:
         if self.memory is not None:
             self.memory.end()
         if self.call.started:
-            try:
+            with self.naming("on_done"):
                 await self.call.aend(StageStatus(0, self.error))
-            except BaseException as error:
-                self.blame(error, "on_done")
-                raise
-
-    def blame(self, error: BaseException, role: str) -> None:
-        annotate(error, f"in {role} of stage {self.stage.name!r} ({self.stage.kind})")
-        self.error = error
-        if self.observer is not None:
-            self.observer.error = error
 
     async def outputs_awaited(self, item: Any) -> Any:
         """Run f on *item*; give its outputs."""
@@ -157,13 +144,6 @@ async def outputs_of(
 ) -> AsyncGenerator[Iterable[Any], None]:
     """Give the outputs of *stage*, those of one item at a time."""
     number = 0
-    halted = False
-
-    def halt() -> None:
-        nonlocal halted
-        halted = True
-
-    tap.halt = halt
     here = AsyncHere(stage, lambda: number, items, tap, account)
     tap.count = here.count
     here.call = AsyncCall(stage, 0, None if here.memory is None else here.memory.remember)
@@ -177,7 +157,7 @@ async def outputs_of(
                 yield here.counted_outputs(stage.kernel.kept(item))
             else:
                 yield await here.outputs_awaited(item)
-            if halted:
+            if tap.draining and not handing_on:
                 break
             here.back = here.clock()
             here.goes_on()
