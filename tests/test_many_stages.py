@@ -5,14 +5,17 @@ from __future__ import annotations
 import gc
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from fstream import Stream, ordered, pmap
+from fstream import Stream, ordered, pfilter, pmap
 from fstream._engine.run import SHORT_ROW
 from fstream._flow.outbox import Outbox
 from fstream._workers.opening import open_run
+from tests.gates import PATIENCE
+from tests.loops import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -96,3 +99,25 @@ def test_in_a_long_row_a_worker_is_of_concern_to_those_beside_it():
     assert run.beside(queues[5]) == queues[4:7]
     assert run.beside(queues[0]) == queues[:2]
     assert run.beside(run.crews[0].queue) == [run.crews[1].queue, run.crews[0].queue, *feeders]
+
+
+@pytest.mark.parametrize("kind", ["process", ThreadPoolExecutor])
+def test_the_end_goes_on_from_a_pump_in_a_long_row(kind: Any, monkeypatch: pytest.MonkeyPatch):
+    """Nobody looks at the whole row: those who wait for the end are told of it by those before them."""
+    monkeypatch.setattr("fstream._engine.run.FULL_LOOK_SECONDS", 1e9)
+    begin = threading.Event()
+
+    def drop(x: int) -> bool:
+        return not begin.wait(PATIENCE)
+
+    none = pfilter(drop, range(1), kind="thread", workers=1)
+    stream = row(SHORT_ROW, row(2, none, kind=kind, workers=1), add_one_async, workers=1)
+    outputs: list[Any] = []
+    taker = threading.Thread(target=lambda: outputs.append(list(stream)), daemon=True)
+    taker.start()
+    wait_until(lambda: (run := stream._outputs.run) is not None and len(run.queues) == 3 + SHORT_ROW + 1)
+    run: Any = stream._outputs.run
+    wait_until(lambda: all(queue.takers for queue in run.queues[:-1]))
+    begin.set()
+    taker.join(PATIENCE)
+    assert outputs == [[]]

@@ -44,6 +44,10 @@ class Pumped(Protocol):
         """Nothing more is to be handed over."""
         ...
 
+    def settle_beside(self) -> None:
+        """Wake the takers beside this stage. Under the lock."""
+        ...
+
     def break_down(self, error: BaseException) -> None: ...
 
 
@@ -130,6 +134,8 @@ class Pump:
                 if (flight := crew.queue.get()) is not None:
                     crew.landed(flight)
                 del flight  # it is not to be kept while the next one is waited for
+            with run.lock:
+                crew.settle_beside()  # in a long row nobody else tells the next stage of the end
         except BaseException as error:  # a bug of ours: never a hang
             crew.break_down(error)
         self.busy = True  # with what cannot be stopped

@@ -77,6 +77,8 @@ class Pump(Workers):
                 self.share()
                 self.dispatch()
                 self.listen(self.next_check())
+            with self.run.lock:
+                self.settle_beside()  # in a long row nobody else tells the next stage of the end
             self.leaving.wind_up()
         except BaseException as error:  # a bug of ours: never a hang
             self.break_down(error)
