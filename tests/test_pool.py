@@ -468,6 +468,41 @@ def test_a_worker_holds_stages_with_resources_each(one: Processes, log: Log):
     )
 
 
+def test_a_stage_with_resources_waits_for_its_worker_though_another_is_idle(
+    make_gate: Callable[[], Gate], log: Log
+):
+    other_stage_has_both = threading.Event()
+
+    def source() -> Iterator[int]:
+        yield 0
+        assert other_stage_has_both.wait(PATIENCE)
+        yield 1
+
+    def on_start() -> int:
+        log.write(os.getpid())
+        return 10
+
+    def hold(gate: Gate) -> None:
+        log.write((str(gate.__getstate__()), os.getpid()))
+        gate.wait()
+
+    gates = [make_gate(), make_gate()]
+    with Processes(2) as two:
+        stream = pmap(lambda item, ten: item + ten, source(), kind=two, workers=1, on_start=on_start)
+        assert next(stream) == 10
+        with pmap(hold, gates, kind=two, workers=2) as other, ThreadPoolExecutor(2) as threads:
+            both = threads.submit(list, other)
+            home, *held = log.take(3)
+            other_stage_has_both.set()
+            last = threads.submit(list, stream)
+            here, elsewhere = sorted(gates, key=lambda gate: (str(gate.__getstate__()), home) not in held)
+            elsewhere.open()
+            assert eventually(lambda: two.pool().warm.count or len(log.entries()) > 3)
+            here.open()
+            assert (last.result(PATIENCE), both.result(PATIENCE)) == ([11], [None, None])
+    assert len(log.entries()) == 3
+
+
 def test_the_index_of_a_worker_is_one_of_its_stage_whoever_has_the_workers(two_cpus: None, log: Log):
     def on_start(worker_info: Any) -> int:
         log.write((worker_info.index, os.getpid()))
