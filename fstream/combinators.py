@@ -258,6 +258,9 @@ def pmap(f: Any = MISSING, source: Any = MISSING, /, *more: Any, **options: Any)
 
     *name* is what errors call the stage; f's name by default.
 
+    *context* is a list of context variables whose values, as whoever iterates the stream has them, f sees in other
+    processes, too. Default None. Threads and tasks see all of them without it.
+
     *max_items_per_worker* replaces a worker process after so many items, against C libraries that leak. Default None.
 
     f, *on_start* and *on_done* may have a parameter ``worker_info`` (its ``index`` is in ``range(workers)``), and f

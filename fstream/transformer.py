@@ -89,6 +89,7 @@ def resolve(kernel: Kernel, f: Any, options: dict[str, Any]) -> Stage:
         "timeout": timeout,
         "engine": engine,
         "ticket": ticketing(name, options),
+        "context": tuple(options.get("context", ())),
     }
     stage = Stage(kernel, f, **{**options, **resolved})
     _check_together(stage)

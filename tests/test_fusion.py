@@ -39,6 +39,7 @@ TWICE = process(pflat_map, lambda item: [item, item], name="twice")
         (SQUARE | TWICE | SQUARE, ["square | twice", "square"]),
         (ODD | process(peach, identity), ["is_odd | identity"]),
         (SQUARE | pmap(square, kind="thread") | SQUARE, ["square", "square", "square"]),
+        (pmap(square, kind="thread") | pmap(square, kind="thread"), ["square", "square"]),
         (SQUARE | process(pmap, square, workers=2), ["square", "square"]),
         (SQUARE | process(pmap, square, maxsize=9), ["square", "square"]),
         (SQUARE | process(pmap, square, timeout=9), ["square", "square"]),

@@ -310,7 +310,8 @@ def test_one_more_is_started_for_a_stage_that_waits_while_a_worker_sleeps(
 def test_a_pool_of_a_given_size_never_has_more():
     fixed = Pool(1)
     a, b = entered(fixed, 2, 1)
-    leased(fixed, a)
+    worker: Any = leased(fixed, a)
+    worker.link.asleep, worker.since = True, -PATIENCE
     fixed.hire(b)
     fixed.look_for_sleepers(b)
     assert not b.granted

@@ -103,7 +103,7 @@ class Raising:
 
 def test_a_signal_in_any_step_of_the_block_itself_puts_the_handlers_back():
     for nth in count(1):
-        entered = left = False
+        entered = left = raised = False
         raising = Raising(nth)
         sys.setprofile(raising)
         try:
@@ -111,12 +111,14 @@ def test_a_signal_in_any_step_of_the_block_itself_puts_the_handlers_back():
                 entered = True
                 left = True
         except SoftLimit:
+            raised = True
             assert entered == left  # before the block, or at its end: never in the middle
         finally:
             sys.setprofile(None)
         assert handlers() == [raise_limit, raise_another], f"at step {nth}, in {raising.inside}"
         if raising.left > 0:
             break
+        assert raised, f"lost at step {nth}, in {raising.inside}"
     assert nth > 10
 
 

@@ -34,6 +34,7 @@ DEFAULTS = {
     "on_start": None,
     "on_done": None,
     "name": None,
+    "context": None,
     "max_items_per_worker": None,
 }
 

@@ -406,7 +406,7 @@ def test_lone_items_that_give_nothing_hold_no_room(kernel: Kernel):
     window.draw_lone(2)
     for _ in range(2):
         index, _ = window.ledger.lone_items.popleft()
-        window.ledger.lone_slots[index] = kernel.nothing
+        window.ledger.lone_slots[index] = DROP
         window.outbox.harvest()
     assert window.room.held == 0
 

@@ -12,7 +12,7 @@ each     DROP                 no      none
 flat_map list(f(item))        yes     the slot's elements
 ======== ==================== ======= =========
 
-Where f gives SKIP, that is the slot, and there is no output.
+Where f gives SKIP, that is the slot. SKIP and DROP have no elements, so neither gives an output of a flat_map.
 
 Nothing here knows of workers; everything here can be pickled.
 """
@@ -115,11 +115,6 @@ class Kernel:
     def first(self) -> str:
         """What a call of it begins with."""
         return {"batch": "n", "divert": "sink"}.get(self.verb, "f")
-
-    @property
-    def nothing(self) -> Any:
-        """The slot of an item that is left out."""
-        return () if self.spread else DROP
 
     def kept(self, failed: Any) -> Any:
         """The slot of an item that is given out as it is: a `Failed`."""

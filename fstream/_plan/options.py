@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from functools import partial
 from typing import (
     Any,
@@ -102,6 +103,7 @@ class Options(TypedDict, total=False):
     memo: Any
     memo_key: Callable[[Any], Any] | None
     name: str | None
+    context: Sequence[ContextVar[Any]] | None
     max_items_per_worker: int | None
 
 
@@ -220,6 +222,16 @@ def _check_name(value: object) -> None:
         raise TypeError(f"name must be a str, got {value!r}")
 
 
+def _check_context(value: object) -> None:
+    if isinstance(value, ContextVar):
+        raise TypeError("context must be a list of context variables: write context=[variable]")
+    if not isinstance(value, list | tuple):
+        raise TypeError(f"context must be a list of context variables or None, got {value!r}")
+    for each in value:
+        if not isinstance(each, ContextVar):
+            raise TypeError(f"context must hold context variables, got {each!r}")
+
+
 def _check_max_items(value: object) -> None:
     if value is not None:
         _whole("max_items_per_worker", value, 1)
@@ -244,6 +256,7 @@ CHECKS: Final[dict[str, Callable[[Any], None]]] = {
     "on_start": _optional_call("on_start"),
     "on_done": _optional_call("on_done"),
     "name": _check_name,
+    "context": _check_context,
     "max_items_per_worker": _check_max_items,
 }
 
@@ -262,7 +275,9 @@ def _check_where(value: object) -> None:
 DIVERT_CHECKS: Final[dict[str, Callable[[Any], None]]] = {"where": _check_where}
 
 #: Options whose None means "not given": what a wrapper passes on unset.
-_NONE_IS_DEFAULT: Final = frozenset({"kind", "rate", "key", "workers", "name", "within", "weight", "where"})
+_NONE_IS_DEFAULT: Final = frozenset(
+    {"kind", "rate", "key", "workers", "name", "context", "within", "weight", "where"}
+)
 
 
 def checks_of(verb: str) -> dict[str, Callable[[Any], None]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import Context, ContextVar
 from dataclasses import dataclass, field
 from functools import partial
 from inspect import isasyncgenfunction, iscoroutinefunction, signature
@@ -17,6 +18,7 @@ __all__ = [
     "Stage",
     "StageStatus",
     "WorkerInfo",
+    "carried",
     "declared",
     "gives_one_for_one",
     "has_memo",
@@ -83,6 +85,8 @@ class Stage:
     on_start: Callable[..., Any] | None = None
     on_done: Callable[..., Any] | None = None
     name: str = ""
+    #: The context variables that go with it to other processes.
+    context: tuple[ContextVar[Any], ...] = ()
     max_items_per_worker: int | None = None
     max_failures: float | None = None
     memo: Any = None
@@ -110,6 +114,12 @@ class Stage:
     def paced(self) -> bool:
         """Its items may have to wait before they start."""
         return self.retries > 0 or self.rate is not None or self.ticket is not None
+
+
+def carried(stage: Stage, context: Context) -> list[tuple[ContextVar[Any], Any]]:
+    """Give what the variables that go with *stage* are in *context*: those that are set there."""
+    variables = dict.fromkeys(each for part in (stage.parts or (stage,)) for each in part.context)
+    return [(variable, context[variable]) for variable in variables if variable in context]
 
 
 @dataclass(frozen=True, slots=True)

@@ -352,7 +352,7 @@ class FusedCall:
 
     def dropped(self) -> Any:
         self.parts.dropped[self.calls.index(self.at)] += 1
-        return self.stage.kernel.nothing
+        return DROP
 
     def counted(self) -> Numbers | None:
         """Give what the parts have counted since the last time."""
@@ -425,7 +425,7 @@ def handled(stage: Stage, failure: Failure) -> Any:
     if stage.on_error == "raise" or failure.final or not isinstance(error, Exception):
         return failure
     if stage.on_error == "skip":
-        return stage.kernel.nothing
+        return DROP
     if stage.on_error == "keep":
         return stage.kernel.kept(Failed(failure.item, error, failure.index, stage.name, failure.tries))
     assert callable(stage.on_error)

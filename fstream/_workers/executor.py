@@ -171,7 +171,7 @@ class Workers(Crew):
         self.suspects: set[int] = set()
         #: The executor has broken with one item alone.
         self.proven = False
-        self.parcels = Parcels(stage)
+        self.parcels = Parcels(stage, run.context)
         #: The `call` of each thread of this process that has begun.
         self.here = threading.local()
         self.no_call = Call(stage, 0)

@@ -9,14 +9,14 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from contextvars import ContextVar
+from contextvars import Context, ContextVar, copy_context
 from functools import partial
 from itertools import count
 from time import perf_counter
 from typing import Any, Final, NamedTuple
 
 from fstream._flow.span import Failure, Span
-from fstream._plan.stages import Stage
+from fstream._plan.stages import Stage, carried
 from fstream._workers.call import Call
 from fstream._workers.notes import annotate, describe
 from fstream._workers.process.blame import blame
@@ -33,7 +33,7 @@ INSIDE: Final[ContextVar[frozenset[int]]] = ContextVar("INSIDE", default=frozens
 _LIVE: Final[set[str]] = set()
 _NUMBERS: Final = count()
 
-#: In a worker, `calls`: what each of its threads has begun, by the key of the stage.
+#: In a worker, `calls`: what each of its threads has begun, by the key of the stage, and in which context.
 _HERE: Final = threading.local()
 
 
@@ -53,13 +53,14 @@ class Answer(NamedTuple):
 class Parcels:
     """Makes the parcels of one stage."""
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: Stage, context: Context) -> None:
         # Handlers run in this process, and need not be picklable.
         self.stage = Stage(
             stage.kernel, stage.f, stage.kind, retries=stage.retries, on_start=stage.on_start,
             on_error="raise" if stage.on_error == "raise" else "skip", name=stage.name,
             rate=None if stage.rate is None else 1.0,
         )  # fmt: skip
+        self.variables = carried(stage, context)
         self.key = f"{os.getpid()}-{next(_NUMBERS)}"
         self.packed: Packed = []
         #: What is wrong with the stage, if it cannot be pickled.
@@ -77,9 +78,9 @@ class Parcels:
         """Make what runs *span* in the worker, and gives it up behind the item that it is at after *seconds*."""
         if not self.packed:
             try:
-                self.packed = _plain(dumps(self.stage))
+                self.packed = _plain(dumps((self.stage, self.variables)))
             except Exception as error:
-                self.problem = NotPicklable(blame(self.stage, error))
+                self.problem = NotPicklable(blame(self.stage, error, self.variables))
                 self.problem.__cause__ = error
                 raise self.problem from error
         items = _plain(dumps(span.items))
@@ -117,12 +118,36 @@ def serve(
     seconds: float,
 ) -> Answer:  # fmt: skip
     """Work a span off, in the worker. It lets nothing out, as that would be taken for an error of the executor."""
-    call = None
-    at = "stage"
-    token = INSIDE.set(INSIDE.get() | inside)
     try:
-        call = _call_of(key, live, stage)
-        at = "on_start"
+        call, context = _call_of(key, live, stage)
+    except BaseException as error:
+        return Answer("stage", encode_error(error))
+    try:
+        return context.run(_work, call, INSIDE.get() | inside, start, tries, items, seconds)
+    finally:
+        call.set_place(None)  # it keeps no item while it waits
+
+
+def _call_of(key: str, live: set[str], stage: Packed) -> tuple[Call, Context]:
+    """Give what this thread does for the stage: made for its first span, and kept while the stage is at work."""
+    calls: dict[str, tuple[Call, Context]] = _HERE.__dict__.setdefault("calls", {})
+    for old in calls.keys() - live:
+        del calls[old]
+    if key not in calls:
+        shape, variables = loads(stage)
+        context = copy_context()
+        for variable, value in variables:
+            context.run(variable.set, value)
+        calls[key] = Call(shape, 0), context
+    return calls[key]
+
+
+def _work(
+    call: Call, inside: frozenset[int], start: int, tries: int, items: Packed, seconds: float
+) -> Answer:
+    INSIDE.set(inside)
+    at = "on_start"
+    try:
         if not call.started:
             call.begin()
             if call.stage.rate is not None and call.stage.on_start is not None:
@@ -131,21 +156,7 @@ def serve(
         span = Span(start, loads(items), tries)
         return _answer(call, span, seconds)
     except BaseException as error:
-        return Answer(at, encode_error(call.named(error) if call else error))
-    finally:
-        INSIDE.reset(token)
-        if call is not None:
-            call.set_place(None)  # it keeps no item while it waits
-
-
-def _call_of(key: str, live: set[str], stage: Packed) -> Call:
-    """Give what this thread does for the stage: made for its first span, and kept while the stage is at work."""
-    calls: dict[str, Call] = _HERE.__dict__.setdefault("calls", {})
-    for old in calls.keys() - live:
-        del calls[old]
-    if key not in calls:
-        calls[key] = Call(loads(stage), 0)
-    return calls[key]
+        return Answer(at, encode_error(call.named(error)))
 
 
 def _answer(call: Call, span: Span, seconds: float) -> Answer:

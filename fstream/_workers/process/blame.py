@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from functools import partial
 from types import CodeType, FunctionType, MethodType
 from typing import Any, Final
@@ -17,13 +18,20 @@ __all__ = ["blame"]
 DEEPEST: Final = 6
 
 
-def blame(stage: Stage, error: Exception) -> str:
-    """Say which function of *stage* has led to *error*, and which variable, argument or attribute of it."""
+def blame(stage: Stage, error: Exception, variables: Sequence[tuple[ContextVar[Any], Any]] = ()) -> str:
+    """Say what of *stage* has led to *error*: which function, and which variable, argument or attribute of it.
+
+    Or which of its context *variables*.
+    """
     for part in stage.parts or (stage,):
         for role, function in ("f", part.f), ("on_start", part.on_start), ("on_done", part.on_done):
             if (problem := _problem(function)) is not None:
                 return f"stage {part.name!r} ({part.kind}): {role} cannot be pickled: {_traced(function, problem)}"
-    return f"stage {stage.name!r} ({stage.kind}) cannot be pickled: {error}"
+    where = f"stage {stage.name!r} ({stage.kind})"
+    for variable, value in variables:
+        if (problem := _problem(value)) is not None:
+            return f"{where}: context variable {variable.name!r} cannot be pickled: {_traced(value, problem)}"
+    return f"{where} cannot be pickled: {error}"
 
 
 def _problem(value: Any) -> Exception | None:

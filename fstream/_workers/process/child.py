@@ -313,7 +313,10 @@ class Child:
         assert stage.surroundings is not None
         adopt(stage.surroundings)
         if body:
-            stage.call = call_of(loads(body), index)
+            shape, variables = loads(body)
+            for variable, value in variables:
+                variable.set(value)
+            stage.call = call_of(shape, index)
             stage.call.set_place(self)
         elif (
             stage.call is not None and index != stage.call.index

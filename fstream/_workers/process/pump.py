@@ -53,7 +53,7 @@ class Pump(Workers):
         # Not in the pump: a module that this thread is just importing is locked for all other threads.
         send_by_value_what_is_being_imported()
         try:
-            self.packed = packed(self.stage)
+            self.packed = packed(self.stage, self.run.context)
         except NotPicklable as problem:
             self.fail(Failure(-1, None, problem))
         self.run.launch(self)

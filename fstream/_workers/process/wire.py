@@ -14,6 +14,7 @@ import sys
 import threading
 from collections import ChainMap, deque
 from collections.abc import Callable, Iterator
+from contextvars import Context, ContextVar
 from types import CodeType, FrameType, ModuleType
 from typing import Any, ClassVar, Final
 
@@ -58,6 +59,11 @@ def raise_no_sigpipe(sock: socket.socket) -> None:
         sock.setsockopt(socket.SOL_SOCKET, 0x1022, 1)  # SO_NOSIGPIPE
 
 
+#: Modules that are sent by value until they have been imported.
+_BY_VALUE: Final[list[ModuleType]] = []
+_BY_VALUE_LOCK: Final = threading.Lock()
+
+
 def _code_of(file: str, arguments: tuple[Any, ...]) -> CodeType:
     return CodeType(*arguments).replace(co_filename=file)
 
@@ -67,10 +73,30 @@ def _reduced(code: CodeType) -> tuple[Callable[..., CodeType], tuple[Any, ...]]:
     return _code_of, (code.co_filename, arguments)
 
 
+def _variable(name: str, *default: Any) -> ContextVar[Any]:
+    return ContextVar(name, default=default[0]) if default else ContextVar(name)
+
+
+def _reduced_variable(variable: ContextVar[Any]) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """A context variable of a module is that of the module there; another one is made anew, once in a message."""
+    for name, module in list(sys.modules.items()):
+        if name in ("__main__", "__mp_main__") or module in _BY_VALUE:
+            continue
+        for attribute, value in list(getattr(module, "__dict__", {}).items()):
+            if value is variable:
+                return getattr, (module, attribute)
+    try:
+        return _variable, (variable.name, Context().run(variable.get))
+    except LookupError:
+        return _variable, (variable.name,)
+
+
 class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     """cloudpickle's; but a function that it sends by value keeps the file that it is from, for tracebacks to show."""
 
-    dispatch_table: ClassVar[Any] = ChainMap({CodeType: _reduced}, cloudpickle.Pickler.dispatch_table)
+    dispatch_table: ClassVar[Any] = ChainMap(
+        {CodeType: _reduced, ContextVar: _reduced_variable}, cloudpickle.Pickler.dispatch_table
+    )
 
 
 def _pickled(value: Any, beside: Callable[[pickle.PickleBuffer], bool] | None = None) -> bytes:
@@ -98,11 +124,6 @@ def dumps(value: Any) -> Packed:
 
 def loads(packed: Packed) -> Any:
     return pickle.loads(packed[0], buffers=packed[1:])
-
-
-#: Modules that are sent by value until they have been imported.
-_BY_VALUE: Final[list[ModuleType]] = []
-_BY_VALUE_LOCK: Final = threading.Lock()
 
 
 def send_by_value_what_is_being_imported() -> None:

@@ -18,6 +18,7 @@ import sys
 import threading
 import weakref
 from collections import deque
+from contextvars import Context
 from dataclasses import replace
 from itertools import count
 from time import perf_counter
@@ -28,7 +29,7 @@ import cloudpickle
 from fstream._engine.run import Run
 from fstream._flow.span import Failure, Span
 from fstream._flow.window import Window
-from fstream._plan.stages import Stage
+from fstream._plan.stages import Stage, carried
 from fstream._workers.crew import Crew
 from fstream._workers.process import child
 from fstream._workers.process.blame import blame
@@ -55,8 +56,8 @@ SPAN_BYTES: Final = 1 << 22
 _KEYS: Final = count()
 
 
-def packed(stage: Stage) -> Packed:
-    """Give *stage* as its workers get it; raise NotPicklable."""
+def packed(stage: Stage, context: Context) -> Packed:
+    """Give *stage* as its workers get it, with its variables as they are in *context*; raise NotPicklable."""
     # Handlers (`on_error`) run in the parent, and need not be picklable.
     shape = Stage(
         stage.kernel, stage.f, stage.kind, timeout=stage.timeout, retries=stage.retries, on_start=stage.on_start,
@@ -66,10 +67,11 @@ def packed(stage: Stage) -> Packed:
     main = sys.modules["__main__"]
     if main.__name__ == "__mp_main__":  # a child of multiprocessing has the script under another name
         cloudpickle.register_pickle_by_value(main)
+    variables = carried(stage, context)
     try:
-        return dumps(shape)
+        return dumps((shape, variables))
     except Exception as error:
-        raise NotPicklable(blame(shape, error)) from error
+        raise NotPicklable(blame(shape, error, variables)) from error
 
 
 class Workers(Crew):
