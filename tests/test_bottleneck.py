@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fstream import Bottleneck, Stream, merge, pfilter, pflat_map, pmap
+from fstream import Bottleneck, Processes, Stream, merge, pfilter, pflat_map, pmap
 from fstream._seen.account import Account
 from fstream._seen.bottleneck import find
 
@@ -54,6 +54,12 @@ def cheap(item: int) -> int:
 
 def one_in_twenty(item: int) -> int:
     time.sleep(0.2 if item % 20 == 0 else 0.0005)
+    return item
+
+
+def flaky(item: int, attempt: int) -> int:
+    if not attempt:
+        raise ConnectionError
     return item
 
 
@@ -191,13 +197,46 @@ PIPELINES: dict[str, tuple[str, Callable[[], Stream[Any]]]] = {
             | pmap(wait, kind="thread", workers=4)
         ),
     ),
-    # A rate that is too low, and a key that all items have, belong here: a stage that is held up by one names it.
+    "a rate on threads": (
+        "cheap",
+        lambda: take(generate(60) | pmap(cheap, kind="thread", rate=100) | pmap(quick, kind="thread")),
+    ),
+    "a rate in tasks": (
+        "quick_task",
+        lambda: take_async(generate(60) | pmap(quick_task, rate=100) | pmap(cheap, kind="thread")),
+    ),
+    "a rate in place": (
+        "cheap",
+        lambda: take(generate(60) | pmap(cheap, kind="sync", rate=100) | pmap(quick, kind="thread")),
+    ),
+    "a key that all items have": (
+        "wait",
+        lambda: take(generate(60) | pmap(quick) | pmap(wait, kind="thread", workers=4, key=lambda _: "all")),
+    ),
+    "further tries": (
+        "flaky",
+        lambda: take(
+            generate(12) | pmap(cheap) | pmap(flaky, kind="thread", workers=4, retries=1, backoff=0.5)
+        ),
+    ),
+    "further tries in place": (
+        "flaky",
+        lambda: take(generate(8) | pmap(flaky, kind="sync", retries=1, backoff=0.2)),
+    ),
+    "a slow source before a rate that is never reached": (
+        "the source",
+        lambda: take(generate(60, SLOW) | pmap(cheap, kind="thread", rate=1000)),
+    ),
 }
 
 
 @pytest.mark.parametrize("name", PIPELINES)
 def test_the_bottleneck_is_named(name: str):
     expected, run = PIPELINES[name]
+    if (
+        "process" in name or "CPU" in name or "list" in name
+    ):  # a machine that is busy starts workers for seconds
+        take(generate(100) | pmap(quick, kind="process", workers=2))
     stats = run().stats()
     assert stats.bottleneck is not None
     assert stats.bottleneck.name == expected, str(stats)
@@ -223,6 +262,27 @@ def test_threads_that_wait_for_something_else_do_not_wait_for_the_gil():
 
 def test_a_window_that_is_too_small_is_named_with_its_option():
     assert "maxsize=2 keeps 6 of 8 workers from work" in bottleneck("a window that is too small")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("a rate on threads", "its rate"),
+        ("a rate in tasks", "its rate"),
+        ("a rate in place", "its rate"),
+        ("a key that all items have", "others of their key"),
+        ("further tries", "their next try"),
+        ("further tries in place", "their next try"),
+    ],
+)
+def test_what_holds_a_stage_up_is_named(name: str, expected: str):
+    assert f"{expected} " in bottleneck(name)
+
+
+def test_a_stage_whose_processes_start_is_named():
+    with Processes(2) as new:
+        stats = take(generate(20) | pmap(quick, kind="thread") | pmap(cheap, kind=new)).stats()
+    assert str(stats.bottleneck).startswith("cheap (process): it waits for worker processes")
 
 
 def test_an_order_that_has_to_wait_is_named():

@@ -52,14 +52,11 @@ class Work:
     def report_starvation(self, starved: bool) -> bool:
         window, tally = self.window, self.window.tally
         ledger, room, upstream = window.ledger, window.room, window.upstream
-        idle = window.workers - ledger.busy
-        if idle < 0 or (
-            idle and window.remote and window.takable()
-        ):  # worker processes start: they do not wait
-            idle = 0
+        idle = max(0, window.workers - ledger.busy)
         blocked = upstream.blocked > 0 if upstream.prepaid else room.held >= room.limit
-        if idle != tally.idle or blocked != tally.blocks:
-            tally.wait(self.clock(), idle, blocked)
+        hold = window.held_by(idle) if window.remote or window.pacing is not None else None
+        if idle != tally.idle or blocked != tally.blocks or hold is not tally.held_by:
+            tally.wait(self.clock(), idle, blocked and hold is None, hold)
         if starved and not self.window.upstream.available():
             self.window.upstream.grow()
         return starved

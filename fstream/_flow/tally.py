@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from math import frexp
 from typing import Final, TypeAlias
 
-__all__ = ["Costs", "Numbers", "Parts", "Tally"]
+__all__ = ["Costs", "Hold", "Numbers", "Parts", "Tally"]
 
 #: Into how many parts a sketch divides each doubling of a cost: what it gives is less than 4.5 % off.
 DIVISIONS: Final = 16
@@ -13,6 +14,15 @@ DIVISIONS: Final = 16
 
 #: No clock tells less than this from nothing, in seconds.
 NOTHING: Final = 1e-9
+
+
+class Hold(Enum):
+    """What keeps workers from items that are there."""
+
+    RATE = "rate"
+    KEY = "key"
+    RETRIES = "retries"
+    WORKERS = "workers"
 
 
 class Costs:
@@ -73,8 +83,8 @@ class Tally:
     """The numbers of one stage. Under the run's lock, but for items that wait in tasks, which have one thread."""
 
     __slots__ = (
-        "began", "blocked", "blocks", "busy", "costs", "failed", "given", "idle", "latest", "lone", "lone_begun",
-        "parts", "retried", "since", "starved", "taken",
+        "began", "blocked", "blocks", "busy", "costs", "failed", "given", "held_by", "held_up", "idle", "latest",
+        "lone", "lone_begun", "parts", "retried", "since", "starved", "taken",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -91,6 +101,10 @@ class Tally:
         self.idle = 0
         self.since = 0.0
         self.blocks = False
+        #: What lets none of them start, though there are items.
+        self.held_by: Hold | None = None
+        #: How long each has held workers up, in seconds: part of `starved`.
+        self.held_up: dict[Hold, float] = {}
         #: How many workers have lone items in hand, and the sum of the times at which they took them.
         self.lone = 0
         self.lone_begun = 0.0
@@ -104,18 +118,24 @@ class Tally:
                 self.blocked += idle * (now - self.since)
             else:
                 self.starved += idle * (now - self.since)
+                if self.held_by is not None:
+                    self.hold_up(self.held_by, idle * (now - self.since))
             self.idle = 0
         elif self.began is None:
             self.began = now
         self.latest = now
 
-    def wait(self, now: float, idle: int, for_room: bool) -> None:
-        """From *now* on so many workers have nothing to do: they wait for room, or else for items."""
+    def wait(self, now: float, idle: int, for_room: bool, held_by: Hold | None = None) -> None:
+        """From *now* on so many workers have nothing to do: they wait for room, or else for items; or are held up."""
         if self.idle:
-            self.starved, self.blocked = self.waited(now)
+            self.come(now)
         elif idle and self.began is None:  # worker processes that start have not come yet
             self.began = now
-        self.since, self.idle, self.blocks = now, idle, for_room
+        self.since, self.idle, self.blocks, self.held_by = now, idle, for_room, held_by
+
+    def hold_up(self, hold: Hold, seconds: float) -> None:
+        """Workers were held up for so many *seconds*, all together."""
+        self.held_up[hold] = self.held_up.get(hold, 0.0) + seconds
 
     def waited(self, now: float) -> tuple[float, float]:
         """How long workers have waited for items, and for room, by *now*."""

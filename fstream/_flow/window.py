@@ -30,7 +30,7 @@ from fstream._flow.protocols import Drawn, Upstream
 from fstream._flow.room import Lack, Room
 from fstream._flow.sizing import MAX_CHEAP_PROCESS, MAX_SPAN, Numbers, Sizing
 from fstream._flow.span import CLOSED, Closed, Failure, Item, Span
-from fstream._flow.tally import Tally
+from fstream._flow.tally import Hold, Tally
 
 __all__ = ["Window"]
 
@@ -171,6 +171,20 @@ class Window(Upstream):
         if self._drawable() > 0 and not pacing.ticketed:
             return pacing.opens(1.0)
         return max(ledger.delayed[0][0], pacing.held_until) if ledger.delayed else inf
+
+    def held_by(self, idle: int) -> Hold | None:
+        """Tell what keeps so many *idle* workers from items that are there; None if nothing does, or there are none."""
+        pacing, ledger = self.pacing, self.ledger
+        if idle and self.remote and self.takable():
+            return Hold.WORKERS
+        if pacing is None:
+            return None
+        if self.due > (now := pacing.clock()):
+            if ledger.requeued or self._drawable() > 0:
+                return Hold.RETRIES if pacing.held_until > now else Hold.RATE
+            if ledger.delayed and (self.upstream.end is not None or self.room.free <= 0):
+                return Hold.RETRIES
+        return Hold.KEY if pacing.keys is not None and pacing.keys.parked else None
 
     def _granted(self, now: float, most: int) -> int:
         """How many of the next *most* items may start now. The stage's rate counts them."""

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from operator import itemgetter
 from typing import Final
 
+from fstream._flow.tally import Hold
 from fstream._seen.account import Account, Entry
 
 __all__ = ["CONSUMER", "SOURCE", "Bottleneck", "find"]
@@ -24,6 +26,15 @@ CONSUMER: Final = "the consumer"
 #: Not nearly all of one: others may use it, too.
 MUCH_CPU: Final = 0.35
 ONE_CPU: Final = 1.25
+
+
+#: What to say of what holds a stage up.
+_HOLDS: Final = {
+    Hold.RATE: "its rate lets no try start for {:.0%} of the time: a higher rate",
+    Hold.KEY: "items wait for others of their key for {:.0%} of the time: a larger per_key, or more different keys",
+    Hold.WORKERS: "it waits for worker processes, which start or work for other stages, for {:.0%} of the time",
+    Hold.RETRIES: "items wait for their next try for {:.0%} of the time: fewer failures, or a shorter backoff",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +64,9 @@ class Part:
     starved: float = 0.0
     #: The time, as a share, in which its own window kept it from work.
     narrow: float = 0.0
-    #: What keeps it from starting, where it may: rates and keys. There are none yet.
-    held_up: tuple[str, ...] = field(default=())
+    #: What held its workers up for the largest share of the time, if anything did, and that share.
+    hold: Hold | None = None
+    held_up: float = 0.0
 
 
 def find(accounts: Sequence[Account]) -> Bottleneck | None:
@@ -79,7 +91,10 @@ def parts_of(accounts: Sequence[Account], whole: float) -> Iterator[Part]:
         outermost = not account.sources
         in_place = account.entries and not account.runs_row
         if outermost:
-            pulling = account.entries[0].starved if in_place else account.pulling / max(1, account.feeders)
+            if in_place:
+                pulling = account.entries[0].starved - sum(account.entries[0].tally.held_up.values())
+            else:
+                pulling = account.pulling / max(1, account.feeders)
             yield Part(SOURCE, pulling / whole, account=account)
         for number, entry in enumerate(account.entries):
             yield from stage_parts(account, number, entry, whole)
@@ -91,22 +106,25 @@ def parts_of(accounts: Sequence[Account], whole: float) -> Iterator[Part]:
 
 def stage_parts(account: Account, number: int, entry: Entry, whole: float) -> Iterator[Part]:
     """Give the part that a stage is, or each of those that it stands for."""
+    time = whole * (entry.workers if account.runs_row else 1) or 1.0
+    hold, seconds_held = max(entry.tally.held_up.items(), key=itemgetter(1), default=(None, 0.0))
+    held_up = seconds_held / time
     if not account.runs_row:
-        yield Part(entry.names[0], entry.busy / whole, entry, account, entry.starved / whole)
+        share = entry.busy / whole + held_up
+        yield Part(entry.names[0], share, entry, account, entry.starved / whole, hold=hold, held_up=held_up)
         return
     # So many workers can be at work at once.
     most = min(entry.workers, entry.maxsize or entry.workers) or 1
-    time = whole * entry.workers or 1.0
     busy = min(1.0, entry.busy / (whole * most))
     after = account.entries[number + 1] if number + 1 < len(account.entries) else None
     if after is None:
         not_waiting = 1.0 - account.waited / whole
     else:
-        not_waiting = 1.0 - after.starved / (after.whole or 1.0)
+        not_waiting = 1.0 - (after.starved - sum(after.tally.held_up.values())) / (after.whole or 1.0)
     narrow = max(0.0, entry.blocked / time - max(0.0, not_waiting))
     # What keeps it from work beyond what its bound says.
     narrow = min(narrow, 1.0 - busy) if busy < 0.9 else 0.0
-    share = busy + narrow
+    share = busy + narrow + held_up
     starved = entry.starved / time
     if len(entry.names) == 1 or entry.tally.parts is None:
         yield Part(
@@ -116,6 +134,8 @@ def stage_parts(account: Account, number: int, entry: Entry, whole: float) -> It
             account,
             starved,
             narrow,
+            hold,
+            held_up,
         )
         return
     seconds = entry.tally.parts.seconds
@@ -138,6 +158,8 @@ def why(part: Part, before: Sequence[Part], after: Sequence[Part]) -> str:
         return f": busy with outputs for {part.share:.0%} of the time{full}: a faster consumer"
     assert entry is not None
     workers = f"{entry.workers} worker{'s' * (entry.workers != 1)}"
+    if part.hold is not None and part.held_up > part.share / 2:
+        return f" ({entry.kind}): {_HOLDS[part.hold].format(part.held_up)}"
     if part.narrow > part.share / 2:
         return f" ({entry.kind}): {_narrow(part, entry)}"
     if entry.maxsize and entry.maxsize < entry.workers:

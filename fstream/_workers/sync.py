@@ -19,7 +19,7 @@ from fstream._flow.pacing import Again
 from fstream._flow.sizing import SPAN_SECONDS
 from fstream._flow.sources import sliceable
 from fstream._flow.span import Failure
-from fstream._flow.tally import Tally
+from fstream._flow.tally import Hold, Tally
 from fstream._plan.kernels import DROP, SKIP
 from fstream._plan.stages import MISSING, Stage, StageStatus
 from fstream._workers.call import (
@@ -163,12 +163,15 @@ class Here:
         if self.rate is not None:
             while not self.rate.grant(now := perf_counter(), 1, self.cost):
                 yield max(0.0, self.rate.opens(now, self.cost) - now)
+                self.tally.hold_up(Hold.RATE, perf_counter() - now)
             self.rate.start(now, self.cost)
 
     def pauses(self) -> Iterator[float]:
         """The same for a further try."""
         if self.again.after > 0:
+            begun = perf_counter()
             yield self.again.after
+            self.tally.hold_up(Hold.RETRIES, perf_counter() - begun)
         yield from self.turns()
 
     def pause(self, seconds: float) -> None:
