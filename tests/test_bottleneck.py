@@ -207,7 +207,7 @@ PIPELINES: dict[str, tuple[str, Callable[[], Stream[Any]]]] = {
     ),
     "a rate in place": (
         "cheap",
-        lambda: take(generate(60) | pmap(cheap, kind="sync", rate=100) | pmap(quick, kind="thread")),
+        lambda: take(generate(60, QUICK) | pmap(cheap, kind="sync", rate=100) | pmap(quick, kind="thread")),
     ),
     "a key that all items have": (
         "wait",
