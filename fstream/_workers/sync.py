@@ -20,7 +20,7 @@ from fstream._flow.sizing import SPAN_SECONDS
 from fstream._flow.sources import sliceable
 from fstream._flow.span import Failure
 from fstream._flow.tally import Hold, Tally
-from fstream._plan.kernels import DROP, SKIP
+from fstream._plan.kernels import DROP, FILTER, MAP, SKIP
 from fstream._plan.stages import MISSING, Stage, StageStatus
 from fstream._workers.call import (
     Call,
@@ -120,8 +120,10 @@ class Here:
         self.most = 1
         self.asked = self.tally.began = perf_counter()
         self.had = self.made = self.back = 0.0
-        #: How many outputs there were, where an item may have none or many; and how many items were left out, where
-        #: each other one has one.
+        #: Most items have one output, and none has more.
+        self.gives_most = stage.kernel in (MAP, FILTER)
+        #: How many outputs there were, where `gives_most` is False; else how many items were left out. To count costs
+        #: 25 ns, so the rarer is counted.
         self.given = self.skipped = 0
         #: How many items had come before the part in hand.
         self.counted = 0
@@ -194,10 +196,9 @@ class Here:
         """The first item of a part is there."""
         self.had = perf_counter()
 
-    def stepping(self, handing_on: bool) -> Callable[[Any], Any]:
-        """Give item -> slot; *handing_on* says that items may be `Failed`, and are not for f."""
-        step = self.taking(self.looking_up(self.admitting(self.call.step)))
-        return handed_on(self.stage, step) if handing_on and self.stage.hands_on else step
+    def stepping(self) -> Callable[[Any], Any]:
+        """Give item -> slot."""
+        return self.taking(self.looking_up(self.admitting(self.call.step)))
 
     def admitting(self, step: Callable[[Any], Any]) -> Callable[[Any], Any]:
         """Have *step* wait for the stage's rate."""
@@ -303,7 +304,7 @@ class Here:
 
     def outputs_of(self, came: int) -> int:
         """How many outputs there are of so many items."""
-        return came - self.skipped - self.fatal if self.stage.kernel.plain else self.given
+        return came - self.skipped - self.fatal if self.gives_most else self.given
 
     def tell(self, came: int, seconds: float) -> None:
         """So many items have come in all, and are through: so many *seconds* were in f since the last time."""
@@ -336,7 +337,7 @@ class Here:
         """Run f on *item*; give its outputs."""
         if not self.call.started:
             self.begin()
-            self.step = self.stepping(False)
+            self.step = self.stepping()
         self.has()
         try:
             slot = self.timed(item)
@@ -512,7 +513,8 @@ def iterate(
     items, count = counted(source, given)
     tap.count = count
     here = Here(stage, count, source, tap, account)
-    failed, spread, plain = here.failed, stage.kernel.spread, stage.kernel.finish is None
+    failed, spread, gives_most = here.failed, stage.kernel.spread, here.gives_most
+    keeping, kept = handing_on and stage.hands_on, stage.kernel.kept
     try:
         try:
             if (tap.draining and pulls) or (item := next(items, MISSING)) is MISSING:
@@ -526,20 +528,21 @@ def iterate(
                 )
             raise
         here.begin()
-        step = here.step = here.stepping(handing_on)
+        step = here.stepping()
+        here.step = handed_on(stage, step) if keeping else step
         while item is not MISSING:
             made = [*here.outputs(item)][::-1]
             item = None  # neither the item nor an output is kept longer than needed
             while made:
                 yield made.pop()
             rest = iter(()) if tap.draining and pulls else here.rest(items)
-            if plain:
+            if gives_most:
                 for item in rest:
                     try:
-                        slot = step(item)
+                        slot = kept(item) if keeping and type(item) is Failed else step(item)
                     except BaseException as error:
                         slot = failed(error, item)
-                    if slot is not SKIP:
+                    if slot is not SKIP and slot is not DROP:
                         yield slot
                     else:
                         here.skipped += 1
@@ -548,7 +551,7 @@ def iterate(
             else:
                 for item in rest:
                     try:
-                        slot = step(item)
+                        slot = kept(item) if keeping and type(item) is Failed else step(item)
                     except BaseException as error:
                         slot = failed(error, item)
                     if slot is DROP or slot is SKIP:
@@ -556,7 +559,7 @@ def iterate(
                     elif spread:
                         here.given += len(slot)
                         yield from slot
-                    else:
+                    else:  # a `Failed`, out of a `peach`
                         here.given += 1
                         yield slot
                     if tap.draining and pulls:
