@@ -28,6 +28,7 @@ from fstream._workers.process.child import Child
 from fstream._workers.process.pool import Worker
 from fstream._workers.process.pump import Pump
 from fstream._workers.process.recovery import Recovery
+from fstream._workers.process.surroundings import surroundings
 from fstream._workers.process.wire import Wire, dumps, loads
 from fstream._workers.process.workers import Workers
 from tests.faults.faulty import eventually
@@ -426,3 +427,24 @@ def test_answers_are_about_the_span_that_the_worker_got_first():
     assert span_of(closed=False) is second
     assert span_of(closed=True) is second
     assert not worker.flight
+
+
+def test_a_stale_worker_declines_new_stages_and_goes_on_with_those_that_it_has(
+    parent: Parent, monkeypatch: pytest.MonkeyPatch
+):
+    body = dumps(Stage(MAP, abs, "process"))
+    monkeypatch.setattr(parent.child.imported, "changed", lambda: True)
+    parent.child.open(1, surroundings(), 0, body)  # the first one: no other worker would do better
+    parent.child.close(1, False)
+    assert parent.heard() == []
+    parent.child.open(2, surroundings(), 0, body)
+    parent.work(0, [-1])
+    assert parent.heard() == [(child.STALE,)]
+    parent.child.open(1, None, 0, [])
+    parent.work(0, [-1])
+    assert parent.heard() == [(child.SLOTS, 0, [1], [], True)]
+
+
+def test_a_stage_that_was_declined_is_declined_again_whoever_thinks_that_it_is_loaded(parent: Parent):
+    parent.child.open(1, None, 0, [])
+    assert parent.heard() == [(child.STALE,)]

@@ -44,6 +44,8 @@ class Answers:
             if not header[1]:  # it has no room for the arena
                 worker.link.wire.outward = None
             self.crew.open(worker)
+        elif what == child.STALE:
+            self.decline(worker)
         elif what == child.UNLOADABLE:
             span = self.span_of(worker, header[1], closed=True)
             if span is not None:
@@ -146,6 +148,15 @@ class Answers:
         with self.crew.run.lock:
             self.crew.window.requeue_tail(span, count)
             self.crew.run.settle()
+
+    def decline(self, worker: Worker) -> None:
+        """Requeue all that *worker* was sent: it has begun nothing, and leaves."""
+        spans, worker.flight = worker.flight, []
+        for span in spans:
+            if not span.closed:
+                self.recovery.requeue_unfinished(span)
+        self.crew.not_begun_in(worker)
+        worker.stale = True
 
     def finished(self, worker: Worker, error: tuple[Any, ...] | None) -> None:
         """Note that *worker* has run ``on_done``, and its *error*."""

@@ -34,6 +34,7 @@ from fstream._workers.notes import describe
 from fstream._workers.process.arena import arenas
 from fstream._workers.process.errors import decode_error, encode_error
 from fstream._workers.process.fresh import FOR_THE_PARENT
+from fstream._workers.process.imported import Imported
 from fstream._workers.process.surroundings import Surroundings, adopt, surroundings
 from fstream._workers.process.wire import Packed, Wire, dumps, loads
 from fstream.errors import NotPicklable
@@ -61,6 +62,7 @@ __all__ = [
     "SLOTS",
     "SPAN",
     "SPAN_START",
+    "STALE",
     "STEAL",
     "STOLEN",
     "STOP",
@@ -80,6 +82,7 @@ FORGET: Final = "forget"  # a stage is over: (key)
 # ... and from it.
 READY: Final = "ready"  # (has an arena): started
 OPENED: Final = "opened"  # what follows is about the stage that was opened, not about the one before
+STALE: Final = "stale"  # it works for no further stage: files have changed that it has imported
 SLOTS: Final = "slots"  # (start, count so far, positions of failures, closed, seconds), slots
 STOLEN: Final = "stolen"  # (start, count): the last items of a span, not started; None for all of them
 COUNTED: Final = (
@@ -157,6 +160,10 @@ class Child:
         self.stages: dict[int, Loaded] = {}
         self.call: Call | FusedCall | None = None
         self.context = copy_context()
+        self.imported = Imported()
+        #: It has had no stage yet. It takes the first one even if files have changed: where one changes all the time,
+        #: no worker would ever do.
+        self.fresh = True
         #: Seconds until it ends by itself, if no stage needs it.
         self.idle = idle
         #: It works for a stage.
@@ -296,7 +303,15 @@ class Child:
             self.wire.flush()
 
     def open(self, key: int, surroundings: Surroundings | None, index: int, body: Packed) -> None:
-        """Work for a stage: load it from *body*, or go on where it is loaded."""
+        """Work for a stage: load it from *body*, or go on where it is loaded. Decline a new one if this is stale.
+
+        One that was declined comes without *body*, if its lease was over before the parent had read that.
+        """
+        if key not in self.stages and not (body and (self.fresh or not self.imported.changed())):
+            self.call = None
+            self.say(STALE)
+            return
+        self.fresh = False
         self.cell[DOING] = OPENING
         stage = self.stages.setdefault(key, Loaded())
         self.context = stage.context
@@ -588,6 +603,7 @@ def main(connection: Connection) -> None:
         for fd in fds[2:]:
             os.close(fd)
         leave_to_the_parent(child)
+        child.imported.watch()
         cell[DOING] = IDLE
         threading.Thread(target=child.read, name="fstream-reader", daemon=True).start()
         try:

@@ -27,11 +27,9 @@ class Leaving:
         self.heed = heed
 
     def retire_used_up(self) -> None:
-        """End the workers that have had their last item, as soon as their ``on_done`` has run."""
+        """End the workers that have had their last item, as soon as their ``on_done`` has run, and stale ones."""
         crew = self.crew
-        if crew.stage.max_items_per_worker is None:
-            return
-        for worker in [w for w in crew.workers if crew.used_up(w) and w.idle]:
+        for worker in [w for w in crew.workers if w.idle and crew.used_up(w)]:
             if worker.begun and crew.stage.on_done is not None:
                 crew.ask_to_finish(worker, child.FINISH)
                 continue

@@ -99,6 +99,8 @@ class Worker:
         self.steal_requested = False
         #: It is running ``on_done``.
         self.finishing = False
+        #: It has declined the stage: a module has changed that it has imported.
+        self.stale = False
         #: When it last sent anything, or got a span while it had none: in seconds of `perf_counter`.
         self.heard = 0.0
         #: When the lease began, in seconds of `perf_counter`.

@@ -12,15 +12,16 @@ import socket
 import struct
 import sys
 import threading
-from collections import ChainMap, deque
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextvars import Context, ContextVar
-from types import CodeType, FrameType, ModuleType
+from types import CodeType, FrameType, FunctionType, ModuleType
 from typing import Any, ClassVar, Final
 
 import cloudpickle
 
 from fstream._workers.process.arena import Arena
+from fstream._workers.process.decorated import Reducers, clear_dispatched
 
 __all__ = [
     "MOST_ERRORS",
@@ -94,9 +95,13 @@ def _reduced_variable(variable: ContextVar[Any]) -> tuple[Callable[..., Any], tu
 class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     """cloudpickle's; but a function that it sends by value keeps the file that it is from, for tracebacks to show."""
 
-    dispatch_table: ClassVar[Any] = ChainMap(
-        {CodeType: _reduced, ContextVar: _reduced_variable}, cloudpickle.Pickler.dispatch_table
+    dispatch_table: ClassVar[Any] = Reducers(
+        {CodeType: _reduced, ContextVar: _reduced_variable}, *cloudpickle.Pickler.dispatch_table.maps
     )
+
+    def _dynamic_function_reduce(self, func: FunctionType) -> Any:
+        clear_dispatched(func)
+        return super()._dynamic_function_reduce(func)
 
 
 def _pickled(value: Any, beside: Callable[[pickle.PickleBuffer], bool] | None = None) -> bytes:

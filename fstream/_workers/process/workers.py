@@ -185,8 +185,9 @@ class Workers(Crew):
             return starting < max(1, self.window.backlog)
 
     def used_up(self, worker: Worker) -> bool:
+        """Tell whether *worker* is to be sent nothing more, and to take no further stage."""
         most = self.stage.max_items_per_worker
-        return most is not None and worker.items >= most
+        return worker.stale or (most is not None and worker.items >= most)
 
     def is_leaving(self, worker: Worker, now: float) -> bool:
         """Tell whether *worker*, which was recalled, is to go now: somebody still waits, and its time is over."""
