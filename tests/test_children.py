@@ -432,7 +432,7 @@ def test_answers_are_about_the_span_that_the_worker_got_first():
 def test_a_stale_worker_declines_new_stages_and_goes_on_with_those_that_it_has(
     parent: Parent, monkeypatch: pytest.MonkeyPatch
 ):
-    body = dumps(Stage(MAP, abs, "process"))
+    body = dumps((Stage(MAP, abs, "process"), []))
     monkeypatch.setattr(parent.child.imported, "changed", lambda: True)
     parent.child.open(1, surroundings(), 0, body)  # the first one: no other worker would do better
     parent.child.close(1, False)

@@ -305,6 +305,7 @@ class FusedCall:
     def end(self, status: StageStatus) -> None:
         errors = []
         for call in self.calls:
+            self.at = call
             try:
                 call.end(status)
             except BaseException as error:

@@ -34,7 +34,8 @@ class Processes:
     "spawn" and "forkserver" are the ways of `multiprocessing`, with their conditions: a fork of a program with threads
     may hang, the other two need a main guard.
     *idle* is how many seconds a worker waits for more to do before it ends.
-    *relay*: what workers print and log comes out in this process.
+    *relay*: what workers print, log and warn comes out in this process, through its streams and loggers; False leaves
+    it to the files and handlers that the workers have.
 
     It belongs to the process that has made it, and cannot be pickled. In a fork it starts workers anew.
     """

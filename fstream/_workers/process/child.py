@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import io
+import logging
 import mmap
 import os
 import select
@@ -19,7 +20,7 @@ import sys
 import threading
 import traceback
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from contextvars import copy_context
 from multiprocessing.connection import Connection
@@ -35,6 +36,7 @@ from fstream._workers.process.arena import arenas
 from fstream._workers.process.errors import decode_error, encode_error
 from fstream._workers.process.fresh import FOR_THE_PARENT
 from fstream._workers.process.imported import Imported
+from fstream._workers.process.relay import Relay
 from fstream._workers.process.surroundings import Surroundings, adopt, surroundings
 from fstream._workers.process.wire import Packed, Wire, dumps, loads
 from fstream.errors import NotPicklable
@@ -50,7 +52,6 @@ __all__ = [
     "FLUSHING",
     "FORGET",
     "IDLE",
-    "IDLE_FORMAT",
     "IDLE_SECONDS",
     "LOADING",
     "OPEN",
@@ -63,6 +64,7 @@ __all__ = [
     "SPAN",
     "SPAN_START",
     "STALE",
+    "START_FORMAT",
     "STEAL",
     "STOLEN",
     "STOP",
@@ -93,7 +95,8 @@ BROKEN: Final = "broken"  # (where, error): loading the stage or on_start raised
 FINISHED: Final = "finished"  # (error of on_done or None)
 
 #: The cell is a page of memory that the child shares with its parent. There the parent reads which item a dead worker
-#: was busy with, and since when a live one is. Below are its size in bytes and the positions of its 8-byte words.
+#: was busy with, and since when a live one is; the rest is the relay's. Below are its size in bytes and the positions
+#: of its 8-byte words.
 #: Invariant: the child writes a word before it does what the word says. SPAN_START may lag: for a moment it still tells
 #: of a span whose slots the parent has.
 CELL_SIZE: Final = 4096
@@ -111,8 +114,8 @@ SENDING: Final = -4  # it pickles slots
 #: A worker that no stage needs ends by itself after this many seconds, if its pool says nothing else.
 IDLE_SECONDS: Final = 10.0
 
-#: How its pool says so.
-IDLE_FORMAT: Final = "d"
+#: How its pool says so, and whether it relays.
+START_FORMAT: Final = "d?"
 
 
 class Stopped(BaseException):
@@ -154,8 +157,10 @@ class Child:
         #: Invariant: both threads change `failed`, `sent` and `wire`, so these are touched with this lock held. A span
         #: is begun, claimed from, stolen from and sent with it held. The main thread alone appends to `slots`, without
         #: it: an append is atomic. The reader alone sets `opened` and `stopping`. A thread looks at a flag again before
-        #: it waits.
-        self.sending = threading.Lock()
+        #: it waits. A lock that knows its owner, because user code that runs in a thread while it sends may print.
+        self.sending = threading.RLock()
+        #: What is printed, logged and warned goes to the parent.
+        self.relay: Relay | None = None
         #: The stages that it has, by their keys; and the call and the context of the one that it works for.
         self.stages: dict[int, Loaded] = {}
         self.call: Call | FusedCall | None = None
@@ -299,6 +304,7 @@ class Child:
 
     def say(self, *header: Any) -> None:
         with self.sending:
+            self.flush_prints()
             self.wire.push(header)
             self.wire.flush()
 
@@ -328,7 +334,7 @@ class Child:
         assert stage.surroundings is not None
         adopt(stage.surroundings)
         if body:
-            shape, variables = loads(body)
+            shape, variables = self.loaded(body)
             for variable, value in variables:
                 variable.set(value)
             stage.call = call_of(shape, index)
@@ -338,6 +344,18 @@ class Child:
         ):  # it has no resources: any worker's will do
             stage.call = call_of(stage.call.stage, index)
             stage.call.set_place(self)
+
+    def loaded(self, body: Packed) -> Any:
+        """Unpickle a stage.
+
+        A module that is imported for it may log by itself. So it does in the parent, which then has the handlers.
+        """
+        handlers = logging.root.handlers[:]
+        try:
+            return loads(body)
+        finally:
+            if self.relay is not None:
+                logging.root.handlers[:] = handlers
 
     def close(self, key: int, over: bool) -> None:
         """Leave the stage; forget it if it is *over*."""
@@ -401,6 +419,26 @@ class Child:
         finally:
             self.in_f = False
 
+    def uninterrupted(self, do: Callable[[], None]) -> None:
+        """Run *do*; where this is user code, `Stopped` interrupts it no earlier than afterwards."""
+        if not (self.in_f and threading.current_thread() is threading.main_thread()):
+            do()
+            return
+        self.in_f = False
+        try:
+            do()
+        finally:
+            self.in_f = True
+        if self.stopping:
+            raise Stopped
+
+    def at_work(self) -> str | None:
+        """Give the name of the stage whose code runs."""
+        call = self.call
+        if call is None:
+            return None
+        return (call.at if isinstance(call, FusedCall) else call).stage.name
+
     def fill(self, call: Call | FusedCall, tries: int) -> None:
         """Append the slots of the span in hand, up to its end or to a failure that others have to see to first."""
         cell, doing, step, slots = self.cell, DOING, call.step, self.slots
@@ -427,9 +465,13 @@ class Child:
                 index += 1
                 if self.flush_requested:
                     cell[DOING] = SENDING
-                    with self.sending:
-                        self.flush_requested = False
-                        self.send_slots(closed=False)
+                    self.uninterrupted(self.send_finished)
+
+    def send_finished(self) -> None:
+        """Send the finished slots that the parent waits for."""
+        with self.sending:
+            self.flush_requested = False
+            self.send_slots(closed=False)
 
     def claim(self) -> Iterator[Any] | None:
         """Give the next items of the span in hand, None at its end."""
@@ -461,7 +503,7 @@ class Child:
         failed = [position - self.sent for position in self.failed if position < count]
         self.failed = {position for position in self.failed if position >= count}
         self.sent = count
-        flush_prints()
+        self.flush_prints()
         if isinstance(self.call, FusedCall) and (parts := self.call.counted()):
             self.wire.push((COUNTED, parts))
         self.wire.push((SLOTS, self.start, count, failed, closed, perf_counter() - self.begun), body)
@@ -484,15 +526,28 @@ class Child:
             return failure
         return slot
 
+    def flush_prints(self) -> None:
+        """Send all that was printed, before the next message. With `sending` held.
+
+        This takes 0.2 microseconds if nothing was printed.
+        """
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except Exception:  # it is closed, or there is none
+                pass
+        if self.relay is not None:
+            self.relay.flush()
+
     def finish(self, active: int, ended_by: tuple[Any, ...] | None = None) -> None:
-        call, self.call = self.call, None
+        call = self.call
         error = None
         if call is not None:
             try:
                 call.end(StageStatus(active, None if ended_by is None else decode_error(ended_by)))
             except BaseException as raised:
                 error = encode_error(call.named(raised))
-        flush_prints()
+        self.call = None
         self.say(FINISHED, error)
 
     def interrupt(self, _number: int, _frame: Any) -> None:
@@ -507,15 +562,6 @@ def print_by_the_line() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(line_buffering=True)
-
-
-def flush_prints() -> None:
-    """Write all that was printed, before the next message. This takes 0.2 microseconds if nothing was printed."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except Exception:  # it is closed, or there is none
-            pass
 
 
 def die_with(pipe: int, leads_a_group: bool) -> None:
@@ -591,19 +637,23 @@ def main(connection: Connection) -> None:
     sock = socket.socket(fileno=os.dup(connection.fileno()))
     sock.setblocking(True)
     connection.close()
-    idle, fds, _, _ = socket.recv_fds(sock, struct.calcsize(IDLE_FORMAT), 3)
+    settings, fds, _, _ = socket.recv_fds(sock, struct.calcsize(START_FORMAT), 3)
+    idle, relays = struct.unpack(START_FORMAT, settings)
     # A process that f forks closes its copy. One that outlives this process would else keep the parent from seeing that
     # this process has died.
     os.register_at_fork(after_in_child=sock.close)
     die_with(fds[1], leads_a_group)
     with mmap.mmap(fds[0], CELL_SIZE) as shared, memoryview(shared) as view, view.cast("q") as cell:
         os.close(fds[0])
-        child = Child(sock, cell, fds[2] if fds[2:] else None, *struct.unpack(IDLE_FORMAT, idle))
+        child = Child(sock, cell, fds[2] if fds[2:] else None, idle)
         child.leads_a_group = leads_a_group
         for fd in fds[2:]:
             os.close(fd)
         leave_to_the_parent(child)
         child.imported.watch()
+        if relays:
+            child.relay = Relay(child, cell)
+            child.relay.install()
         cell[DOING] = IDLE
         threading.Thread(target=child.read, name="fstream-reader", daemon=True).start()
         try:
@@ -613,5 +663,9 @@ def main(connection: Connection) -> None:
             pass
         child.stages.clear()
         child.call = None
+        with suppress(OSError):
+            sock.shutdown(socket.SHUT_RDWR)  # a thread of f's that prints may wait for room in it
+        if child.relay is not None:
+            child.relay.end()
         del child
     sock.close()

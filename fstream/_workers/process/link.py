@@ -11,7 +11,7 @@ import tempfile
 import time
 import weakref
 from array import array
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 from fstream._workers.process import child
 from fstream._workers.process.arena import arenas, shared_file
 from fstream._workers.process.lifeline import LIFELINE
+from fstream._workers.process.relay import Relayed
 from fstream._workers.process.start import process_of
 from fstream._workers.process.surroundings import inherited
 from fstream._workers.process.wire import NO_SIGPIPE, Wire, raise_no_sigpipe
@@ -27,9 +28,9 @@ __all__ = ["OURS", "PROCESSES", "Link"]
 
 
 class Link:
-    """A worker process, its socket and its cell. *start* and *idle* are as in `Processes`."""
+    """A worker process, its socket and its cell. *start*, *idle* and *relay* are as in `Processes`."""
 
-    def __init__(self, start: str = "fresh", idle: float = child.IDLE_SECONDS) -> None:
+    def __init__(self, start: str = "fresh", idle: float = child.IDLE_SECONDS, relay: bool = True) -> None:
         #: What it has from this process for good.
         self.inherited = inherited()
         life = LIFELINE.fd()  # first: where no pipe can be had, there is nothing to close
@@ -58,7 +59,7 @@ class Link:
                     raise_no_sigpipe(ours)
                     # Not `send_fds`, which leaves out the flag.
                     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", shared))]
-                    ours.sendmsg([struct.pack(child.IDLE_FORMAT, idle)], rights, NO_SIGPIPE)
+                    ours.sendmsg([struct.pack(child.START_FORMAT, idle, relay)], rights, NO_SIGPIPE)
                 except ConnectionError:  # it has died already: its end of the stream will tell
                     pass
                 except BaseException:
@@ -70,6 +71,8 @@ class Link:
                 raise
         self.sock = ours
         self.wire = Wire(ours, there, back)
+        #: What it prints, logs and warns.
+        self.relayed = Relayed()
         #: It has said that it has started.
         self.ready = False
         #: Stages, by their keys, that it is to be told to forget, by whoever has it on lease.
@@ -133,10 +136,19 @@ class Link:
 
     def kill(self) -> int | None:
         """End it now, with the programs that f has started, and tell its exit status, None if others have got that."""
-        self.sock.close()
         self.process.kill()
+        self.hear_out()
+        self.sock.close()
         self.process.join()
+        self.relayed.print_collected(self.cell)
         return self.process.status
+
+    def hear_out(self) -> None:
+        """Have come out what it has printed, logged and warned by now. Nobody has a use for its other messages."""
+        with suppress(EOFError, OSError):
+            while self.sock.fileno() >= 0 and wait([self.sock], 0):
+                for header, body in self.wire.receive():
+                    self.relayed.take(header, body)
 
     def died(self) -> int | None:
         """The exit status of a worker that has closed its socket in the middle of a stage."""

@@ -128,7 +128,7 @@ class Pool:
         self._most = most
         self._start = start
         self._idle = idle
-        #: What workers print and log comes out here.
+        #: What workers print, log and warn comes out here.
         self.relay = relay
         #: Invariant: a lock of the lowest rank. Whoever holds it takes no other but that of `warm`.
         self._lock = threading.Lock()
@@ -147,7 +147,7 @@ class Pool:
 
     def start(self) -> Link:
         """Start a process."""
-        return Link(self._start, self._idle)
+        return Link(self._start, self._idle, self.relay)
 
     @property
     def limit(self) -> int:

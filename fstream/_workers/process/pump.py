@@ -287,7 +287,8 @@ class Pump(Workers):
         """Read the messages of *worker*; it has died if its stream has ended."""
         try:
             for header, body in worker.link.wire.receive():
-                worker.heard = perf_counter()
-                self.answers.answer(worker, header, body)
+                if not worker.link.relayed.take(header, body):  # which is no progress
+                    worker.heard = perf_counter()
+                    self.answers.answer(worker, header, body)
         except (EOFError, OSError):
             self.recovery.bury(worker, worker.link.state(child.DOING), worker.link.died())

@@ -7,8 +7,9 @@ import os
 import signal
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import count
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, Final
 
 from fstream._workers.process.fresh import FreshProcess
 
@@ -52,9 +53,13 @@ class OtherProcess:
 
 Process = FreshProcess | OtherProcess
 
+#: Log records name their process.
+_NUMBERS: Final = count(1)
+
 
 def process_of(start: str, target: Callable[..., object], args: tuple[Any, ...]) -> Process:
     """Make the process of a worker."""
+    name = f"fstream-worker-{next(_NUMBERS)}"
     if start == "fresh":
-        return FreshProcess(target=target, args=args, name="fstream-worker")
-    return OtherProcess(start, target, args, "fstream-worker")
+        return FreshProcess(target=target, args=args, name=name)
+    return OtherProcess(start, target, args, name)

@@ -6,6 +6,7 @@ can give it later, is compared instead: a warm worker that has something else is
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import re
@@ -34,6 +35,9 @@ class Surroundings(NamedTuple):
     recursion_limit: int
     int_digits: int
     filters: tuple[bytes, ...]
+    #: The levels of loggers by their names, that of the root by "", and the level up to which all are disabled.
+    levels: dict[str, int]
+    disabled: int
 
 
 def surroundings() -> Surroundings:
@@ -48,6 +52,8 @@ def surroundings() -> Surroundings:
         sys.getrecursionlimit(),
         sys.get_int_max_str_digits(),
         _packed(_filters()),
+        _levels(),
+        logging.root.manager.disable,
     )
 
 
@@ -72,6 +78,13 @@ def adopt(theirs: Surroundings) -> None:
     if _packed(_filters()) != theirs.filters:
         warnings.resetwarnings()
         warnings.filters.extend(_unpacked(theirs.filters))  # type: ignore[attr-defined]
+    # A level that the parent has not set may be that of a module which it has not imported.
+    levels = _levels()
+    for name, level in theirs.levels.items():
+        if levels.get(name) != level:
+            logging.getLogger(name).setLevel(level)
+    if logging.root.manager.disable != theirs.disabled:
+        logging.disable(theirs.disabled)
 
 
 def search_path() -> list[str]:
@@ -129,6 +142,12 @@ def _filters() -> tuple[Any, ...]:
     """Give the filters of warnings, which may be those of a context from Python 3.14 on."""
     filters: Any = getattr(warnings, "_get_filters", lambda: warnings.filters)()
     return tuple(filters)
+
+
+def _levels() -> dict[str, int]:
+    loggers = list(logging.root.manager.loggerDict.items())
+    named = {name: each.level for name, each in loggers if isinstance(each, logging.Logger) and each.level}
+    return {"": logging.root.level} | named
 
 
 @lru_cache(maxsize=1)
