@@ -35,6 +35,19 @@ def test_fetch_pages_gets_every_page_in_order():
     assert output.endswith("all as written, in order\n")
 
 
+def test_the_overnight_job_goes_on_after_a_kill():
+    pytest.importorskip("aiohttp")
+    output = run("overnight.py", "--pages", "200", shows=True)
+    assert "197 pages in the database, 3 dead letters" in output
+    assert output.endswith("nothing lost, nothing done again but what the job held\n")
+
+
+def test_the_overnight_job_of_the_readme_is_that_of_the_example():
+    blocks = (EXAMPLES.parent / "README.md").read_text().split("```python\n")
+    [job] = [block.split("```")[0] for block in blocks if "def run_job(" in block]
+    assert job in (EXAMPLES / "overnight.py").read_text().replace("  # fmt: skip", "")
+
+
 def test_every_example_is_in_the_index():
     scripts = {script.name for script in EXAMPLES.glob("*.py")}
     index = (EXAMPLES / "README.md").read_text()
