@@ -108,6 +108,18 @@ def test_what_is_counted_and_begins_later_counts_until_then():
     assert limit.used == 0
 
 
+def test_starts_that_are_noted_together_count_as_late_as_the_last_of_them():
+    limit = Limit(100, 10.0)
+    assert limit.grant(1.0, 5) == 5
+    limit.start(1.0, 1)
+    limit.start(1.005, 4)
+    assert len(limit.log) == 1
+    limit.look(1.002 + limit.per)
+    assert limit.used == 5
+    limit.look(1.006 + limit.per)
+    assert limit.used == 0
+
+
 def test_a_limit_keeps_few_times_of_many_starts():
     limit = Limit(1_000_000, 60.0)
     assert len(driven(limit, 0.5)) > 1000
