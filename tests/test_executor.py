@@ -7,11 +7,13 @@ import itertools
 import multiprocessing
 import os
 import pickle
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextvars import ContextVar
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,19 @@ MAKERS: dict[str, Callable[[], Executor]] = {
         for method in ("fork", "spawn", "forkserver")
     },
 }
+if sys.version_info >= (3, 14):
+    from concurrent.futures import InterpreterPoolExecutor
+
+    MAKERS["interpreters"] = partial(InterpreterPoolExecutor, 2)
+if find_spec("loky") is not None:
+
+    def reusable() -> Executor:
+        from loky import get_reusable_executor
+
+        executor: Executor = get_reusable_executor(max_workers=2)
+        return executor
+
+    MAKERS["loky"] = reusable
 FORKS = MAKERS["fork"]
 PROCESSES = [FORKS, MAKERS["forkserver"]]
 
