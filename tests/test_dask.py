@@ -33,7 +33,7 @@ from fstream import (
     trace,
 )
 from tests.faults.faulty import eventually
-from tests.functions import MEANINGS, Meaning, identity, square, suited
+from tests.functions import MEANINGS, Meaning, fail_at_first, identity, square, suited
 from tests.gates import PATIENCE, Gate, Log, holding, opened_when
 from tests.scripts import Script, printed
 from tests.sources import Source
@@ -259,14 +259,6 @@ def test_a_stream_inside_f_on_the_same_cluster_is_an_error(client: Any):
 
 
 # Options
-
-
-def fail_at_first(folder: Path, number: int) -> int:
-    try:
-        (folder / str(number)).touch(exist_ok=False)
-    except FileExistsError:
-        return number
-    raise OSError(number)
 
 
 def test_retries(client: Any, tmp_path: Path, is_ordered: bool):
@@ -511,6 +503,32 @@ def test_workers_that_are_killed_cost_nothing(own: Any):
     os.kill(pids(own)[0], signal.SIGKILL)
     outputs += stream
     assert outputs == list(range(600))
+
+
+@pytest.mark.parametrize("seconds", [12])
+def test_all_outputs_once_though_workers_are_killed_all_the_time(own: Any, seconds: int):
+    def f(number: int) -> int:
+        time.sleep(0.005)
+        return number
+
+    over = threading.Event()
+
+    def kill() -> None:
+        while not over.wait(2.5):  # a nanny needs 0.8 to 2.8 s to replace one: a faster pace shows nothing
+            for pid in pids(own)[:1]:
+                os.kill(pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        begun = time.monotonic()
+        numbers = itertools.takewhile(lambda _: time.monotonic() - begun < seconds, itertools.count())
+        outputs = list(pmap(f, numbers, kind=own))
+    finally:
+        over.set()
+        killer.join()
+    assert len(outputs) > 100
+    assert outputs == list(range(len(outputs)))
 
 
 def kill_own_worker_at(deadly: int, number: int) -> int:

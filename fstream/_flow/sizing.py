@@ -81,6 +81,8 @@ class Numbers:
     most_cheap: int = MAX_CHEAP
     #: Spans are worked on in another process. The finished part of one has to be asked for by a message.
     remote: bool = False
+    #: How many times the last span the next one may be: a handful of cheap items says little of those that follow.
+    growth: int = 2
 
 
 class Sizing:
@@ -88,6 +90,7 @@ class Sizing:
 
     def __init__(self, numbers: Numbers, workers: int) -> None:
         self.shares_of = numbers.shares
+        self.growth = numbers.growth
         self.resize(workers)
         self.most_cheap = numbers.most_cheap
         self.span_seconds = numbers.span_seconds
@@ -110,8 +113,7 @@ class Sizing:
         """How many items a worker works off in `span_seconds`: *most* at most."""
         if self.cost is None or self.cost >= self.span_seconds:
             return 1
-        # Twice the last span at most, because a handful of cheap items says little of those that follow.
-        return max(1, min(int(self.span_seconds / (self.cost + 1e-9)), 2 * self.last_size, most))
+        return max(1, min(int(self.span_seconds / (self.cost + 1e-9)), self.growth * self.last_size, most))
 
     def share(self, available: int, most: int) -> int:
         """How many of the *available* items one worker gets, so that the others get some: *most* at most."""

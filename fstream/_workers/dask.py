@@ -92,10 +92,9 @@ def prepare(stage: Stage) -> Stage:
     from distributed import Client
 
     client: Any = stage.engine
-    current: Any = Client.current
     if client is None:
         try:
-            client = current()
+            client = Client.current()
         except ValueError:
             raise RuntimeError(
                 "kind='dask' needs a client: write client = distributed.Client(...) before the stream starts"
@@ -406,7 +405,8 @@ class Workers(executor.Workers):
                         ending.cancel()
                         raise
                 return ending.result()
-            await cluster.run(forget, key)
+            if self.pulse is not None:  # else no worker knows it
+                await asyncio.wait_for(cluster.run(forget, key), 2 * PATIENCE)
         except Exception:  # it is gone
             pass
         return []

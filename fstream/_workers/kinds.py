@@ -227,6 +227,8 @@ register(
             span_seconds=DASK_SPAN_SECONDS,
             longest_span=DASK_SPAN_SECONDS,
             most_cheap=MAX_CHEAP_PROCESS,
+            # It is 10 ms to the cluster and back, and what is too large is given up there in time.
+            growth=8,
         ),
         loses=lambda _: True,
         fuses=True,
