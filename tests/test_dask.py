@@ -573,9 +573,9 @@ def test_workers_that_join_are_used_and_those_that_leave_are_done_without():
         pmap(f, itertools.count(), kind=client) as stream,
     ):
         assert len({next(stream) for _ in range(20)}) == 1
-        cluster.scale(3)  # for one thread there are two tasks: not enough for three
+        cluster.scale(3)
+        assert eventually(lambda: next(stream) and stream.stats().stages[0].workers == 3, 40)
         assert eventually(lambda: len({next(stream) for _ in range(60)}) == 3, 40)
-        assert stream.stats().stages[0].workers == 3
         cluster.scale(1)
         assert eventually(lambda: len(client.nthreads()) == 1, 30)
         assert eventually(lambda: len({next(stream) for _ in range(20)}) == 1, 30)
