@@ -22,13 +22,16 @@ VERSION := $(shell $(PY) $(version) || $(PYTHON) $(version))
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test quick check further bench soak mutants cover fmt lint types clean
+.PHONY: help demo demo-cluster test quick check further bench soak mutants cover fmt lint types clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/make \1\t\2/p' Makefile | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/make \1\t\2/p' Makefile | expand -t 20
 
 demo: $(VENV)/.with-examples  ## run the main job: count the names in Python's standard library
 	$(PY) examples/stdlib_names.py $(ARGS)
+
+demo-cluster: $(VENV)/.with-dask  ## the same on a dask cluster of two processes, which it starts
+	$(PY) examples/stdlib_names.py --cluster $(ARGS)
 
 test: $(VENV)/.with-test  ## run the doctests, the tests and the property tests
 	@$(PY) -m compileall -q fstream  # worker processes start faster, where Python may not write bytecode itself

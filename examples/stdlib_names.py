@@ -1,8 +1,9 @@
-"""Count the names in every file of Python's standard library: read on threads, parse on processes.
+"""Count the names in every file of Python's standard library: read on threads, parse on processes, or on a cluster.
 
 Run it by `make demo`, or as a script; `--limit 100` takes only the first hundred files. It shows what each step does
-while it runs, says which one holds the others back, and leaves a timeline that a browser shows. There is no main guard,
-as worker processes do not import the script.
+while it runs, says which one holds the others back, and leaves a timeline that a browser shows. `--cluster`, or `make
+demo-cluster`, parses on a dask cluster of two processes that it starts on this machine: only the kind differs. The main
+guard is for that cluster, whose processes import the script. fstream's own do not.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ import tokenize
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from toolz import compose, curried, excepts, merge_with, pipe, second, topk
 
@@ -52,14 +54,23 @@ def silence_warnings() -> None:
     warnings.simplefilter("ignore")
 
 
-def counting(paths: Iterable[Path]) -> Stream[Counts]:
+def counting(kind: Literal["process", "dask"], paths: Iterable[Path]) -> Stream[Counts]:
     """Give the counts of each file that is not broken, made on workers."""
     stream: Stream[Counts] = pipe(
         paths,
         pmap(read, kind="thread", on_error="skip"),
-        pmap(count_names, kind="process", on_error="skip", on_start=silence_warnings),
+        pmap(count_names, kind=kind, on_error="skip", on_start=silence_warnings),
     )
     return stream
+
+
+@contextmanager
+def local_cluster() -> Iterator[None]:
+    """Have a dask cluster of two processes, and make its client the current one."""
+    from distributed import Client, LocalCluster
+
+    with LocalCluster(2, threads_per_worker=1, dashboard_address=":0") as cluster, Client(cluster):
+        yield
 
 
 def count_with_map(paths: Iterable[Path]) -> list[Counts]:
@@ -80,11 +91,11 @@ def timed(count: Callable[[Any], list[Counts]], argument: object) -> tuple[list[
     return count(argument), time.perf_counter() - start
 
 
-def main(limit: int | None) -> bool:
+def main(limit: int | None, kind: Literal["process", "dask"]) -> bool:
     """Count both ways, print what came out, and tell whether it was the same."""
     library = Path(sysconfig.get_path("stdlib"))
     paths = list(islice(python_files(library), limit))
-    stream = counting(paths)
+    stream = counting(kind, paths)
     picture = Path(tempfile.gettempdir()) / "stdlib_names.html"
     with watch(), trace(picture):
         counts, seconds = timed(list, stream)  # first, so that it also pays for the cold file cache
@@ -104,6 +115,14 @@ def main(limit: int | None) -> bool:
     return equal
 
 
-parser = argparse.ArgumentParser(description="Count the names in Python's standard library.")
-parser.add_argument("--limit", type=int, metavar="N", help="take the first N files only")
-sys.exit(0 if main(parser.parse_args().limit) else 1)
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Count the names in Python's standard library.")
+    parser.add_argument("--limit", type=int, metavar="N", help="take the first N files only")
+    parser.add_argument("--cluster", action="store_true", help="parse on a dask cluster of two processes")
+    given = parser.parse_args()
+    if given.cluster:
+        with local_cluster():
+            equal = main(given.limit, "dask")
+    else:
+        equal = main(given.limit, "process")
+    sys.exit(0 if equal else 1)

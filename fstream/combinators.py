@@ -181,12 +181,13 @@ def pmap(f: Any = MISSING, source: Any = MISSING, /, *more: Any, **options: Any)
     *kind* says what runs f: ``"thread"`` (the default), ``"process"``, ``"task"`` (the default if f is a coroutine
     function), or ``"sync"`` for no worker at all, f running where the outputs are taken. It may also be a `Processes`,
     which is a pool of worker processes of one's own; or a `concurrent.futures.Executor`, or a function of no arguments
-    that makes one, such as a class: that one is opened at the first ``next``, and closed with the stream.
+    that makes one, such as a class: that one is opened at the first ``next``, and closed with the stream. ``"dask"`` is
+    the cluster of the current `distributed.Client`, and a `Client` object is that one's.
 
     *workers* is how many items are worked on at once: by default ``min(32, cpus + 4)`` threads, as many processes as
-    this process may use CPUs, 100 tasks. All process stages of a program share that many processes, or as many as the
-    largest *workers* at work asks for. Neighbouring ones that leave it, *maxsize*, *timeout*, *retries* and *on_error*
-    at their defaults are run as one.
+    this process may use CPUs, 100 tasks, as many as a cluster has threads. All process stages of a program share that
+    many processes, or as many as the largest *workers* at work asks for. Neighbouring ones that leave it, *maxsize*,
+    *timeout*, *retries* and *on_error* at their defaults are run as one; so are those on one cluster.
 
     *maxsize* is how many items the stage may hold: pulled, but not yet given out. ``None`` (the default) lets it size
     itself: twice *workers* at first, more only while both workers and taker wait for it. ``0`` is no bound.

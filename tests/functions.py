@@ -6,6 +6,7 @@ import asyncio
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import toolz
@@ -40,6 +41,24 @@ def uneven_square(number: int) -> int:
     for _ in range(number * 7919 % 13 * 100):
         pass
     return number * number
+
+
+def fail_at_first(folder: Path, number: int) -> int:
+    try:
+        (folder / str(number)).touch(exist_ok=False)
+    except FileExistsError:
+        return number
+    raise OSError(number)
+
+
+def number_of(item: str, element_index: int) -> tuple[str, int]:
+    return item, element_index
+
+
+def refuse_seven(item: int) -> int:
+    if item == 7:
+        raise ValueError(item)
+    return item
 
 
 def suited(f: Callable[..., Any], kind: str) -> Callable[..., Any]:

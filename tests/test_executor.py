@@ -7,11 +7,13 @@ import itertools
 import multiprocessing
 import os
 import pickle
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextvars import ContextVar
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,16 @@ import pytest
 
 from fstream import NotPicklable, WorkerDied, batch, ordered, pmap
 from tests.faults.faulty import eventually
-from tests.functions import MEANINGS, Meaning, identity, square, suited
+from tests.functions import (
+    MEANINGS,
+    Meaning,
+    fail_at_first,
+    identity,
+    number_of,
+    refuse_seven,
+    square,
+    suited,
+)
 from tests.gates import PATIENCE, Gate, Log, holding, opened_when
 from tests.sources import Source
 from tests.test_observer import recorded
@@ -33,6 +44,19 @@ MAKERS: dict[str, Callable[[], Executor]] = {
         for method in ("fork", "spawn", "forkserver")
     },
 }
+if sys.version_info >= (3, 14):
+    from concurrent.futures import InterpreterPoolExecutor
+
+    MAKERS["interpreters"] = partial(InterpreterPoolExecutor, 2)
+if find_spec("loky") is not None:
+
+    def reusable() -> Executor:
+        from loky import get_reusable_executor
+
+        executor: Executor = get_reusable_executor(max_workers=2)
+        return executor
+
+    MAKERS["loky"] = reusable
 FORKS = MAKERS["fork"]
 PROCESSES = [FORKS, MAKERS["forkserver"]]
 
@@ -255,14 +279,6 @@ def test_on_error(pool: Executor, on_error: Any, stands_for: Any):
     assert outputs == ([1, 1] if on_error == "skip" else [1, (ZeroDivisionError, 0), 1])
 
 
-def fail_at_first(folder: Path, number: int) -> int:
-    try:
-        (folder / str(number)).touch(exist_ok=False)
-    except FileExistsError:
-        return number
-    raise OSError(number)
-
-
 def test_retries(pool: Executor, tmp_path: Path):
     f = partial(fail_at_first, tmp_path)
     assert list(pmap(f, range(50), kind=pool, retries=1, backoff=0)) == list(range(50))
@@ -278,10 +294,6 @@ def test_a_time_out_on_threads(threads: Executor, gate: Gate):
 
 
 # What is given by name, and the resources
-
-
-def number_of(item: str, element_index: int) -> tuple[str, int]:
-    return item, element_index
 
 
 def test_the_number_of_an_item(pool: Executor):
@@ -561,12 +573,6 @@ def test_a_transformer_on_an_executor_is_a_value(threads: Executor):
 
 
 # Observers, and batches between
-
-
-def refuse_seven(item: int) -> int:
-    if item == 7:
-        raise ValueError(item)
-    return item
 
 
 def test_an_observer_is_told_of_each_item_once_and_of_no_worker(pool: Executor):

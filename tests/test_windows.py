@@ -236,6 +236,37 @@ def test_spans_grow_with_the_work_that_is_done_as_far_as_they_may():
     assert lengths == [0.1, 0.131, 0.256, 1.0, 1.0]
 
 
+def test_a_span_is_so_many_times_the_last_one_at_most():
+    for growth in 2, 8:
+        window = window_over(Slices(range(999)), workers=1, maxsize=0, span_seconds=1.0, growth=growth)
+        sizes = []
+        for _ in range(4):
+            span = taken(window)
+            sizes.append(len(span.items))
+            span.slots.extend(span.claim() or ())
+            window.done(span, 1e-6)
+        assert sizes == [1, growth, growth**2, growth**3]
+
+
+def test_a_window_whose_workers_become_more_or_fewer():
+    window = window_over(Slices(range(10_000)), workers=2, span_seconds=1.0)
+    window.resize(10)
+    assert (window.workers, window.room.limit) == (10, 20)
+    window.resize(4)
+    assert (window.workers, window.room.limit) == (4, 20)
+    window.sizing.cost, window.sizing.last_size = 0.1, 999
+    assert len(taken(window).items) == 5  # a fourth of what there is room for
+    bounded = window_over(Slices(range(99)), workers=2, maxsize=3)
+    bounded.resize(10)
+    assert bounded.room.limit == 3
+
+
+def test_a_window_has_room_for_four_long_spans_of_each_worker():
+    window = window_over(Slices(range(99)), workers=2, span_seconds=1.0, longest_span=1.0)
+    window.sizing.cost = 0.001
+    assert window.sizing.most_held() == 8_000
+
+
 def test_spans_of_one_length_do_not_grow():
     window = window_of("ab")
     before = window.sizing.span_seconds

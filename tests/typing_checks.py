@@ -10,6 +10,8 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from typing import Any, Never, assert_type
 
+from distributed import Client
+
 from fstream import (
     SKIP,
     Failed,
@@ -28,6 +30,9 @@ from fstream import (
     run,
     star,
 )
+
+
+def dask_client() -> Client: ...
 
 
 class Connection:
@@ -201,6 +206,8 @@ def the_options_of_all_four(ints: list[int]) -> None:
     pmap(spell, ints, kind=ThreadPoolExecutor)
     pmap(spell, ints, kind=partial(ProcessPoolExecutor, 2))
     pmap(spell, ints, kind=ThreadPoolExecutor(2))
+    pmap(spell, ints, kind="dask")
+    pmap(spell, ints, kind=dask_client())
     pmap(spell, ints, kind=3)  # type: ignore[call-overload]
     pflat_map(digits, ints, kind="sync", on_error="raise")
     peach(fetch, ints, kind="task", timeout=None, workers=None, maxsize=0)

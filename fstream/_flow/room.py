@@ -45,6 +45,11 @@ class Room:
         self.held -= count
         self.gone += count
 
+    def assure(self, least: int) -> None:
+        """Have room for so many, where nobody has said how much room there is."""
+        if self.maxsize is None:
+            self.limit = max(self.limit, least)
+
     def grow(self, most: int) -> bool:
         """Double the limit, to *most* at most; tell whether it is larger now."""
         if self.maxsize is not None or self.limit >= most or self.gone < self.growable_at:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 __all__ = [
+    "DASK_SPAN_SECONDS",
     "LONGEST_SPAN_SECONDS",
     "MAX_CHEAP",
     "MAX_CHEAP_PROCESS",
@@ -29,6 +30,11 @@ __all__ = [
 #: notices the wait for it.
 SPAN_SECONDS: Final = 0.002
 PROCESS_SPAN_SECONDS: Final = 0.016
+
+#: The same for the tasks of a dask cluster. One costs scheduler and client a millisecond of CPU each, or two; and the
+#: way there and back takes 10 ms, as the client sends no more often. Spans of 64 ms reached 90 % of what two CPUs can
+#: do, those of 128 ms 95 %.
+DASK_SPAN_SECONDS: Final = 0.128
 
 #: Process spans grow as a job goes on: up to SPAN_OF_WORK (a fraction) of the work done so far by each worker, and to
 #: LONGEST_SPAN_SECONDS. Early on, latency matters; later, the cost of handing over.
@@ -55,9 +61,10 @@ MAX_CHEAP: Final = 1 << 15
 MAX_CHEAP_PROCESS: Final = 1 << 16
 
 #: The most items for each worker that a self-sizing window holds if they are not cheap; or as many as the workers do in
-#: MAX_SECONDS, if that is more.
+#: MAX_SECONDS, if that is more; or as many as SPANS_HELD spans for each worker have, if spans are long.
 MAX_SLOW: Final = 64
 MAX_SECONDS: Final = 0.25
+SPANS_HELD: Final = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,14 +81,17 @@ class Numbers:
     most_cheap: int = MAX_CHEAP
     #: Spans are worked on in another process. The finished part of one has to be asked for by a message.
     remote: bool = False
+    #: How many times the last span the next one may be: a handful of cheap items says little of those that follow.
+    growth: int = 2
 
 
 class Sizing:
     """How many items a span has: as many as one worker works off in good time, by what an item has cost so far."""
 
     def __init__(self, numbers: Numbers, workers: int) -> None:
-        self.workers = workers
-        self.shares = numbers.shares(workers)
+        self.shares_of = numbers.shares
+        self.growth = numbers.growth
+        self.resize(workers)
         self.most_cheap = numbers.most_cheap
         self.span_seconds = numbers.span_seconds
         self.longest_span = numbers.longest_span
@@ -94,12 +104,16 @@ class Sizing:
         #: How many items the last span had.
         self.last_size = 1
 
+    def resize(self, workers: int) -> None:
+        """The stage has so many workers from now on."""
+        self.workers = workers
+        self.shares = self.shares_of(workers)
+
     def fair(self, most: int) -> int:
         """How many items a worker works off in `span_seconds`: *most* at most."""
         if self.cost is None or self.cost >= self.span_seconds:
             return 1
-        # Twice the last span at most, because a handful of cheap items says little of those that follow.
-        return max(1, min(int(self.span_seconds / (self.cost + 1e-9)), 2 * self.last_size, most))
+        return max(1, min(int(self.span_seconds / (self.cost + 1e-9)), self.growth * self.last_size, most))
 
     def share(self, available: int, most: int) -> int:
         """How many of the *available* items one worker gets, so that the others get some: *most* at most."""
@@ -122,5 +136,9 @@ class Sizing:
 
     def most_held(self) -> int:
         """How many items a window that sizes itself may grow to hold."""
-        in_time = MAX_SECONDS * min(self.workers, self.shares) / (self.cost or 1.0)
+        in_time = (
+            max(MAX_SECONDS, SPANS_HELD * self.span_seconds)
+            * min(self.workers, self.shares)
+            / (self.cost or 1.0)
+        )
         return min(max(MAX_SLOW * self.workers, int(in_time)), self.most_cheap)

@@ -83,6 +83,12 @@ class Window(Upstream):
 
     # ------------------------------------------------------------------------------------ the stage's workers
 
+    def resize(self, workers: int) -> None:
+        """The stage has so many workers from now on."""
+        self.workers = workers
+        self.sizing.resize(workers)
+        self.room.assure(2 * workers)
+
     @property
     def backlog(self) -> int:
         """How many items workers could take now. A requeued span counts as one, where nothing is sorted out."""

@@ -54,9 +54,23 @@ class PoolOfProcesses(Protocol):
     def close(self) -> None: ...
 
 
+class Client(Protocol):
+    """What is asked of a `distributed.Client`, which may not be installed."""
+
+    def map(self, func: Callable[..., Any], *iterables: Any, pure: bool = True) -> Any: ...
+
+    def gather(self, futures: Any) -> Any: ...
+
+    def scheduler_info(self) -> Any: ...
+
+
 #: What ``kind`` may be, as a type checker sees it; the registry of kinds says what it may be in fact.
 Kind: TypeAlias = (
-    Literal["sync", "thread", "process", "task"] | PoolOfProcesses | Executor | Callable[[], Executor]
+    Literal["sync", "thread", "process", "task", "dask"]
+    | PoolOfProcesses
+    | Client
+    | Executor
+    | Callable[[], Executor]
 )
 
 U = TypeVar("U")

@@ -53,6 +53,7 @@ class Entry:
         tally, end = self.tally, now
         self.taken, self.given, self.held, busy = tally.taken, tally.given, 0, tally.busy
         if window is not None:
+            self.workers = window.workers  # a cluster may have more, or fewer, than it had
             pending = len(window.upstream.pending) if isinstance(window.upstream, Feed) else 0
             self.held = window.ledger.next_index - window.room.gone + pending
             # Processes have spans that wait for their turn: the oldest are those at work.

@@ -293,7 +293,7 @@ class FusedCall:
     def started(self) -> bool:
         return self.calls[-1].started
 
-    def set_place(self, place: Place) -> None:
+    def set_place(self, place: Place | None) -> None:
         for call in self.calls:
             call.set_place(place)
 

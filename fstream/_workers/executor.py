@@ -26,7 +26,7 @@ from fstream._plan.stages import Stage, declared, name_of
 from fstream._workers.call import Call
 from fstream._workers.crew import Crew
 from fstream._workers.notes import annotate, describe
-from fstream._workers.parcels import INSIDE, Answer, Parcels
+from fstream._workers.parcels import INSIDE, Answer, Parcels, serve
 from fstream._workers.pump import Pump, PumpQueue
 from fstream._workers.thread import Hand, Watch
 from fstream.errors import WorkerDied
@@ -150,11 +150,14 @@ class Flight(Hand):
         except Exception as error:
             self.problem = error
             raise
-        return parcel.__reduce__()
+        return partial(serve, *parcel).__reduce__()
 
 
 class Workers(Crew):
     """What one stage has in its executor."""
+
+    #: What a span is in its hands. A kind that hands spans over in another way has another class.
+    flight: Any = Flight
 
     def __init__(self, run: Run, stage: Stage, window: Window) -> None:
         super().__init__(run, stage, window)
@@ -166,7 +169,7 @@ class Workers(Crew):
         if (size := _size(self.pool.executor)) is not None and size <= window.workers:
             ahead = stage.rate is None and not isinstance(self.pool.executor, ThreadPoolExecutor)
             self.most = size + ahead
-        self.flights: set[Flight] = set()
+        self.flights: set[Any] = set()
         #: Indexes of the items that an executor may have broken with: each is run alone.
         self.suspects: set[int] = set()
         #: The executor has broken with one item alone.
@@ -199,32 +202,36 @@ class Workers(Crew):
 
     def dispatch(self) -> None:
         """Submit spans. Not under the lock: an executor has locks of its own."""
-        while self.capacity():
-            with self.run.lock:
-                now = self.run.clock()
-                self.window.steal_overdue(now, OVERDUE)
-                alone = self.suspects or self.watch
-                span = self.window.take(
-                    now, 1 if alone else max(1, int(SPAN_BYTES / self.parcels.item_bytes))
-                )
-                self.run.settle()
-                if span is None:
-                    return
-                span.stride = []  # nobody takes its first item, which the executor has
-                flight = Flight(self, span)
-                self.flights.add(flight)
-                self.members.add(flight)
-            if self.observer is not None:
-                self.taken(span, flight)
+        while (flight := self.next_flight()) is not None:
             try:
                 flight.future = flight.executor.submit(flight)
             except BaseException as error:
                 flight.future = Future()
                 flight.future.set_exception(error)
             # It does no more: it may be called by a thread that holds a lock of the executor's.
-            flight.future.add_done_callback(lambda _, flight=flight: self.queue.news.put(flight))  # type: ignore[misc]
+            flight.future.add_done_callback(lambda _, flight=flight: self.queue.news.put(flight))
 
-    def landed(self, flight: Flight) -> None:
+    def next_flight(self) -> Any:
+        """Take a span; None if there is none, or no more may be in flight."""
+        if not self.capacity():
+            return None
+        with self.run.lock:
+            now = self.run.clock()
+            self.window.steal_overdue(now, OVERDUE)
+            alone = self.suspects or self.watch
+            span = self.window.take(now, 1 if alone else max(1, int(SPAN_BYTES / self.parcels.item_bytes)))
+            self.run.settle()
+            if span is None:
+                return None
+            span.stride = []  # nobody takes its first item, which the executor has
+            flight = self.flight(self, span)
+            self.flights.add(flight)
+            self.members.add(flight)
+        if self.observer is not None:
+            self.taken(span, flight)
+        return flight
+
+    def landed(self, flight: Any) -> None:
         span = flight.span
         self.suspects.discard(span.start)
         seconds = None
@@ -257,12 +264,17 @@ class Workers(Crew):
         except BaseException as error:
             self.unfit(span, error, "its output cannot be unpickled")
             return 0.0
-        all(self.put(span, slot) for slot in slots)  # up to a failure that stays
+        if answer.failed or self.keep is not None:
+            all(self.put(span, slot) for slot in slots)  # up to a failure that stays
+        else:
+            span.slots.extend(slots)
         with self.run.lock:
+            if answer.parts is not None:
+                self.window.tally.add(answer.parts)
             self.window.requeue_tail(span, len(span.items) - len(slots))
         return answer.seconds
 
-    def refused(self, flight: Flight, error: BaseException) -> None:
+    def refused(self, flight: Any, error: BaseException) -> None:
         """The executor has not run it."""
         span = flight.span
         if self.parcels.problem is not None:

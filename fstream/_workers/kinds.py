@@ -12,7 +12,13 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, TypeGuard
 
-from fstream._flow.sizing import LONGEST_SPAN_SECONDS, MAX_CHEAP_PROCESS, PROCESS_SPAN_SECONDS, Numbers
+from fstream._flow.sizing import (
+    DASK_SPAN_SECONDS,
+    LONGEST_SPAN_SECONDS,
+    MAX_CHEAP_PROCESS,
+    PROCESS_SPAN_SECONDS,
+    Numbers,
+)
 from fstream._flow.window import Window
 from fstream._plan.stages import Batch, Stage
 from fstream._workers.cpus import cpu_count
@@ -144,6 +150,12 @@ def _timed(stage: Stage) -> bool:
     return stage.timeout is not None
 
 
+def _is_client(kind: object) -> bool:
+    """A client of dask; or the class, which is a slip that `check` tells of."""
+    client = getattr(sys.modules.get("distributed"), "Client", None)
+    return client is not None and (kind is client or isinstance(kind, client))
+
+
 def _is_executor(kind: object) -> bool:
     """An executor, or any function: its arguments are looked at when the stage is checked."""
     futures = sys.modules.get("concurrent.futures")  # where it is not imported, there is no executor
@@ -198,6 +210,28 @@ register(
         numbers=Numbers(shares=lambda _: 1),
         loses=_timed,
         awaits=True,
+    )
+)
+register(
+    Backend(
+        name="dask",
+        objects="a distributed.Client",
+        accepts=_is_client,
+        check=late("fstream._workers.dask:check"),
+        prepare=late("fstream._workers.dask:prepare"),
+        open=late("fstream._workers.dask:Workers"),
+        default_workers=cpu_count,  # `prepare` says how many
+        # A short source is shared out in pieces that are small enough to end at about the same time.
+        numbers=Numbers(
+            shares=lambda workers: 4 * workers,
+            span_seconds=DASK_SPAN_SECONDS,
+            longest_span=DASK_SPAN_SECONDS,
+            most_cheap=MAX_CHEAP_PROCESS,
+            # It is 10 ms to the cluster and back, and what is too large is given up there in time.
+            growth=8,
+        ),
+        loses=lambda _: True,
+        fuses=True,
     )
 )
 register(

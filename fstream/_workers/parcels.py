@@ -7,34 +7,70 @@ of the stage or of an item, and never one of whatever carries them.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextvars import Context, ContextVar, copy_context
+from dataclasses import replace
 from functools import partial
 from itertools import count
-from time import perf_counter
+from queue import Empty, SimpleQueue
+from time import monotonic, perf_counter
 from typing import Any, Final, NamedTuple
 
 from fstream._flow.span import Failure, Span
-from fstream._plan.stages import Stage, carried
-from fstream._workers.call import Call
+from fstream._flow.tally import Numbers
+from fstream._plan.stages import Stage, StageStatus, carried
+from fstream._workers.call import Call, FusedCall, call_of
 from fstream._workers.notes import annotate, describe
 from fstream._workers.process.blame import blame
 from fstream._workers.process.errors import decode_error, encode_error
 from fstream._workers.process.wire import Packed, dumps, loads
 from fstream.errors import NotPicklable
 
-__all__ = ["INSIDE", "Answer", "Parcels"]
+__all__ = ["INSIDE", "Answer", "Order", "Parcels", "begun", "forget", "serve", "take_out"]
 
-#: The executors that run what runs here, by their `id` in the process that submits to them.
-INSIDE: Final[ContextVar[frozenset[int]]] = ContextVar("INSIDE", default=frozenset())
+#: What runs what runs here: the `id` of an executor in the process that submits to it, the address of a scheduler.
+INSIDE: Final[ContextVar[frozenset[int | str]]] = ContextVar("INSIDE", default=frozenset())
 
 #: The keys of the stages that are at work in this process.
 _LIVE: Final[set[str]] = set()
 _NUMBERS: Final = count()
 
-#: In a worker, `calls`: what each of its threads has begun, by the key of the stage, and in which context.
-_HERE: Final = threading.local()
+#: Tells this program from others that use the same workers.
+_PROGRAM: Final = os.urandom(8).hex()
+
+#: In a worker: what each of its threads has begun, and in which context, by the key of the stage and the thread.
+_CALLS: Final[dict[tuple[str, int], tuple[Call | FusedCall, Context]]] = {}
+
+#: In a worker: the threads in which items of a stage run that has time-outs or an ``on_done``, by its key and the
+#: thread that they work for.
+_ASIDE: Final[dict[tuple[str, int], Aside]] = {}
+
+
+#: In a worker: the keys of the stages that ended last, of which a task may still come.
+_OVER: Final[dict[str, None]] = {}
+MOST_OVER: Final = 1024
+
+
+class Order(NamedTuple):
+    """A span on its way to a worker. What is pickled in it is unpickled where errors of that are values."""
+
+    key: str
+    #: The keys of this program's stages that are at work.
+    live: set[str]
+    inside: frozenset[int | str]
+    stage: Packed
+    start: int
+    tries: int
+    items: Packed
+    #: It is given up, behind the item that it is at, after so many seconds.
+    seconds: float
+    #: The items run in a thread that may be given up, and that the worker's resources stay with.
+    aside: bool
+    timeout: float | None
+    python: tuple[int, int] = sys.version_info[:2]
 
 
 class Answer(NamedTuple):
@@ -48,6 +84,8 @@ class Answer(NamedTuple):
     slots: Packed = []  # noqa: RUF012  (nobody changes it)
     failed: dict[int, tuple[tuple[Any, ...], int]] = {}  # noqa: RUF012
     seconds: float = 0.0
+    #: What the parts of the stage have counted, if it stands for several.
+    parts: Numbers | None = None
 
 
 class Parcels:
@@ -57,11 +95,12 @@ class Parcels:
         # Handlers run in this process, and need not be picklable.
         self.stage = Stage(
             stage.kernel, stage.f, stage.kind, retries=stage.retries, on_start=stage.on_start,
-            on_error="raise" if stage.on_error == "raise" else "skip", name=stage.name,
-            rate=None if stage.rate is None else 1.0,
+            on_error="raise" if stage.on_error == "raise" else "skip", on_done=stage.on_done, name=stage.name,
+            rate=None if stage.rate is None else 1.0, parts=tuple(replace(part, engine=None) for part in stage.parts),
         )  # fmt: skip
         self.variables = carried(stage, context)
-        self.key = f"{os.getpid()}-{next(_NUMBERS)}"
+        self.timeout = stage.timeout
+        self.key = f"{_PROGRAM}-{os.getpid()}-{next(_NUMBERS)}"
         self.packed: Packed = []
         #: What is wrong with the stage, if it cannot be pickled.
         self.problem: NotPicklable | None = None
@@ -74,7 +113,7 @@ class Parcels:
     def close(self) -> None:
         _LIVE.discard(self.key)
 
-    def pack(self, span: Span, seconds: float, inside: frozenset[int]) -> Callable[[], Answer]:
+    def pack(self, span: Span, seconds: float, inside: frozenset[int | str]) -> Order:
         """Make what runs *span* in the worker, and gives it up behind the item that it is at after *seconds*."""
         if not self.packed:
             try:
@@ -85,7 +124,19 @@ class Parcels:
                 raise self.problem from error
         items = _plain(dumps(span.items))
         self.item_bytes = max(1.0, sum(map(len, items)) / max(1, len(span.items)))
-        return partial(serve, self.key, {*_LIVE}, inside, self.packed, span.start, span.tries, items, seconds)
+        aside = self.timeout is not None or self.stage.on_done is not None
+        return Order(
+            self.key,
+            {*_LIVE},
+            inside,
+            self.packed,
+            span.start,
+            span.tries,
+            items,
+            seconds,
+            aside,
+            self.timeout,
+        )
 
     def problem_of(self, answer: Answer) -> tuple[str, BaseException] | None:
         """What could not be begun, if anything, and for what error."""
@@ -113,83 +164,257 @@ def _plain(packed: Packed) -> Packed:
     return [packed[0], *map(bytearray, packed[1:])]
 
 
-def serve(
-    key: str, live: set[str], inside: frozenset[int], stage: Packed, start: int, tries: int, items: Packed,
-    seconds: float,
-) -> Answer:  # fmt: skip
+def serve(*order: Any) -> Answer:
     """Work a span off, in the worker. It lets nothing out, as that would be taken for an error of the executor."""
+    return _serve(Order(*order))
+
+
+def _serve(order: Order) -> Answer:
+    if order.key in _OVER:
+        return Answer("stage", encode_error(RuntimeError("the stage is over")))
     try:
-        call, context = _call_of(key, live, stage)
-    except BaseException as error:
-        return Answer("stage", encode_error(error))
-    try:
-        return context.run(_work, call, INSIDE.get() | inside, start, tries, items, seconds)
+        return _served(order)
     finally:
-        call.set_place(None)  # it keeps no item while it waits
+        if order.key in _OVER:  # since then
+            forget(order.key)
 
 
-def _call_of(key: str, live: set[str], stage: Packed) -> tuple[Call, Context]:
-    """Give what this thread does for the stage: made for its first span, and kept while the stage is at work."""
-    calls: dict[str, tuple[Call, Context]] = _HERE.__dict__.setdefault("calls", {})
-    for old in calls.keys() - live:
-        del calls[old]
-    if key not in calls:
-        shape, variables = loads(stage)
-        context = copy_context()
-        for variable, value in variables:
-            context.run(variable.set, value)
-        calls[key] = Call(shape, 0), context
-    return calls[key]
+def _served(order: Order) -> Answer:
+    if not order.aside:
+        return Work(order).run()
+    for place in [place for place in list(_ASIDE) if _is_over(place, order)]:
+        _ASIDE.pop(place).close()
+    place = order.key, threading.get_ident()
+    aside = _ASIDE.get(place)
+    if aside is None:
+        try:
+            aside = _ASIDE[place] = Aside()
+        except Exception as error:  # too many threads
+            return Answer("worker", encode_error(error))
+    answer = aside.serve(Work(order))
+    if aside.abandoned:
+        _ASIDE.pop(place, None)
+    return answer
 
 
-def _work(
-    call: Call, inside: frozenset[int], start: int, tries: int, items: Packed, seconds: float
-) -> Answer:
-    INSIDE.set(inside)
-    at = "on_start"
-    try:
+def _is_over(place: tuple[str, int], order: Order) -> bool:
+    """Tell whether *place* is this thread's, and of a stage of the order's program that is not at work any more."""
+    key, thread = place
+    ours = thread == threading.get_ident() and key.rpartition("-")[0] == order.key.rpartition("-")[0]
+    return ours and key not in order.live
+
+
+class Work:
+    """A span that is worked off in a thread of a worker."""
+
+    def __init__(self, order: Order) -> None:
+        self.order = order
+        #: What has been begun last: what a failure is of, if nothing else is known.
+        self.at = "stage"
+        self.call: Call | FusedCall | None = None
+        self.span = Span(order.start, [], order.tries)
+        self.failed: dict[int, tuple[tuple[Any, ...], int]] = {}
+        #: When the item at work was begun, in seconds of `monotonic`; None between items.
+        self.begun: float | None = None
+        self.abandoned = False
+        self.lock = threading.Lock()
+
+    def run(self) -> Answer:
+        """Do all of it."""
+        order, call = self.order, None
+        try:
+            self.call, context = _call_of(order)
+            call = self.call
+            return context.run(self.work, call)
+        except BaseException as error:
+            if self.at == "stage" and order.python != sys.version_info[:2]:
+                here, there = (".".join(map(str, each)) for each in (sys.version_info[:2], order.python))
+                annotate(error, f"the worker has Python {here}, the program {there}: they must be the same")
+            return Answer(self.at, encode_error(call.named(error) if call else error))
+        finally:
+            if call is not None:
+                call.set_place(None)  # it keeps no item while it waits
+
+    def work(self, call: Call | FusedCall) -> Answer:
+        """Do what is left to do once the stage is loaded, in its context."""
+        INSIDE.set(INSIDE.get() | self.order.inside)
+        self.at = "on_start"
         if not call.started:
             call.begin()
             if call.stage.rate is not None and call.stage.on_start is not None:
                 return Answer("", None, _plain(dumps([])))  # a try counts when f begins, not before
-        at = "items"
-        span = Span(start, loads(items), tries)
-        return _answer(call, span, seconds)
-    except BaseException as error:
-        return Answer(at, encode_error(call.named(error)))
+        self.at = "items"
+        self.span.items = loads(self.order.items)
+        begun = perf_counter()
+        self.fill(call)
+        return self.answer(perf_counter() - begun)
 
-
-def _answer(call: Call, span: Span, seconds: float) -> Answer:
-    slots, stage = span.slots, call.stage
-    failed: dict[int, tuple[tuple[Any, ...], int]] = {}
-    call.set_place(span)
-    begun = perf_counter()
-    for index, item in enumerate(span.items, span.start):
-        try:
-            slot = call.step(item)
-        except BaseException as error:
-            failure = call.failure(error, item, index, 1 if slots else span.tries + 1)
-            assert failure.error is not None
-            failed[len(slots)] = encode_error(failure.error), failure.tries
-            slot = None
-        slots.append(slot)
-        # What is behind an item that may be tried again, or that may end the stage, is left to others.
-        if perf_counter() - begun > seconds or (failed and (stage.retries or stage.on_error == "raise")):
-            break
-    elapsed = perf_counter() - begun
-    try:
-        packed = dumps(slots)
-    except Exception:
-        for position, slot in enumerate(slots):
+    def fill(self, call: Call | FusedCall) -> None:
+        """Append the slots, up to an item that may be tried again or may end the stage: others have those behind it."""
+        span, stage, timed = self.span, call.stage, self.order.timeout is not None
+        slots, failed, step = span.slots, self.failed, call.step
+        call.set_place(span)
+        until = perf_counter() + self.order.seconds
+        for index, item in enumerate(span.items, span.start):
+            if timed:
+                self.begun = monotonic()
             try:
-                dumps(slot)
-            except Exception as error:
-                where = describe(stage, span.start + position, span.items[position])
-                problem = NotPicklable(
-                    f"{where}: its output, of type {type(slot).__name__}, cannot be pickled: {error}"
-                )
-                problem.__cause__ = error
-                tries = 1 if position else span.tries + 1
-                failed[position], slots[position] = (encode_error(problem), tries), None
-        packed = dumps(slots)
-    return Answer("", None, _plain(packed), failed, elapsed)
+                slot = step(item)
+            except BaseException as error:
+                slot = call.failure(error, item, index, 1 if slots else span.tries + 1)
+            if timed:
+                with self.lock:
+                    if self.abandoned:
+                        return
+                    self.begun = None
+            if type(slot) is Failure:
+                assert slot.error is not None
+                failed[len(slots)] = encode_error(slot.error), slot.tries
+                slot = None
+            slots.append(slot)
+            if perf_counter() > until or (failed and (stage.retries or stage.on_error == "raise")):
+                break
+
+    def answer(self, seconds: float) -> Answer:
+        """Pack what there is."""
+        slots, failed, stage, span = self.span.slots, self.failed, self.stage, self.span
+        try:
+            packed = dumps(slots)
+        except Exception:
+            for position, slot in enumerate(slots):
+                try:
+                    dumps(slot)
+                except Exception as error:
+                    where = describe(stage, span.start + position, span.items[position])
+                    problem = NotPicklable(
+                        f"{where}: its output, of type {type(slot).__name__}, cannot be pickled: {error}"
+                    )
+                    problem.__cause__ = error
+                    tries = 1 if position else span.tries + 1
+                    failed[position], slots[position] = (encode_error(problem), tries), None
+            packed = dumps(slots)
+        parts = self.call.counted() if isinstance(self.call, FusedCall) else None
+        return Answer("", None, _plain(packed), failed, seconds, parts)
+
+    @property
+    def stage(self) -> Stage:
+        assert self.call is not None
+        return self.call.stage
+
+    def left(self, timeout: float) -> float:
+        """How many seconds the item at work has left; all of them, if none is."""
+        return timeout if (begun := self.begun) is None else begun + timeout - monotonic()
+
+    def give_up(self, timeout: float) -> bool:
+        """Let the item at work fail if it is over its time, and leave its thread to itself."""
+        with self.lock:
+            if self.left(timeout) > 0:
+                return False
+            self.abandoned = True
+        span, slots = self.span, self.span.slots
+        where = describe(self.stage, span.start + len(slots), span.items[len(slots)])
+        error = TimeoutError(f"{where}, ran over its {timeout} seconds")
+        self.failed[len(slots)] = encode_error(error), 1 if slots else span.tries + 1
+        slots.append(None)
+        return True
+
+
+class Aside:
+    """A thread beside one of a worker's: it can be given up, and what ``on_start`` has made stays with it."""
+
+    def __init__(self) -> None:
+        self.todo: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+        self.answers: SimpleQueue[Answer] = SimpleQueue()
+        self.call: Call | FusedCall | None = None
+        #: An item was over its time.
+        self.abandoned = False
+        self.thread = threading.Thread(target=self.main, name="fstream-aside", daemon=True)
+        self.thread.start()
+
+    def serve(self, work: Work) -> Answer:
+        """Have *work* done, within the time that each of its items has."""
+        timeout = work.order.timeout
+        self.todo.put(partial(self.do, work))
+        begun = perf_counter()
+        while True:
+            try:
+                return self.answers.get(timeout=None if timeout is None else max(0.0, work.left(timeout)))
+            except Empty:
+                assert timeout is not None
+                if work.give_up(timeout):
+                    self.abandoned = True
+                    self.end(StageStatus(1))
+                    return work.answer(perf_counter() - begun)
+
+    def do(self, work: Work) -> None:
+        answer = work.run()
+        self.call = work.call
+        self.answers.put(answer)
+
+    def end(self, status: StageStatus) -> Future[tuple[Any, ...] | None]:
+        """Have it run ``on_done``, if it has begun, and end; give the error, if there is one."""
+        ended: Future[tuple[Any, ...] | None] = Future()
+
+        def end() -> None:
+            error = None
+            if self.call is not None and self.call.started:
+                try:
+                    self.call.end(status)
+                except BaseException as raised:
+                    error = encode_error(self.call.named(raised))
+            ended.set_result(error)
+
+        self.todo.put(end)
+        self.todo.put(None)
+        return ended
+
+    def close(self) -> None:
+        self.todo.put(None)
+
+    def main(self) -> None:
+        while (call := self.todo.get()) is not None:
+            call()
+            del call  # it is not to be kept while the next one is waited for
+        for place in [place for place in list(_CALLS) if place[1] == threading.get_ident()]:
+            _CALLS.pop(place, None)
+
+
+def _call_of(order: Order) -> tuple[Call | FusedCall, Context]:
+    """Give what this thread does for the stage: made for its first span, and kept while the stage is at work."""
+    for place in [place for place in list(_CALLS) if _is_over(place, order)]:
+        _CALLS.pop(place, None)
+    place = order.key, threading.get_ident()
+    if place not in _CALLS:
+        shape, variables = loads(order.stage)
+        context = copy_context()
+        for variable, value in variables:
+            context.run(variable.set, value)
+        _CALLS[place] = call_of(shape, 0), context
+    return _CALLS[place]
+
+
+def begun(key: str) -> tuple[str, int]:
+    """In a worker: which process this is, and how many threads in it have an ``on_done`` of the stage *key* to run."""
+    here = [aside for place, aside in list(_ASIDE.items()) if place[0] == key]
+    return f"{_PROGRAM}-{os.getpid()}", sum(aside.call is not None and aside.call.started for aside in here)
+
+
+def take_out(key: str) -> list[Aside]:
+    """In a worker: forget the stage *key*, and give the threads that run its ``on_done``."""
+    _OVER[key] = None
+    while len(_OVER) > MOST_OVER:
+        _OVER.pop(next(iter(_OVER)), None)
+    taken = [aside for place in list(_ASIDE) if place[0] == key and (aside := _ASIDE.pop(place, None))]
+    begun = [aside for aside in taken if aside.call is not None and aside.call.started]
+    for aside in taken:
+        if aside not in begun:
+            aside.close()
+    return begun
+
+
+def forget(key: str) -> None:
+    """In a worker: keep nothing of the stage *key*."""
+    for aside in take_out(key):
+        aside.close()
+    for place in [place for place in list(_CALLS) if place[0] == key]:
+        _CALLS.pop(place, None)
