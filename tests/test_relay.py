@@ -620,7 +620,7 @@ def end() -> Iterator[OneEnd]:
 
 def test_what_is_printed_while_a_message_is_sent_waits_for_its_end(end: OneEnd):
     relay = Relay(end, memoryview(bytearray(CELL_SIZE)).cast("q"))
-    relay.due = True  # nobody else sends it
+    relay.thread = threading.current_thread()  # nobody else sends it
     with end.sending:
         relay.say(OUT, b"by a finalizer\n")
         assert end.sent() == []
@@ -630,11 +630,25 @@ def test_what_is_printed_while_a_message_is_sent_waits_for_its_end(end: OneEnd):
     assert b"".join(data for *_, data in end.sent()) == b"by a finalizer\nafterwards\n"
 
 
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), MemoryError()])
+def test_where_no_thread_can_be_had_each_line_is_sent_at_once(
+    end: OneEnd, monkeypatch: pytest.MonkeyPatch, error: Exception
+):
+    def fail(_: threading.Thread) -> NoReturn:
+        raise error
+
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    relay = Relay(end, memoryview(bytearray(CELL_SIZE)).cast("q"))
+    for _ in range(3):
+        relay.say(OUT, b"line\n")
+    assert [data for *_, data in end.sent()] == [b"line\n"] * 3
+
+
 def test_what_a_dead_worker_had_sent_is_not_doubled(end: OneEnd):
     with redirected() as heard:
         cell = bytearray(CELL_SIZE)
         relay, relayed = Relay(end, memoryview(cell).cast("q")), Relayed()
-        relay.due = True
+        relay.thread = threading.current_thread()  # nobody else sends it
         relay.say(OUT, b"sent\n")
         before = bytes(cell)
         relay.sent = time.perf_counter() + 60.0

@@ -463,7 +463,7 @@ TABLE: Final = [
 #: The same in a worker process.
 IN_THE_WORKER: Final = [
     row(f"{PROCESS}.arena:arenas", "mmap.mmap", NO_MEMORY, ANY, "process", WORKS),
-    row(f"{PROCESS}.child:Child.__init__", "threading.Lock", NO_LOCK, ANY, "process", WorkerDied),
+    row(f"{PROCESS}.child:Child.__init__", "threading.RLock", NO_LOCK, ANY, "process", WorkerDied),
     row(f"{PROCESS}.child:Child.read", "select.poll", NO_MEMORY, ANY, "process", WorkerDied),
     row(f"{PROCESS}.child:die_with", "os.open", FORBIDDEN, ANY, "process", WORKS),
     row(f"{PROCESS}.child:die_with", "fcntl.fcntl", FORBIDDEN, ANY, "process", WORKS),
@@ -671,6 +671,11 @@ SOUND: Final = {
     ("_workers.process.start", "multiprocessing.current_process"): "of this process itself: cannot fail",
     ("_workers.process.start", "os.killpg"): "it has ended, or is killed by its number in the next line",
     ("_workers.process.warm", "multiprocessing.util.Finalize"): "in Python alone",
+    (
+        "_workers.process.relay",
+        "threading.Thread",
+    ): "test_where_no_thread_can_be_had_each_line_is_sent_at_once",
+    ("_workers.process.relay", "thread.start"): "test_where_no_thread_can_be_had_each_line_is_sent_at_once",
     ("_workers.process.wire", "threading.Lock"): "while a module is imported",
     ("_workers.process.wire", "setsockopt"): "macOS alone, on a socket that is open",
     ("_workers.process.wire", "recvmsg_into"): "as recv_into: in the same block",

@@ -273,10 +273,8 @@ class Relay:
             area[count : count + len(piece)] = piece
             cell[WHICH] = which
             cell[COUNT] = count + len(piece)
-        if perf_counter() - self.sent >= DELAY:
+        if perf_counter() - self.sent >= DELAY or not self._ring():
             self._send_collected()
-        else:
-            self._ring()
 
     def _send_collected(self) -> None:
         cell = self.cell
@@ -299,16 +297,19 @@ class Relay:
 
     # ------------------------------------------------------------------------------------------- what is kept so long
 
-    def _ring(self) -> None:
-        """Have what is collected sent soon."""
-        if self.due:
-            return
-        self.due = True
-        self.alarm.put(None)
+    def _ring(self) -> bool:
+        """Have what is collected sent soon; False if there can be no thread for that."""
         if self.thread is None:
-            self.thread = threading.Thread(target=self._flush_when_due, name="fstream-relay", daemon=True)
-            with suppress(RuntimeError):  # the interpreter is about to exit
-                self.thread.start()
+            try:
+                thread = threading.Thread(target=self._flush_when_due, name="fstream-relay", daemon=True)
+                thread.start()
+            except (RuntimeError, MemoryError):  # too many threads, or the interpreter is about to exit
+                return False
+            self.thread = thread
+        if not self.due:
+            self.due = True
+            self.alarm.put(None)
+        return True
 
     def _flush_when_due(self) -> None:
         while True:
