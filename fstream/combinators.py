@@ -190,7 +190,8 @@ def pmap(f: Any = MISSING, source: Any = MISSING, /, *more: Any, **options: Any)
     *timeout*, *retries* and *on_error* at their defaults are run as one; so are those on one cluster.
 
     *maxsize* is how many items the stage may hold: pulled, but not yet given out. ``None`` (the default) lets it size
-    itself: twice *workers* at first, more only while both workers and taker wait for it. ``0`` is no bound.
+    itself: twice *workers* at first, more only while both workers and taker wait for it, and no more than 64 MiB of
+    them, by estimate. ``0`` is no bound.
 
     *ordered* False gives outputs as they complete. Default True.
 

@@ -35,6 +35,10 @@ class Upstream:
         """Give up to *most* items."""
         raise NotImplementedError
 
+    def waiting(self, most: int) -> Sequence[Item]:
+        """Give up to *most* of the items that wait here and are held by who draws, to look at."""
+        return ()
+
     def release(self, credits: int) -> None:
         """The taker is through with outputs that came with so many credits: their room is free."""
 

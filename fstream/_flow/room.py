@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from enum import Enum
 
-from fstream._flow.sizing import MAX_CHEAP
+from fstream._flow.sizing import MAX_BYTES, MAX_CHEAP
 
 __all__ = ["Lack", "Room"]
 
@@ -19,17 +19,21 @@ class Lack(Enum):
 class Room:
     """How many items may be held, and are.
 
-    *maxsize* n is a strict bound, 0 none; with None the limit starts at *least* and may `grow`.
+    *maxsize* n is a strict bound, 0 none; with None the limit starts at *least* and may `grow`, as far as what an item
+    `weighs` allows.
     """
 
-    __slots__ = ("gone", "growable_at", "held", "lack", "limit", "maxsize")
+    __slots__ = ("gone", "growable_at", "held", "lack", "least", "limit", "maxsize", "weight")
 
     def __init__(self, maxsize: int | None, least: int) -> None:
         self.maxsize = maxsize
+        self.least = least
         #: Invariant: with ``maxsize=n`` this is n for ever.
         self.limit = sys.maxsize if maxsize == 0 else maxsize or least
-        #: Invariant: 0 <= held <= limit.
+        #: Invariant: 0 <= held; and held <= limit, but where items have become heavier and the limit smaller.
         self.held = 0
+        #: How many bytes an item has on its way in and out together, in the mean; 0 if that is not known.
+        self.weight = 0.0
         #: How many items have gone through. The room may grow again once that is `growable_at`. This is like TCP's
         #: slow start: a machine that stalls makes everybody wait, and is no reason to hold more.
         self.gone = 0
@@ -48,11 +52,30 @@ class Room:
     def assure(self, least: int) -> None:
         """Have room for so many, where nobody has said how much room there is."""
         if self.maxsize is None:
-            self.limit = max(self.limit, least)
+            self.least = max(self.least, least)
+            self.limit = max(self.limit, self.least)
+
+    def weighs(self, weight: float) -> None:
+        """Some items were found to have *weight* bytes each."""
+        # A quarter counts, so that one heavy item among many does not make the room small.
+        self.weight = (3 * self.weight + weight) / 4 if self.weight else weight
+        self.limit = min(self.limit, self.heaviest)
+
+    @property
+    def heaviest(self) -> int:
+        """How many items may be held for what they weigh."""
+        return max(self.least, int(MAX_BYTES / (self.weight or 1.0)))
+
+    def may_grow(self, most: int) -> bool:
+        """Tell whether it is time for a larger limit, up to *most*."""
+        return self.maxsize is None and self.limit < most and self.gone >= self.growable_at
 
     def grow(self, most: int) -> bool:
         """Double the limit, to *most* at most; tell whether it is larger now."""
-        if self.maxsize is not None or self.limit >= most or self.gone < self.growable_at:
+        if not self.may_grow(most):
+            return False
+        if self.limit >= (most := min(most, self.heaviest)):
+            self.growable_at = self.gone + self.limit / 4  # they are not weighed again before
             return False
         self.limit = min(self.limit * 2, most)
         self.growable_at = self.gone + self.limit / 4

@@ -9,6 +9,7 @@ from typing import Final
 __all__ = [
     "DASK_SPAN_SECONDS",
     "LONGEST_SPAN_SECONDS",
+    "MAX_BYTES",
     "MAX_CHEAP",
     "MAX_CHEAP_PROCESS",
     "MAX_SECONDS",
@@ -65,6 +66,11 @@ MAX_CHEAP_PROCESS: Final = 1 << 16
 MAX_SLOW: Final = 64
 MAX_SECONDS: Final = 0.25
 SPANS_HELD: Final = 4
+
+
+#: The most bytes that a self-sizing window holds, as far as that is known: 64 MiB. It may always hold two items for
+#: each worker. Those who want more say so, by ``maxsize``.
+MAX_BYTES: Final = 1 << 26
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -88,6 +88,9 @@ class Feed(Upstream):
             self.pulled(most)
         return outputs, most if self.alone else 0
 
+    def waiting(self, most: int) -> list[Item]:
+        return [self.pending[-n] for n in range(1, min(most, len(self.pending)) + 1)]
+
     def release(self, credits: int) -> None:
         self.room.release(credits)
 

@@ -19,7 +19,9 @@ item are out of the taker's hands. It has four parts:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from math import inf
+from typing import Final
 
 from fstream._flow.known import PENDING, Known, Knowns
 from fstream._flow.ledger import Ledger
@@ -31,8 +33,14 @@ from fstream._flow.room import Lack, Room
 from fstream._flow.sizing import MAX_CHEAP_PROCESS, MAX_SPAN, Numbers, Sizing
 from fstream._flow.span import CLOSED, Closed, Failure, Item, Span
 from fstream._flow.tally import Hold, Tally
+from fstream._flow.weight import weigh
 
 __all__ = ["Window"]
+
+
+#: How many items are weighed at a time, and how many go through in between at least. To weigh them takes up to 100 us.
+SAMPLES: Final = 5
+SELDOM: Final = 256
 
 
 class Window(Upstream):
@@ -77,6 +85,10 @@ class Window(Upstream):
         #: this window has failed, because everything upstream of a failure is stopped.
         self.giver: Upstream = upstream
         self.tally = Tally()
+        #: How many bytes the messages of remote workers have for each item, there and back; 0 without such.
+        self.message_bytes = 0.0
+        #: Once so many items were drawn, some are weighed again.
+        self.weigh_at: float = SELDOM if room.maxsize is None else inf
         #: Is told what happens, if somebody observes, with what it may know of the stage.
         self.observer: Observer | None = None
         self.info: StageInfo
@@ -303,7 +315,7 @@ class Window(Upstream):
             return 0
         upstream, room = self.upstream, self.room
         available = upstream.available()
-        return available if upstream.prepaid else min(available, room.limit - room.held)
+        return available if upstream.prepaid else max(0, min(available, room.limit - room.held))
 
     def _draw(self, count: int) -> Sequence[Item]:
         """Take *count* items from upstream, and hold them."""
@@ -314,7 +326,29 @@ class Window(Upstream):
             upstream.release(credits)
         if not upstream.prepaid:
             self.room.held += len(items)
+        if self.tally.taken >= self.weigh_at:
+            self._weigh()
         return items
+
+    def _weigh(self) -> None:
+        """Bound the room by what the items that are held weigh."""
+        self.weigh_at = self.tally.taken + max(SELDOM, self.room.limit // 4)
+        if (weight := self._weight()) is not None:
+            self.room.weighs(weight)
+
+    def _weight(self) -> float | None:
+        """How many bytes an item has that is held, on its way in and out together; None if nobody can say."""
+        if self.message_bytes:
+            return self.message_bytes
+        ledger = self.ledger
+        done = (span for span in reversed(ledger.spans.values()) if span.slots)
+        pairs = [(span.items[0], span.slots[0]) for span in islice(done, SAMPLES)]
+        if len(pairs) > 1:
+            return weigh(pairs)
+        slots: list[object] = [ledger.lone_slots[index] for index in list(ledger.lone_slots)[-SAMPLES:]]
+        slots += (outputs[-1] for outputs, _ in islice(reversed(self.outbox.entries), SAMPLES))
+        found = [weight for weight in (weigh(slots), weigh(self.upstream.waiting(SAMPLES))) if weight]
+        return sum(found) if found else None
 
     def done(self, span: Span, elapsed: float | None = None) -> None:
         """The worker of *span* is through with it; *elapsed* seconds went into it."""
@@ -481,7 +515,10 @@ class Window(Upstream):
             and not self.takable()
             and (self.upstream.blocked > 0 or self.upstream.available() > 0)
         )
-        return lacks_room and self.room.grow(min(self.sizing.most_held(), most))
+        if not lacks_room or not self.room.may_grow(most := min(self.sizing.most_held(), most)):
+            return False
+        self._weigh()
+        return self.room.grow(most)
 
 
 def _cost_of(span: Span | None) -> float:

@@ -101,6 +101,7 @@ class Answers:
             span.slots.extend(slots)
         worker.steal_requested = False
         with self.crew.run.lock:
+            self.crew.window.message_bytes = sum(self.crew.bytes.values())
             if closed:
                 self.crew.window.requeue_tail(span, len(span.items) - len(span.slots))  # behind a failure
                 self.crew.window.done(span, seconds)

@@ -1,0 +1,200 @@
+"""A stage that bounds itself is bounded by bytes, too."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from array import array
+from collections import namedtuple
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+from unittest.mock import MagicMock
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fstream import pmap
+from fstream._flow import weight
+from fstream._flow.room import Room
+from fstream._flow.sizing import MAX_BYTES
+from fstream._flow.sources import Slices
+from fstream._flow.weight import weigh
+from fstream._flow.window import SELDOM, Window
+from tests.test_windows import finish, taken, window_over
+
+BODY = 200_000
+#: How many bodies are that heavy.
+MOST = MAX_BYTES // BODY
+
+
+class Slotted:
+    __slots__ = ("body",)
+
+    def __init__(self, body: bytes) -> None:
+        self.body = body
+
+
+@dataclass
+class Page:
+    url: str
+    body: bytes
+
+
+Row = namedtuple("Row", "key body")
+
+
+def body() -> bytes:
+    return bytes(BODY)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: body(),
+        lambda: bytearray(BODY),
+        lambda: ("url", body()),
+        lambda: {"url": "...", "body": body()},
+        lambda: Page("url", body()),
+        lambda: ("url", [Page("url", body())]),
+        lambda: Row(1, body()),
+        lambda: array("b", body()),
+        lambda: [bytes(BODY // 1000) for _ in range(1000)],
+        lambda: {n: bytes(BODY // 100) for n in range(100)},
+        lambda: {frozenset([bytes(BODY)])},
+        pytest.param(
+            lambda: Slotted(body()), marks=pytest.mark.skipif(not weight._HAS_GIL, reason="nobody may look")
+        ),
+    ],
+)
+def test_what_an_item_holds_counts(make: Any) -> None:
+    found = weigh([make() for _ in range(4)])
+    assert found is not None and 0.9 * BODY < found < 1.5 * BODY
+
+
+def test_what_items_share_does_not_count() -> None:
+    model = Page("model", bytes(100 * BODY))
+    found = weigh([(number, model) for number in range(1000, 1004)])
+    assert found is not None and found < 200
+
+
+def test_one_item_says_nothing_of_others() -> None:
+    assert weigh([body()]) is None
+
+
+def test_an_item_s_own_code_is_not_run() -> None:
+    class Loud:
+        def __getattr__(self, name: str) -> Any:
+            raise AssertionError(name)
+
+        def __sizeof__(self) -> int:
+            raise AssertionError
+
+        def __iter__(self) -> Iterator[Any]:
+            raise AssertionError
+
+        nbytes = property(__sizeof__)
+
+    assert weigh([Loud(), Loud(), MagicMock(), MagicMock(), BaseException.__new__(KeyError)]) is not None
+
+
+def test_numpy_arrays_count_with_their_data() -> None:
+    numpy = pytest.importorskip("numpy")
+    found = weigh([numpy.zeros(BODY // 8) for _ in range(3)] + [numpy.zeros(BODY)[: BODY // 8]])
+    assert found is not None and 0.9 * BODY < found < 1.5 * BODY
+
+
+def weighed(workers: int, size: int) -> Window:
+    """A window whose items are found to have that size."""
+    window = window_over(Slices(range(10**6)), workers=workers, most_cheap=4096)
+    window._weight = lambda: float(size)  # type: ignore[method-assign]
+    return window
+
+
+@given(workers=st.integers(2, 40), size=st.sampled_from([1, 100, 10_000, 10**6, 10**8]))
+def test_a_window_grows_as_far_as_what_it_holds_is_not_too_heavy(workers: int, size: int) -> None:
+    window = weighed(workers, size)
+    room = window.room
+    room.gone = 10**6  # so much has gone through that it may grow at any time
+    taken(window, 1)  # the taker waits for this one
+    for _ in range(20):
+        while window.takable():
+            finish(window, taken(window))
+        assert room.held == room.limit <= max(2 * workers, MAX_BYTES // size)
+        room.growable_at = 0.0
+        window.grow()
+    assert room.limit >= min(64 * workers, 4096, MAX_BYTES // size)
+
+
+def test_a_window_becomes_smaller_where_its_items_become_heavier() -> None:
+    window = weighed(4, BODY)
+    room = window.room
+    room.limit = room.held = 4096  # of light ones
+    for _ in range(60):
+        room.release(room.held // 8)
+        while window.takable():
+            finish(window, taken(window))
+    assert room.held == room.limit <= 1.1 * MOST
+
+
+def test_a_room_that_is_over_full_has_none() -> None:
+    window = window_over(Slices("abcdefgh"), workers=2, room=Room(None, 2))
+    window.room.limit = 4
+    for _ in range(4):
+        taken(window, 1)
+    window.room.weighs(MAX_BYTES)
+    assert window.room.limit == 2
+    assert window.backlog == 0 and not window.takable() and window.take(0.0) is None
+    window.room.release(3)
+    assert window.backlog == 1
+
+
+def test_one_heavy_item_among_many_does_not_make_the_room_small() -> None:
+    room = Room(None, 2)
+    room.limit = 1000
+    room.weighs(1000)
+    room.weighs(50 * BODY / 5)
+    assert room.limit > 100
+
+
+def test_a_given_maxsize_is_not_bounded_by_bytes() -> None:
+    window = window_over(Slices([bytes(BODY)] * 5000), workers=2, maxsize=1000)
+    taken(window, 1)
+    while window.takable():
+        finish(window, taken(window))
+    assert window.room.held == window.room.limit == 1000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("made", ["in", "out"])
+@pytest.mark.parametrize(("kind", "workers"), [("task", 100), ("thread", 16), ("process", 2)])
+def test_no_more_is_held_behind_a_slow_item_than_may_be(kind: str, workers: int, made: str) -> None:
+    pulled = count()
+    seen = 0
+
+    def source() -> Iterator[Any]:
+        nonlocal seen
+        for seen in pulled:
+            yield (seen, bytes(BODY if made == "in" else 1))
+            if seen > 5000:
+                return
+
+    def hold(item: Any) -> bytes:
+        if item[0] == 3000:
+            time.sleep(2)
+        return bytes(BODY if made == "out" else 1)
+
+    async def hold_task(item: Any) -> bytes:
+        if item[0] == 3000:
+            await asyncio.sleep(2)
+        return bytes(BODY if made == "out" else 1)
+
+    ahead = []
+    f = hold_task if kind == "task" else hold
+    for given_out, _ in enumerate(pmap(f, source(), kind=kind, workers=workers)):
+        ahead.append(seen - given_out)
+    assert len(ahead) == 5002
+    # An estimate: what some items weigh counts by and by, and inputs that wait are not always there to be weighed.
+    assert max(ahead[2000:]) <= 2.5 * max(MOST, 2 * workers) + SELDOM
