@@ -28,8 +28,6 @@ class Service:
         self.requests = self.refused = 0
         self.tries: Counter[int] = Counter()  # by page, without those that were refused
         self.served: Counter[int] = Counter()  # by page
-        self.at_work: Counter[str] = Counter()  # by host
-        self.most_at_work = 0
 
     def seconds_to_wait(self) -> float:
         """How long the client has to wait; 0 if the request is accepted."""
@@ -55,10 +53,7 @@ class Service:
         first = self.tries[number] == 1
         if first and number % 50 == 31:
             await asyncio.sleep(3600)
-        self.at_work[request.host] += 1
-        self.most_at_work = max(self.most_at_work, self.at_work[request.host])
         await asyncio.sleep(0.05)
-        self.at_work[request.host] -= 1
         if number % 100 == 13:
             return web.Response(status=404)
         if number % 200 == 57:
@@ -77,7 +72,6 @@ class Service:
                 "tries": self.tries.total(),
                 "served": self.served.total(),
                 "pages": len(self.served),
-                "most_at_work": self.most_at_work,
             }
         )
 

@@ -307,6 +307,20 @@ def test_one_more_is_started_for_a_stage_that_waits_while_a_worker_sleeps(
     assert len(b.granted) == asleep
 
 
+def test_none_is_started_for_a_stage_that_waits_for_the_worker_that_has_its_resources(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(pool, "cpu_count", lambda: 1)
+    free = Pool()
+    a, b = entered(free, 2, 1)
+    worker: Any = leased(free, a)
+    worker.link.asleep, worker.since = True, -PATIENCE
+    b.only = {worker.link}
+    assert free.hire(b) is None
+    free.look_for_sleepers(b)
+    assert not b.granted and b in free.waiting
+
+
 def test_a_pool_of_a_given_size_never_has_more():
     fixed = Pool(1)
     a, b = entered(fixed, 2, 1)

@@ -225,7 +225,8 @@ class Pool:
     def look_for_sleepers(self, tenant: Tenant) -> None:
         """Start one more process for a stage that has none and waits, if a worker elsewhere sleeps in its item.
 
-        It may wait for what that stage has to do. Only where nobody has said how many processes there are to be.
+        It may wait for what that stage has to do. Only where nobody has said how many processes there are to be, and
+        not for a stage that has its resources in others and may have no more.
         """
         with self._lock:
             now = perf_counter()
@@ -235,7 +236,8 @@ class Pool:
                 for worker in self.leases
                 if worker.opened
             ]
-            if self._most is None and tenant in self.waiting and len(self.leases) < self.limit + sum(asleep):
+            room = self._most is None and len(self.leases) < self.limit + sum(asleep)
+            if room and tenant in self.waiting and tenant.takes(None):
                 del self.waiting[tenant]
                 self._grant(tenant, self._lease(tenant, None))
 
