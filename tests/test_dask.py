@@ -678,6 +678,15 @@ def test_a_stream_that_is_dropped_leaves_nothing(client: Any, cluster: Any):
     assert eventually(partial(nothing_is_left, cluster, client))
 
 
+def test_a_stream_that_is_closed_leaves_nothing(client: Any, cluster: Any):
+    stream = endless(client)
+    assert next(stream) == 0
+    assert cluster.scheduler.tasks
+    stream.close()
+    assert eventually(partial(nothing_is_left, cluster, client))
+    assert list(stream) == []
+
+
 def test_ctrl_c_leaves_nothing(script: Script):
     result = script(
         """
