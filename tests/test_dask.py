@@ -597,9 +597,11 @@ def endless(client: Any) -> Any:
 
 
 def test_a_client_that_is_closed_under_a_stream_is_an_error(own: Any):
-    stream = endless(own)
+    stream, other = endless(own), endless(own)
     assert next(stream) == 0
     own.close()
+    with pytest.raises(ConnectionError, match="its client is closed"):
+        next(other)
     with pytest.raises(
         ConnectionError, match=r"stage '<lambda>' \(dask\): its (client is closed|scheduler.*gone)"
     ):

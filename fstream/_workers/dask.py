@@ -100,7 +100,7 @@ def prepare(stage: Stage) -> Stage:
                 "kind='dask' needs a client: write client = distributed.Client(...) before the stream starts"
             ) from None
     cluster = Cluster(client, stage)
-    if client.status != "running":
+    if not cluster.is_there():
         raise cluster.gone()
     if cluster.address in INSIDE.get():
         raise RuntimeError(
@@ -125,7 +125,7 @@ class Cluster:
         #: How many items are at work at once at most, if the stage says so.
         self.limit = stage.workers
         self.threads = 0
-        self.address: str = client.scheduler.address
+        self.address: str = getattr(client.scheduler, "address", "")
         #: The connection. Another one knows none of the tasks.
         self.comm = client.scheduler_comm
 
