@@ -515,8 +515,10 @@ def test_all_outputs_once_though_workers_are_killed_all_the_time(own: Any, secon
 
     def kill() -> None:
         while not over.wait(2.5):  # a nanny needs 0.8 to 2.8 s to replace one: a faster pace shows nothing
-            for pid in pids(own)[:1]:
-                os.kill(pid, signal.SIGKILL)
+            if (
+                len(both := pids(own)) > 1
+            ):  # on a busy machine it needs longer, and nobody would ever get anywhere
+                os.kill(both[0], signal.SIGKILL)
 
     killer = threading.Thread(target=kill)
     killer.start()
