@@ -133,6 +133,14 @@ def test_what_is_asked_for_in_the_middle_of_a_span_goes_out_and_what_is_not_star
     check_together(later, 5, [3], [])
 
 
+def test_of_a_span_that_is_over_nothing_more_is_said(parent: Parent):
+    parent.give(abs)
+    parent.work(5, [-1, -2])
+    assert parent.heard() == [(child.SLOTS, 5, [1, 2], [], True)]
+    parent.child.steal()
+    assert parent.heard() == []
+
+
 def test_spans_that_are_not_begun_come_back_whole(parent: Parent):
     parent.give(abs)
     parent.child.inbox.put(((child.SPAN, 5, 0), dumps([-1])))

@@ -405,7 +405,7 @@ class Child:
         self.cell[DOING] = SENDING
         with self.sending:
             self.send_slots(closed=True)
-            self.span = Span(start, [])
+            self.span, self.sent = Span(start, []), 0
             self.flush_requested = False
         self.cell[DOING] = IDLE
 
