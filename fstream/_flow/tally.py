@@ -113,14 +113,8 @@ class Tally:
 
     def come(self, now: float) -> None:
         """A worker comes for items."""
-        if idle := self.idle:
-            if self.blocks:
-                self.blocked += idle * (now - self.since)
-            else:
-                self.starved += idle * (now - self.since)
-                if self.held_by is not None:
-                    self.hold_up(self.held_by, idle * (now - self.since))
-            self.idle = 0
+        if self.idle:
+            self.end_wait(now)
         elif self.began is None:
             self.began = now
         self.latest = now
@@ -128,10 +122,17 @@ class Tally:
     def wait(self, now: float, idle: int, for_room: bool, held_by: Hold | None = None) -> None:
         """From *now* on so many workers have nothing to do: they wait for room, or else for items; or are held up."""
         if self.idle:
-            self.come(now)
+            self.end_wait(now)
         elif idle and self.began is None:  # worker processes that start have not come yet
             self.began = now
         self.since, self.idle, self.blocks, self.held_by = now, idle, for_room, held_by
+
+    def end_wait(self, now: float) -> None:
+        """Count how long workers have waited."""
+        if self.held_by is not None:
+            self.hold_up(self.held_by, self.idle * max(0.0, now - self.since))
+        self.starved, self.blocked = self.waited(now)
+        self.idle = 0
 
     def hold_up(self, hold: Hold, seconds: float) -> None:
         """Workers were held up for so many *seconds*, all together."""
