@@ -285,6 +285,13 @@ def test_a_stage_whose_processes_start_is_named():
     assert str(stats.bottleneck).startswith("cheap (process): it waits for worker processes")
 
 
+def test_stages_that_run_as_one_are_named_where_their_processes_start():
+    with Processes(2) as new:
+        row = pmap(cheap, kind=new) | pmap(abs, kind=new)
+        stats = take(generate(20) | pmap(quick, kind="thread") | row).stats()
+    assert "(process): it waits for worker processes" in str(stats.bottleneck)
+
+
 def test_an_order_that_has_to_wait_is_named():
     assert "ordered=False" in bottleneck("slow items in order")
 

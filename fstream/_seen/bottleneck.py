@@ -126,21 +126,11 @@ def stage_parts(account: Account, number: int, entry: Entry, whole: float) -> It
     narrow = min(narrow, 1.0 - busy) if busy < 0.9 else 0.0
     share = busy + narrow + held_up
     starved = entry.starved / time
-    if len(entry.names) == 1 or entry.tally.parts is None:
-        yield Part(
-            entry.names[0] if len(entry.names) == 1 else " | ".join(entry.names),
-            share,
-            entry,
-            account,
-            starved,
-            narrow,
-            hold,
-            held_up,
-        )
-        return
-    seconds = entry.tally.parts.seconds
-    slowest = max(range(len(seconds)), key=seconds.__getitem__)
-    yield Part(entry.names[slowest], share, entry, account, starved, narrow)
+    name = " | ".join(entry.names)
+    if entry.tally.parts is not None:
+        seconds = entry.tally.parts.seconds
+        name = entry.names[max(range(len(seconds)), key=seconds.__getitem__)]
+    yield Part(name, share, entry, account, starved, narrow, hold, held_up)
 
 
 def why(part: Part, before: Sequence[Part], after: Sequence[Part]) -> str:
