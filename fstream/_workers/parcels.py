@@ -12,7 +12,6 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextvars import Context, ContextVar, copy_context
-from dataclasses import replace
 from functools import partial
 from itertools import count
 from queue import Empty, SimpleQueue
@@ -21,11 +20,12 @@ from typing import Any, Final, NamedTuple
 
 from fstream._flow.span import Failure, Span
 from fstream._flow.tally import Numbers
-from fstream._plan.stages import Stage, StageStatus, carried
+from fstream._plan.stages import Stage, StageStatus
 from fstream._workers.call import Call, FusedCall, call_of
 from fstream._workers.notes import annotate, describe
-from fstream._workers.process.blame import blame
+from fstream._workers.process.blame import blame_output
 from fstream._workers.process.errors import decode_error, encode_error
+from fstream._workers.process.shape import packed_stage
 from fstream._workers.process.wire import Packed, dumps, loads
 from fstream.errors import NotPicklable
 
@@ -92,13 +92,8 @@ class Parcels:
     """Makes the parcels of one stage."""
 
     def __init__(self, stage: Stage, context: Context) -> None:
-        # Handlers run in this process, and need not be picklable.
-        self.stage = Stage(
-            stage.kernel, stage.f, stage.kind, retries=stage.retries, on_start=stage.on_start,
-            on_error="raise" if stage.on_error == "raise" else "skip", on_done=stage.on_done, name=stage.name,
-            rate=None if stage.rate is None else 1.0, parts=tuple(replace(part, engine=None) for part in stage.parts),
-        )  # fmt: skip
-        self.variables = carried(stage, context)
+        self.stage = stage
+        self.context = context
         self.timeout = stage.timeout
         self.key = f"{_PROGRAM}-{os.getpid()}-{next(_NUMBERS)}"
         self.packed: Packed = []
@@ -117,11 +112,10 @@ class Parcels:
         """Make what runs *span* in the worker, and gives it up behind the item that it is at after *seconds*."""
         if not self.packed:
             try:
-                self.packed = _plain(dumps((self.stage, self.variables)))
-            except Exception as error:
-                self.problem = NotPicklable(blame(self.stage, error, self.variables))
-                self.problem.__cause__ = error
-                raise self.problem from error
+                self.packed = _plain(packed_stage(self.stage, self.context))
+            except NotPicklable as problem:
+                self.problem = problem
+                raise
         items = _plain(dumps(span.items))
         self.item_bytes = max(1.0, sum(map(len, items)) / max(1, len(span.items)))
         aside = self.timeout is not None or self.stage.on_done is not None
@@ -164,12 +158,9 @@ def _plain(packed: Packed) -> Packed:
     return [packed[0], *map(bytearray, packed[1:])]
 
 
-def serve(*order: Any) -> Answer:
+def serve(*fields: Any) -> Answer:
     """Work a span off, in the worker. It lets nothing out, as that would be taken for an error of the executor."""
-    return _serve(Order(*order))
-
-
-def _serve(order: Order) -> Answer:
+    order = Order(*fields)
     if order.key in _OVER:
         return Answer("stage", encode_error(RuntimeError("the stage is over")))
     try:
@@ -285,11 +276,8 @@ class Work:
                 try:
                     dumps(slot)
                 except Exception as error:
-                    where = describe(stage, span.start + position, span.items[position])
-                    problem = NotPicklable(
-                        f"{where}: its output, of type {type(slot).__name__}, cannot be pickled: {error}"
-                    )
-                    problem.__cause__ = error
+                    index, item = span.start + position, span.items[position]
+                    problem = blame_output(stage, index, item, slot, error)
                     tries = 1 if position else span.tries + 1
                     failed[position], slots[position] = (encode_error(problem), tries), None
             packed = dumps(slots)

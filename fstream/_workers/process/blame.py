@@ -9,9 +9,11 @@ from types import CodeType, FunctionType, MethodType
 from typing import Any, Final
 
 from fstream._plan.stages import Stage
+from fstream._workers.notes import describe
 from fstream._workers.process.wire import dumps
+from fstream.errors import NotPicklable
 
-__all__ = ["blame"]
+__all__ = ["blame", "blame_output"]
 
 
 #: How deep to look: a variable of a function that is a variable, and so on.
@@ -32,6 +34,15 @@ def blame(stage: Stage, error: Exception, variables: Sequence[tuple[ContextVar[A
         if (problem := _problem(value)) is not None:
             return f"{where}: context variable {variable.name!r} cannot be pickled: {_traced(value, problem)}"
     return f"{where} cannot be pickled: {error}"
+
+
+def blame_output(stage: Stage, index: int, item: Any, output: Any, error: Exception) -> NotPicklable:
+    """Make of *error* that of an item whose *output* cannot be pickled."""
+    problem = NotPicklable(
+        f"{describe(stage, index, item)}: its output, of type {type(output).__name__}, cannot be pickled: {error}"
+    )
+    problem.__cause__ = error
+    return problem
 
 
 def _problem(value: Any) -> Exception | None:

@@ -31,15 +31,14 @@ from typing import Any, Final
 from fstream._flow.span import Failure, Span
 from fstream._plan.stages import StageStatus
 from fstream._workers.call import Call, FusedCall, call_of
-from fstream._workers.notes import describe
 from fstream._workers.process.arena import arenas
+from fstream._workers.process.blame import blame_output
 from fstream._workers.process.errors import decode_error, encode_error
 from fstream._workers.process.fresh import FOR_THE_PARENT
 from fstream._workers.process.imported import Imported
 from fstream._workers.process.relay import Relay
 from fstream._workers.process.surroundings import Surroundings, adopt, surroundings
 from fstream._workers.process.wire import Packed, Wire, dumps, loads
-from fstream.errors import NotPicklable
 
 __all__ = [
     "BROKEN",
@@ -515,11 +514,8 @@ class Child:
             dumps(slot)
         except Exception as error:
             assert self.call is not None
-            where = describe(self.call.stage, self.start + position, self.span.items[position])
-            problem = NotPicklable(
-                f"{where}: its output, of type {type(slot).__name__}, cannot be pickled: {error}"
-            )
-            problem.__cause__ = error
+            index, item = self.start + position, self.span.items[position]
+            problem = blame_output(self.call.stage, index, item, slot, error)
             self.failed.add(position)
             failure: Any = Failure(self.start + position, None, None)
             failure.error = encode_error(problem)

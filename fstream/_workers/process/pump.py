@@ -23,8 +23,9 @@ from fstream._workers.process.answers import Answers
 from fstream._workers.process.leaving import Leaving
 from fstream._workers.process.pool import PATIENCE, SLICE
 from fstream._workers.process.recovery import Recovery
+from fstream._workers.process.shape import packed_stage
 from fstream._workers.process.wire import send_by_value_what_is_being_imported
-from fstream._workers.process.workers import SPAN_BYTES, Worker, Workers, packed
+from fstream._workers.process.workers import SPAN_BYTES, Worker, Workers
 from fstream.errors import NotPicklable
 
 __all__ = ["Pump"]
@@ -53,7 +54,7 @@ class Pump(Workers):
         # Not in the pump: a module that this thread is just importing is locked for all other threads.
         send_by_value_what_is_being_imported()
         try:
-            self.packed = packed(self.stage, self.run.context)
+            self.packed = packed_stage(self.stage, self.run.context)
         except NotPicklable as problem:
             self.fail(Failure(-1, None, problem))
         self.run.launch(self)

@@ -14,25 +14,19 @@ spans of a dead one in `recovery.py`, how workers leave in `leaving.py`, and the
 from __future__ import annotations
 
 import selectors
-import sys
 import threading
 import weakref
 from collections import deque
-from contextvars import Context
-from dataclasses import replace
 from itertools import count
 from time import perf_counter
 from typing import Any, Final
 
-import cloudpickle
-
 from fstream._engine.run import Run
 from fstream._flow.span import Failure, Span
 from fstream._flow.window import Window
-from fstream._plan.stages import Stage, carried
+from fstream._plan.stages import Stage
 from fstream._workers.crew import Crew
 from fstream._workers.process import child
-from fstream._workers.process.blame import blame
 from fstream._workers.process.errors import encode_error
 from fstream._workers.process.link import Link
 from fstream._workers.process.pool import POOL, SLICE, Worker
@@ -40,9 +34,8 @@ from fstream._workers.process.queue import PipeQueue, PumpWork
 from fstream._workers.process.surroundings import inherited, surroundings
 from fstream._workers.process.warm import WARM
 from fstream._workers.process.wire import Packed, dumps
-from fstream.errors import NotPicklable
 
-__all__ = ["WARM", "Worker", "Workers", "packed"]
+__all__ = ["WARM", "Worker", "Workers"]
 
 
 #: How many spans a worker has in flight at most: one at work, one waiting behind it.
@@ -54,24 +47,6 @@ SPAN_BYTES: Final = 1 << 22
 
 #: Gives each stage the key by which workers know it.
 _KEYS: Final = count()
-
-
-def packed(stage: Stage, context: Context) -> Packed:
-    """Give *stage* as its workers get it, with its variables as they are in *context*; raise NotPicklable."""
-    # Handlers (`on_error`) run in the parent, and need not be picklable.
-    shape = Stage(
-        stage.kernel, stage.f, stage.kind, timeout=stage.timeout, retries=stage.retries, on_start=stage.on_start,
-        on_error="raise" if stage.on_error == "raise" else "skip", on_done=stage.on_done, name=stage.name,
-        parts=tuple(replace(part, engine=None) for part in stage.parts), rate=None if stage.rate is None else 1.0,
-    )  # fmt: skip
-    main = sys.modules["__main__"]
-    if main.__name__ == "__mp_main__":  # a child of multiprocessing has the script under another name
-        cloudpickle.register_pickle_by_value(main)
-    variables = carried(stage, context)
-    try:
-        return dumps((shape, variables))
-    except Exception as error:
-        raise NotPicklable(blame(shape, error, variables)) from error
 
 
 class Workers(Crew):
