@@ -409,6 +409,16 @@ def test_a_stream_gets_its_turn_beside_one_that_never_ends(one: Processes):
             thread.join()
 
 
+def test_a_stream_gets_its_turn_beside_one_that_always_has_more_to_do(one: Processes):
+    def slow(item: int) -> int:
+        time.sleep(0.001)
+        return item
+
+    with pmap(slow, range(10**9), kind=one, maxsize=0) as endless:
+        assert next(endless) == 0
+        assert list(pmap(square, range(100), kind=one)) == [n * n for n in range(100)]
+
+
 def test_a_stage_whose_room_is_full_has_no_worker(one: Processes):
     with pmap(square, count(), kind=one, maxsize=3) as full:
         assert next(full) == 0
