@@ -72,6 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             results.append(measure(row, effort))
             took = f"{perf_counter() - start:.1f} s, other processes had {results[-1].others:.0%} of the CPUs"
             print(f"{row.name}: {took}", file=sys.stderr, flush=True)
+            for verdict in results[-1].verdicts:
+                if not verdict.met:
+                    print(f"  missed by {verdict.contender}: {verdict.ratio}", file=sys.stderr, flush=True)
     print(table(results))
     if options.json:
         options.json.write_text(json.dumps(document(results, effort), indent=1) + "\n")

@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import repeat
+from math import inf
 from multiprocessing import Pipe
 from pathlib import Path
 from statistics import median
@@ -256,7 +257,14 @@ def _figures(row: Row, outcomes: Sequence[Outcome]) -> dict[str, list[float]]:
 
 def _verdict(contender: str, bound: Bound, figures: dict[str, list[float]]) -> Verdict:
     rivals = repeat(1.0) if bound.rival is None else figures.get(bound.rival, [])
-    ratios = [figure / rival for figure, rival in zip(figures.get(contender, []), rivals)]
+    ratios = [
+        figure / rival
+        if rival
+        else inf
+        if figure
+        else 1.0  # there may be nothing to measure, as in a row of memory
+        for figure, rival in zip(figures.get(contender, []), rivals)
+    ]
     return Verdict(contender, bound, median(ratios) if ratios else None)
 
 
