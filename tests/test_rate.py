@@ -25,6 +25,10 @@ from tests.conftest import CONCURRENT_KINDS
 from tests.functions import suited
 from tests.gates import PATIENCE, Log
 
+#: By how much f may see its start later than its run does, in seconds: a busy machine stops a worker between the count
+#: of its try and the first step of f. By the clock of the run a rate is never exceeded: a simulated one shows it.
+LATE = 0.1
+
 
 def most_within(times: list[float], window: float, costs: list[float] | None = None) -> float:
     """The most starts, or costs of starts, in any half-open window of so many seconds."""
@@ -281,7 +285,7 @@ def started(kind: str) -> Callable[[int], Any]:
 
 def test_f_begins_no_more_often_than_it_may(kind: str):
     times = sorted(pmap(started(kind), range(30), kind=kind, rate=Rate(10, per=0.5)))
-    assert most_within(times, 0.5) <= 10
+    assert most_within(times, 0.5 - LATE) <= 10
     assert times[-1] - times[0] >= 1.0
 
 
@@ -303,7 +307,7 @@ def test_so_it_is_under_async_for_and_the_loop_is_free(kind: str):
         return times
 
     times = sorted(asyncio.run(main()))
-    assert most_within(times, 0.5) <= 10
+    assert most_within(times, 0.5 - LATE) <= 10
 
 
 def test_a_try_counts_when_f_begins_and_not_when_on_start_does(concurrent_kind: str):
@@ -316,7 +320,7 @@ def test_a_try_counts_when_f_begins_and_not_when_on_start_does(concurrent_kind: 
         pmap(started(concurrent_kind), range(24), kind=concurrent_kind, workers=4, rate=Rate(8, per=0.4),
              on_start=slow_start)
     )  # fmt: skip
-    assert most_within(times, 0.4) <= 8
+    assert most_within(times, 0.4 - LATE) <= 8
 
 
 def test_what_a_closed_stream_had_in_hand_does_not_block_its_rate_for_ever(concurrent_kind: str):
@@ -374,9 +378,7 @@ def test_measured_it_is_never_over_and_nearly_reached(kind: str):
             if time - times[0] >= 10:
                 break
     times = sorted(times)
-    # A busy machine stops a worker between the count of its try and the first step of f, so one or two too many may be
-    # seen. That it is never over by the clock of the run is tested under the simulated one.
-    assert most_within(times, 1.0) <= 52
+    assert most_within(times, 1.0 - LATE) <= 50
     assert len([time for time in times if time - times[0] < 10]) >= 0.9 * 500
     assert max(after - before for before, after in pairwise(times)) < 2
     assert perf_counter() > times[-1]
