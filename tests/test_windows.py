@@ -11,7 +11,7 @@ import pytest
 from fstream._flow.buffers import OVERDUE, Credits, Outlet, Work
 from fstream._flow.protocols import Upstream
 from fstream._flow.room import Room
-from fstream._flow.sizing import MAX_SPAN, SHORT, Numbers
+from fstream._flow.sizing import MAX_CHEAP, MAX_SLOW, MAX_SPAN, SHORT, Numbers
 from fstream._flow.sources import Feed, Slices
 from fstream._flow.span import Closed, Failure, Span
 from fstream._flow.window import Window
@@ -265,6 +265,17 @@ def test_a_window_has_room_for_four_long_spans_of_each_worker():
     window = window_over(Slices(range(99)), workers=2, span_seconds=1.0, longest_span=1.0)
     window.sizing.cost = 0.001
     assert window.sizing.most_held() == 8_000
+
+
+def test_a_window_has_room_for_many_items_that_need_no_worker():
+    sizing = window_over(Slices("ab"), workers=2).sizing
+    assert sizing.most_held() == 2 * MAX_SLOW
+    for _ in range(20):
+        sizing.measure_known(known=10, drawn=10)
+    assert sizing.most_held() == MAX_CHEAP
+    for _ in range(20):
+        sizing.measure(elapsed=1.0, count=1)
+    assert sizing.most_held() == 2 * MAX_SLOW
 
 
 def test_spans_of_one_length_do_not_grow():

@@ -109,6 +109,8 @@ class Sizing:
         self.cost: float | None = None
         #: How many items the last span had.
         self.last_size = 1
+        #: What share of the items needs a worker: half of it as drawn last, half what it was before.
+        self.needing = 1.0
 
     def resize(self, workers: int) -> None:
         """The stage has so many workers from now on."""
@@ -128,6 +130,7 @@ class Sizing:
 
     def measure(self, elapsed: float, count: int) -> None:
         """A worker has spent *elapsed* seconds on *count* items."""
+        self.needing = (self.needing + 1) / 2
         cost = elapsed / count
         self.cost = cost if self.cost is None else (self.cost + cost) / 2
         if self.span_seconds < self.longest_span:
@@ -137,14 +140,19 @@ class Sizing:
 
     def assume_slow(self, count: int) -> None:
         """Take each of *count* items to last as long as a span, as if that had been measured of one after another."""
+        self.needing = 1.0
         seconds = self.span_seconds
         self.cost = seconds + ((self.cost or seconds) - seconds) * 0.5**count
+
+    def measure_known(self, known: int, drawn: int) -> None:
+        """So many of the items that were *drawn* last need no worker."""
+        self.needing = (self.needing + 1 - known / drawn) / 2
 
     def most_held(self) -> int:
         """How many items a window that sizes itself may grow to hold."""
         in_time = (
             max(MAX_SECONDS, SPANS_HELD * self.span_seconds)
             * min(self.workers, self.shares)
-            / (self.cost or 1.0)
+            / max(1e-9, (self.cost or 1.0) * self.needing)
         )
         return min(max(MAX_SLOW * self.workers, int(in_time)), self.most_cheap)

@@ -284,7 +284,7 @@ class Window(Upstream):
         """Take in *items*: those that need no worker give their outputs, the others are for whoever comes next."""
         assert self.knowns is not None
         self.sorting = True
-        ledger = self.ledger
+        ledger, known = self.ledger, self.ledger.known
         for part, slots in self.knowns.sorted_out(items):
             if slots is not None and slots[0] is not PENDING:
                 self.outbox.close(ledger.add_known(part, slots))
@@ -295,6 +295,7 @@ class Window(Upstream):
                 ledger.waiting[ledger.next_index] = span = Span(ledger.next_index, part)
                 self.keep_place(span)
             ledger.next_index += len(part)
+        self.sizing.measure_known(ledger.known - known, len(items))
 
     def bring(self, index: int, known: Known) -> None:
         """The slot of an item that waits for another one is known now."""

@@ -41,8 +41,9 @@ class Memory:
         self.key_of: Callable[[Any], Any] | None = stage.memo_key
         #: Makes the slot of an item of a result, if that is another thing.
         self.finish = stage.kernel.finish
-        #: The mapping need not know of threads.
+        #: The mapping need not know of threads. A dict does: what it has is got from it without the lock.
         self.lock = Lock()
+        self.at_hand: Any = self.memo if type(self.memo) is dict else {}
         #: The keys of the items under way, by their indices.
         self.keys: dict[int, Any] = {}
         #: The items that wait for one of an equal key, with their indices.
@@ -59,6 +60,8 @@ class Memory:
         """Give what takes the place of *item*: itself if it is to be run, or a `Known`."""
         try:
             key = item if self.key_of is None else self.key_of(item)
+            if (value := self.at_hand.get(key, MISSING)) is not MISSING:
+                return Known(item, value if self.finish is None else self.finish(item, value))
             with self.lock:
                 if (followers := self.followers.get(key)) is not None:
                     followers.append((index, known := Known(item)))

@@ -103,8 +103,9 @@ def looked_up(
         if handing_on and type(given) is Failed:
             append(given)
             return
-        item = given.item if ticketed else given
-        if type(found := memory.arrived(item, index)) is Known:
+        if not ticketed:
+            append(memory.arrived(given, index))
+        elif type(found := memory.arrived(given.item, index)) is Known:
             found.given = given
             append(found)
         else:
