@@ -12,7 +12,10 @@ from typing import Any
 import pytest
 
 from fstream import Bottleneck, Processes, Stream, merge, pfilter, pflat_map, pmap
-from fstream._seen.account import Account
+from fstream._flow.tally import Hold
+from fstream._plan.kernels import MAP
+from fstream._plan.stages import Stage
+from fstream._seen.account import Account, Entry
 from fstream._seen.bottleneck import find
 
 pytestmark = pytest.mark.slow
@@ -290,6 +293,14 @@ def test_stages_that_run_as_one_are_named_where_their_processes_start():
         row = pmap(cheap, kind=new) | pmap(abs, kind=new)
         stats = take(generate(20) | pmap(quick, kind="thread") | row).stats()
     assert "(process): it waits for worker processes" in str(stats.bottleneck)
+
+
+def test_time_that_nobody_saw_is_of_the_sort_that_was_seen():
+    entry = Entry(Stage(MAP, abs, "process"), workers=2)
+    entry.tally.hold_up(Hold.WORKERS, 0.2)
+    entry.divide(whole=1.0, busy=0.1, starved=0.2, blocked=0.1)
+    assert entry.held_up == {Hold.WORKERS: pytest.approx(0.6)}
+    assert entry.starved == pytest.approx(0.6)
 
 
 def test_an_order_that_has_to_wait_is_named():

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from fstream._engine.run import Run
 from fstream._flow.sources import Feed
-from fstream._flow.tally import Tally
+from fstream._flow.tally import Hold, Tally
 from fstream._flow.window import Window
 from fstream._plan.stages import Batch, Stage
 
@@ -47,6 +47,8 @@ class Entry:
         self.taken = self.given = self.held = 0
         #: The time of all its workers, in seconds, and what of it they were at work, waited for items, and for room.
         self.whole = self.busy = self.starved = self.blocked = 0.0
+        #: What of the time in which they waited for items each has held them up, in seconds.
+        self.held_up: dict[Hold, float] = {}
 
     def look(self, window: Window | None, now: float) -> None:
         """Note what is so *now* of a stage that has workers; it has no window once its run has been forgotten."""
@@ -80,8 +82,10 @@ class Entry:
         """Of the *whole* time workers were *busy*; divide the rest in the ratio in which they were seen to wait."""
         idle, seen = max(0.0, whole - busy), starved + blocked
         self.whole, self.busy = whole, busy
-        self.blocked = idle * blocked / seen if seen > 0 else 0.0
+        share = idle / seen if seen > 0 else 0.0
+        self.blocked = share * blocked
         self.starved = idle - self.blocked
+        self.held_up = {hold: share * seconds for hold, seconds in self.tally.held_up.items()}
 
 
 class Account:

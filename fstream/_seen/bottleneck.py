@@ -92,7 +92,7 @@ def parts_of(accounts: Sequence[Account], whole: float) -> Iterator[Part]:
         in_place = account.entries and not account.runs_row
         if outermost:
             if in_place:
-                pulling = account.entries[0].starved - sum(account.entries[0].tally.held_up.values())
+                pulling = account.entries[0].starved - sum(account.entries[0].held_up.values())
             else:
                 pulling = account.pulling / max(1, account.feeders)
             yield Part(SOURCE, pulling / whole, account=account)
@@ -107,7 +107,7 @@ def parts_of(accounts: Sequence[Account], whole: float) -> Iterator[Part]:
 def stage_parts(account: Account, number: int, entry: Entry, whole: float) -> Iterator[Part]:
     """Give the part that a stage is, or each of those that it stands for."""
     time = whole * (entry.workers if account.runs_row else 1) or 1.0
-    hold, seconds_held = max(entry.tally.held_up.items(), key=itemgetter(1), default=(None, 0.0))
+    hold, seconds_held = max(entry.held_up.items(), key=itemgetter(1), default=(None, 0.0))
     held_up = seconds_held / time
     if not account.runs_row:
         share = entry.busy / whole + held_up
@@ -120,7 +120,7 @@ def stage_parts(account: Account, number: int, entry: Entry, whole: float) -> It
     if after is None:
         not_waiting = 1.0 - account.waited / whole
     else:
-        not_waiting = 1.0 - (after.starved - sum(after.tally.held_up.values())) / (after.whole or 1.0)
+        not_waiting = 1.0 - (after.starved - sum(after.held_up.values())) / (after.whole or 1.0)
     narrow = max(0.0, entry.blocked / time - max(0.0, not_waiting))
     # What keeps it from work beyond what its bound says.
     narrow = min(narrow, 1.0 - busy) if busy < 0.9 else 0.0
