@@ -507,7 +507,7 @@ def iterate(
     The loops are all that happens for an item, as what is called there, or looked at, counts: `map` takes 50 ns. So a
     map has one of its own: what it does not look at saves a third.
     """
-    ends = Tap() if handing_on else tap  # a source that is a stream is drained itself, and ends then
+    ends: Any = Tap() if handing_on else tap  # a source that is a stream is drained itself, and ends then
     given = iter(source)
     items, count = counted(source, given)
     tap.count = count
