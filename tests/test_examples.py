@@ -56,6 +56,13 @@ def test_the_overnight_job_of_the_readme_is_that_of_the_example():
     assert job in (EXAMPLES / "overnight.py").read_text().replace("  # fmt: skip", "")
 
 
+def test_pipelines_are_made_faster_by_what_they_say(tmp_path: Path):
+    output = run("made_faster.py", "--count", "40", "--traces", str(tmp_path))
+    assert output.endswith("each step gave the same\n")
+    assert output.count(" s\n  ") == 8  # each has said what holds it up
+    assert len(list(tmp_path.iterdir())) == 8
+
+
 def test_every_example_is_in_the_index():
     scripts = {script.name for script in EXAMPLES.glob("*.py")}
     index = (EXAMPLES / "README.md").read_text()
