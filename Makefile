@@ -2,9 +2,7 @@
 # environment in .venv, with fstream (editable) and the extras of pyproject.toml that the target needs. It is
 # brought up to date whenever pyproject.toml changes.
 
-VERSIONS := 3.11 3.12 3.13
-# Tested by `make further`, until all tests have been seen to pass there.
-FURTHER  := 3.14 3.15 3.13t
+VERSIONS := 3.11 3.12 3.13 3.14 3.15 3.13t
 VENV     ?= .venv
 # How many tests run at once: most of them wait, so more than there are CPUs.
 JOBS     ?= 4
@@ -22,7 +20,7 @@ VERSION := $(shell $(PY) $(version) || $(PYTHON) $(version))
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo demo-cluster test quick check further bench soak mutants cover fmt lint types clean
+.PHONY: help demo demo-cluster test quick check bench soak mutants cover fmt lint types clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/make \1\t\2/p' Makefile | expand -t 20
@@ -42,8 +40,6 @@ quick: $(VENV)/.with-test  ## run the tests that take little time: for the inner
 
 check: lint types test $(filter-out test-$(VERSION),$(VERSIONS:%=test-%))  ## all that CI checks, on each Python that is here
 	$(PY) tests/mutants.py --draw --quick
-
-further: $(FURTHER:%=test-%)  ## the tests on Pythons that are not part of `make check` yet
 
 bench: $(VENV)/.with-bench  ## measure fstream beside its peers
 	@$(PY) -m compileall -q fstream
@@ -77,9 +73,9 @@ clean:  ## remove the environments and the caches
 	rm -rf .venv .venv-* *.egg-info build dist .coverage* .pytest_cache .hypothesis .mypy_cache .ruff_cache
 
 # `make test-3.12` tests on that version, in .venv-3.12; `make test-3.13t` on its free-threaded build. The interpreter is
-# one of pyenv's or the one on PATH. A tenth of the fault matrix runs there, and a fifth of the tests marked `drawn`, drawn
-# anew each day, and hypothesis tries fewer examples: all of it would take most of the time, for what `make test` has
-# seen on its own Python.
+# one of pyenv's or the one on PATH. A tenth of the fault matrix runs there, a fifth of the tests marked `drawn` and three
+# in ten of the other slow ones, drawn anew each day, and hypothesis tries fewer examples: all of it would take most of the
+# time, for what `make test` has seen on its own Python. `FSTREAM_MATRIX=pairs` runs all.
 test-%:
 	@for python in $${PYENV_ROOT:-$$HOME/.pyenv}/versions/$(*:t=)*/bin/python python$*; do \
 	    if [ "$$($$python $(version))" = $* ]; then \

@@ -134,7 +134,9 @@ def main() -> None:
     parser.add_argument("--traces", type=Path, help="a folder for a timeline of each step")
     options = parser.parse_args()
 
-    consume(pmap(parse, [(0, PAGES)], kind="process"))  # the first worker processes of a program take a moment
+    consume(
+        pmap(parse, [(0, PAGES)], kind="process")
+    )  # the first worker processes of a program take a moment
 
     print("-- fetch and parse")
     steps = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -34,7 +35,10 @@ def pytest_report_header() -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark what is slow. Where a tenth is drawn of the fault matrix, draw a fifth of the tests that are marked so."""
+    """Mark what is slow. Where a tenth is drawn of the fault matrix, draw of the other slow tests, too.
+
+    Each Python draws others, so that most are seen on one of them.
+    """
     for item in items:
         if "process" in item.name:  # each of its workers takes a tenth of a second of CPU to start
             item.add_marker(pytest.mark.slow)
@@ -43,14 +47,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.timeout(240))
     if os.environ.get("FSTREAM_MATRIX") != "drawn":
         return
-    seed = os.environ["FSTREAM_DRAW"]
-    left_out = [
-        item
-        for item in items
-        if item.get_closest_marker("drawn") and Random(f"{seed} {item.nodeid}").random() > 0.2
-    ]
+    seed = f"{os.environ['FSTREAM_DRAW']} {sys.version}"
+    left_out = [item for item in items if Random(f"{seed} {item.nodeid}").random() > share_of(item)]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in set(left_out)]
+
+
+def share_of(item: pytest.Item) -> float:
+    """What share is drawn of tests like *item*."""
+    if item.get_closest_marker("drawn"):
+        return 0.2
+    return 0.3 if item.get_closest_marker("slow") else 1.0
 
 
 @pytest.fixture(params=KINDS)
