@@ -5,11 +5,12 @@ from __future__ import annotations
 import warnings
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
 from operator import length_hint
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
 from weakref import ReferenceType, ref
 
 from fstream._engine.interrupts import Uninterrupted
@@ -383,7 +384,8 @@ class _Outputs:
         """Start to run in the thread of who takes the outputs: give the source, whether f awaits, and the account."""
         awaits = isinstance(self.stage, Stage) and backend_of(self.stage).awaits
         self.stage = in_place(self.stage)
-        account = self.ready([self])
+        with linking():
+            account = self.ready([self])
         self.total = self._total()
         self.started, source, self.source = True, self.source, None
         sources = source if self.stage is None else [source]
@@ -399,19 +401,15 @@ class _Outputs:
             self.current = iterate_inline(self.stage, awaits, source, self.tap, account)
             return
         self.total = self._total()
-        try:
-            with _LINKING:
-                row = self._row()
-                for outputs in row:
-                    outputs.started = True
-                    outputs._taker = ref(self) if outputs is not self else None
-        except BaseException:
-            let_go(_LINKING)
-            raise
+        with linking():
+            row = self._row()
+            for outputs in row:
+                outputs.started = True
+                outputs._taker = ref(self) if outputs is not self else None
+            account = self.ready(row)
         first = row[0]
         stages = [outputs.stage for outputs in row if outputs.stage is not None]
         sources = [first.source] if first.stage is not None else list(first.source)
-        account = self.ready(row)
         for number, outputs in enumerate(row[:-1]):
             outputs.account = account
             outputs.place = sum(isinstance(each.stage, Stage) for each in row[: number + 1])
@@ -441,11 +439,14 @@ class _Outputs:
             self.drain()
 
     def ready(self, row: list[_Outputs]) -> Account:
-        """Give the account of this stage, the last of *row*, that knows those of what the row iterates."""
-        if self.account is not None:
-            return self.account
-        self.account = Account(outputs.stage for outputs in row)
-        todo = [(self.account, row[0])]  # not a recursion: there may be a thousand
+        """Give the account of this stage, the last of *row*. While streams are linked."""
+        self.account = self.account or self.account_of(row)
+        return self.account
+
+    def account_of(self, row: list[_Outputs]) -> Account:
+        """Make the account of this stage, the last of *row*, that knows those of what the row iterates."""
+        made = Account(outputs.stage for outputs in row)
+        todo = [(made, row[0])]  # not a recursion: there may be a thousand
         while todo:
             account, first = todo.pop()
             for source in [first.source] if first.stage is not None else first.source:
@@ -457,12 +458,11 @@ class _Outputs:
                         todo.append((outputs.account, upstream[0]))
                     account.sources.append(outputs.account)
                     outputs.account.feeds = True
-        return self.account
+        return made
 
     def stats(self) -> Stats:
-        account = self.account
-        if account is None:  # what it will be made of may change until it starts
-            account, self.account = self.ready(self._row()), None
+        with linking():  # what it will be made of may change until it starts
+            account = self.account or self.account_of(self._row())
         return stats_of(account, self.place)
 
     def as_in_order(self, source: Any) -> tuple[Any, Stage | Batch] | None:
@@ -497,7 +497,8 @@ class _Outputs:
         if not runs_in_place(self.stage):
             self.start()
             return self._give_async()
-        account = self.ready([self])
+        with linking():
+            account = self.ready([self])
         self.started, source, self.source = True, self.source, None
         if isinstance(source, Stream):
             source._outputs.loop = self.loop
@@ -660,4 +661,16 @@ def give_up(outputs: Iterator[Any]) -> None:
             raise
 
 
-_LINKING = RLock()
+#: Held while streams are taken into a row, and while an account is made of them: two threads may want the same one.
+_LINKING: Final = RLock()
+
+
+@contextmanager
+def linking() -> Iterator[None]:
+    """Keep the others from linking streams meanwhile."""
+    try:
+        with _LINKING:
+            yield
+    except BaseException:
+        let_go(_LINKING)
+        raise

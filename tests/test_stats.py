@@ -14,9 +14,10 @@ import pytest
 
 from fstream import StageStats, Stats, merge, peach, pfilter, pflat_map, pmap
 from fstream._flow.tally import Costs
+from fstream._seen.account import Account
 from fstream.testing import Schedule, simulated
 from tests.faults.faulty import Tally
-from tests.functions import identity, is_odd
+from tests.functions import identity, is_odd, suited
 from tests.gates import Gate, Log, holding
 
 
@@ -259,6 +260,40 @@ def test_an_error_of_the_source_leaves_the_numbers(kind: str):
 
 
 # ---------------------------------------------------------------------------------------------- during a run
+
+
+def test_who_looks_while_a_stream_starts_costs_it_no_numbers(kind: str):
+    stream = pmap(suited(identity, kind), range(3), kind=kind)
+    looks: list[bool] = []
+    started: list[Any] = []
+
+    class Looked(Account):
+        def __init__(self, stages: Any) -> None:
+            super().__init__(stages)
+            if not looks:
+                looks.append(True)
+                started.append(next(stream))  # as another thread would, just then
+
+    with pytest.MonkeyPatch.context() as context:
+        context.setattr("fstream.stream.Account", Looked)
+        stream.stats()
+    assert [*started, *stream] == [0, 1, 2]
+    assert stream.stats().stages[0].given == 3
+
+
+def test_a_sync_stage_may_be_looked_at_from_its_very_first_moment():
+    stream = pmap(identity, range(3), kind="sync")
+    seen: list[int] = []
+
+    class Eager(Account):
+        def runs_here(self, here: Any, source: Any) -> None:
+            super().runs_here(here, source)
+            seen.append(stream.stats().stages[0].given)
+
+    with pytest.MonkeyPatch.context() as context:
+        context.setattr("fstream.stream.Account", Eager)
+        assert list(stream) == [0, 1, 2]
+    assert seen == [0]
 
 
 def test_before_it_starts_a_stream_has_done_nothing(kind: str):

@@ -152,9 +152,9 @@ class Account:
         if self.began is None or self.ended is not None:
             return
         now, self.cpu = self.clock(), process_time() - self.cpu_began
-        if self.here is not None:
-            self.entries[0].look_here(self.here, now)
-        elif self.run is not None and (run := self.run()) is not None:
+        here, of_run = self.here, self.run  # read once: the run may end meanwhile
+        run = None if of_run is None else of_run()
+        if run is not None:
             with run.lock:
                 now = self.clock()
                 self.look_outside(run, now)
@@ -162,7 +162,9 @@ class Account:
                     entry.look(window, now)
                 if self.entries:
                     self.entries[-1].held -= run.outlet.owed  # the consumer has their outputs
-        else:
+        elif here is not None:
+            self.entries[0].look_here(here, now)
+        elif self.runs_row:
             for entry in self.entries:
                 entry.look(None, entry.tally.latest)
 
