@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import json
 import math
@@ -21,6 +22,7 @@ from typing import Any
 import pytest
 
 from fstream import Journal, peach, pflat_map, pmap
+from fstream._workers import opening
 from tests.functions import square, suited
 from tests.gates import PATIENCE
 from tests.scripts import environment_with, write_script
@@ -53,6 +55,28 @@ def test_the_next_run_finds_what_the_last_one_kept(kind: str, path: Path):
     with Journal(path) as journal:
         assert dict(journal) == {1: 1, 2: 4, 3: 9}
         assert list(pmap(suited(never, kind), [3, 2, 1], kind=kind, name="f", memo=journal)) == [9, 4, 1]
+
+
+def test_it_serves_an_async_consumer(kind: str, path: Path):
+    async def outputs() -> list[int]:
+        stream = pmap(suited(square, kind), [1, 2, 1], kind=kind, name="f", memo=journal)
+        return [output async for output in stream]
+
+    with Journal(path) as journal:
+        assert asyncio.run(outputs()) == [1, 4, 1]
+        assert asyncio.run(outputs()) == [1, 4, 1]
+
+
+def test_a_row_that_cannot_be_laid_leaves_the_journal_to_others(path: Path, monkeypatch: pytest.MonkeyPatch):
+    def no_workers(*_: Any) -> Any:
+        raise OSError(24, "Too many open files")
+
+    with Journal(path) as journal:
+        with monkeypatch.context() as context:
+            context.setattr(opening, "open_workers", no_workers)
+            with pytest.raises(OSError, match="Too many open files"):
+                list(pmap(square, [1], kind="thread", memo=journal))
+        assert list(pmap(square, [1], kind="thread", memo=journal)) == [1]
 
 
 def test_it_is_json_by_the_line(path: Path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Callable, Iterable
+from collections.abc import AsyncIterable, Callable, Iterable, Sequence
 from contextvars import ContextVar
 from functools import partial
 from itertools import count
@@ -124,8 +124,25 @@ def lay(
 ) -> None:
     """Link sources, stages and consumer: each draws from the one before it.
 
-    *observers* are told of the run, beside those who observe this context.
+    *observers* are told of the run, beside those who observe this context. If there is no file or thread left for a
+    worker, what was begun is ended.
     """
+    try:
+        _link(run, sources, stages, open_workers, open_feeder, observers)
+    except BaseException:
+        if run.memory is not None:
+            run.memory.end()
+        raise
+
+
+def _link(
+    run: Run,
+    sources: list[Any],
+    stages: list[Stage | Batch],
+    open_workers: OpenWorkers,
+    open_feeder: OpenFeeder,
+    observers: Sequence[Observer],
+) -> None:
     stages = [
         backend_of(stage).prepare(stage) if isinstance(stage, Stage) else stage
         for stage in fuse(stages, lambda stage: backend_of(stage).fuses)

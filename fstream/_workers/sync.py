@@ -79,7 +79,7 @@ class Rest:
         feeder = getattr(HERE, "feeder", None)
         if feeder is not None:  # this is the thread of a feeder, which is stopped with its run
             feeder.adopt(self)
-            if feeder.run.stopped:
+            if feeder.run.feed.stopped:
                 self.stop()
         if self.over.wait(seconds):
             raise Left
@@ -113,8 +113,6 @@ class Here:
         self.told = 0
         self.account = account
         self.tally = Tally()
-        if account is not None:
-            account.runs_here(self, source)
         #: The part in hand. It begins when the first item is asked for; then that is there, is worked off, and its
         #: outputs are taken: all in seconds of `perf_counter`.
         self.most = 1
@@ -137,6 +135,8 @@ class Here:
         self.again = Again(0.0)
         #: The slot of the item that was tried again last, until it is taken.
         self.slot: Any = None
+        if account is not None:
+            account.runs_here(self, source)  # from now on somebody may look at it
 
     @property
     def start(self) -> int:
@@ -634,42 +634,43 @@ async def iterate_async(
     """The same for an ``async for``, some at a time."""
     from asyncio import sleep
 
-    number = 0
-    pulls = not handing_on
-    # A wait must leave the loop to others.
-    is_async = stage.paced or isinstance(source, AsyncIterable)
-    here = Here(stage, lambda: number, source, owner.tap, account if is_async else None)
-    if is_async and not isinstance(source, AsyncIterable):
-        source = each(() if owner.tap.draining else source)
-    handing_on = handing_on and stage.hands_on
-    items: Any = None
-    try:
-        if isinstance(source, AsyncIterable):
-            items = aiter(source)
-            owner.tap.count = here.count
-            paused = perf_counter()
-            async for item in items:
-                number += 1
-                if handing_on and type(item) is Failed:
-                    yield here.counted_outputs(stage.kernel.kept(item))
-                elif stage.paced:
-                    yield await here.outputs_in_time(item)
-                else:
-                    yield here.outputs(item)
-                if owner.tap.draining and pulls:
-                    break
-                here.back = perf_counter()
-                here.goes_on()
-                if here.back - paused > SPAN_SECONDS:  # a source that never waits leaves others a turn
-                    await sleep(0)
-                    paused = perf_counter()
-        else:
-            items = iterate(stage, source, owner.tap, handing_on, account)
+    if not (stage.paced or isinstance(source, AsyncIterable)):
+        items = iterate(stage, source, owner.tap, False, account)  # no stream: that is an async iterable, too
+        try:
             for output in items:
                 yield (output,)
+        finally:
+            owner.end()
+            items.close()
+        return
+    number = 0
+    here = Here(stage, lambda: number, source, owner.tap, account)
+    if not isinstance(source, AsyncIterable):  # a wait must leave the loop to others
+        source = each(() if owner.tap.draining else source)
+    pulls, handing_on = not handing_on, handing_on and stage.hands_on
+    given: Any = None
+    try:
+        given = aiter(source)
+        owner.tap.count = here.count
+        paused = perf_counter()
+        async for item in given:
+            number += 1
+            if handing_on and type(item) is Failed:
+                yield here.counted_outputs(stage.kernel.kept(item))
+            elif stage.paced:
+                yield await here.outputs_in_time(item)
+            else:
+                yield here.outputs(item)
+            if owner.tap.draining and pulls:
+                break
+            here.back = perf_counter()
+            here.goes_on()
+            if here.back - paused > SPAN_SECONDS:  # a source that never waits leaves others a turn
+                await sleep(0)
+                paused = perf_counter()
     except GeneratorExit:
-        if not owner.closing and isinstance(items, AsyncIterable):
-            items = None  # collected, or at the end of the loop: whoever closes this closes that, too
+        if not owner.closing:
+            given = None  # collected, or at the end of the loop: whoever closes this closes that, too
         raise
     except BaseException as error:
         here.ends_with(error)
@@ -679,10 +680,7 @@ async def iterate_async(
         try:
             here.end()
         finally:
-            if isinstance(items, AsyncIterable):
-                blame(items, here.error)
-                await aclose(items)
-            elif isinstance(items, Generator):
-                items.close()
-            if isinstance(source, AsyncIterable):  # else `iterate` has told
-                here.over()
+            if given is not None:
+                blame(given, here.error)
+                await aclose(given)
+            here.over()
