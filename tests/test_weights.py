@@ -97,7 +97,41 @@ def test_an_item_s_own_code_is_not_run() -> None:
 
         nbytes = property(__sizeof__)
 
-    assert weigh([Loud(), Loud(), MagicMock(), MagicMock(), BaseException.__new__(KeyError)]) is not None
+    class Proxy(Loud):
+        @property
+        def __class__(self) -> Any:
+            raise AssertionError
+
+    class Many(list[Any]):
+        __iter__ = __len__ = Loud.__iter__
+
+    loud = [
+        Loud(),
+        Loud(),
+        Proxy(),
+        MagicMock(),
+        MagicMock(),
+        BaseException.__new__(KeyError),
+        Many([1]),
+        Many(),
+    ]
+    assert weigh(loud) is not None
+
+
+def test_few_of_many_parts_are_looked_at_also_where_the_class_is_the_user_s(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Many(list[Any]):
+        pass
+
+    looked: list[Any] = []
+    size_of = weight._size_of
+    monkeypatch.setattr(
+        weight, "_size_of", lambda value, *rest: looked.append(value) or size_of(value, *rest)
+    )
+    found = weigh([Many(bytes(1000) for _ in range(1000)) for _ in range(3)])
+    assert found is not None and 1e6 < found < 1.2e6
+    assert len(looked) < 100
 
 
 def test_numpy_arrays_count_with_their_data() -> None:

@@ -19,7 +19,7 @@ FEW: Final = 8
 
 _HAS_GIL: Final[bool] = getattr(sys, "_is_gil_enabled", lambda: True)()
 
-_CONTAINERS: Final = (list, tuple, set, frozenset, deque)
+_CONTAINERS: Final[tuple[Any, ...]] = (list, tuple, set, frozenset, deque, dict)
 
 
 def weigh(samples: Sequence[object]) -> float | None:
@@ -49,10 +49,12 @@ def _parts_of(value: Any) -> list[object]:
 
 
 def _size_of(value: Any, seen: set[int], deep: int) -> float:
-    if id(value) in seen or isinstance(value, type | ModuleType):
+    cls = type(value)
+    if id(value) in seen or issubclass(
+        cls, (type, ModuleType)
+    ):  # `isinstance` may ask the object for its class
         return 0.0
     seen.add(id(value))
-    cls = type(value)
     size: float = sys.getsizeof(value) if type(cls.__sizeof__) is MethodDescriptorType else 0
     if (
         type(data := getattr(cls, "nbytes", None)) is GetSetDescriptorType
@@ -60,9 +62,10 @@ def _size_of(value: Any, seen: set[int], deep: int) -> float:
         size = max(size, data.__get__(value))
     if not deep:
         return size
-    if cls in _CONTAINERS or cls is dict:
-        count = len(value)
-        pieces = list(islice(value.values() if cls is dict else value, FEW))
+    container = next((each for each in _CONTAINERS if issubclass(cls, each)), None)
+    if container is not None:  # C tells what it has, also where its class is the user's
+        count = container.__len__(value)
+        pieces = list(islice(dict.values(value) if container is dict else container.__iter__(value), FEW))
     else:
         pieces = _parts_of(value)
         count = len(pieces)
