@@ -106,28 +106,28 @@ class Journal(MutableMapping[Any, Any]):
     def __len__(self) -> int:
         return len(self._texts)
 
-    def keep_key(self, key: Any) -> None:
+    def _fstream_keep_key(self, key: Any) -> None:
         """Keep a key that has no value: `peach` does."""
         self._write(key, None)
 
     # ---------------------------------------------------------------------------------------------- whose it is
 
-    def check_stage(self, name: str) -> None:
+    def _fstream_check_stage(self, name: str) -> None:
         """Raise if a stage of another name has written the file."""
         if self.stage not in (None, name):
             raise ValueError(f"memo: the journal {self.path!r} is of stage {self.stage!r}, not of {name!r}")
 
-    def begin(self, name: str, user: object) -> None:
+    def _fstream_begin(self, name: str, user: object) -> None:
         """The stage *name* of a stream uses it from now on, as *user*."""
         if self._user is not None:
             raise RuntimeError(f"the journal {self.path!r} serves another stream: it serves one at a time")
-        self.check_stage(name)
+        self._fstream_check_stage(name)
         if not self._closer.alive:
             raise ValueError(f"the journal {self.path!r} is closed")
         self._user = user
         self.stage = name
 
-    def end(self, user: object) -> None:
+    def _fstream_end(self, user: object) -> None:
         if self._user is user:
             self._user = None
 

@@ -117,7 +117,10 @@ def _check_together(stage: Stage) -> None:
             raise TypeError(
                 f"{name} {name_of(call)!r} is a coroutine function: it must be a function of {of}"
             )
-    if stage.memo is not None and (check := getattr(type(stage.memo), "check_stage", None)) is not None:
+    if (
+        stage.memo is not None
+        and (check := getattr(type(stage.memo), "_fstream_check_stage", None)) is not None
+    ):
         check(stage.memo, stage.name)
 
 

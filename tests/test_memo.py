@@ -384,6 +384,52 @@ def test_a_transformer_with_a_memo_can_be_hashed():
     assert transformer == pmap(square, memo=memo)
 
 
+def test_no_lock_is_held_while_a_key_is_hashed_whatever_becomes_of_its_item(shared_memory_kind: str):
+    looked: list[int] = []
+    slow: list[bool] = []
+
+    class Key:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def __eq__(self, other: object) -> bool:
+            return isinstance(other, Key) and self.number == other.number
+
+        def __hash__(self) -> int:
+            other = threading.Thread(
+                target=lambda: looked.append(stream.stats().stages[0].failed), daemon=True
+            )
+            other.start()
+            other.join(2)  # for ever, if this thread has the run's lock
+            slow.append(other.is_alive())
+            return self.number
+
+    stream = pmap(
+        suited(unlucky, shared_memory_kind),
+        range(4),
+        kind=shared_memory_kind,
+        on_error="keep",
+        memo={},
+        memo_key=Key,
+    )
+    assert all(isinstance(output, Failed) for output in stream)
+    assert max(looked) > 0
+    assert not any(slow)
+
+
+def test_a_mapping_has_its_own_methods():
+    class Span(dict[Any, Any]):
+        def begin(self) -> None:
+            raise AssertionError
+
+        end = keep_key = check_stage = begin
+
+    memo = Span()
+    assert list(pmap(square, [2, 2], memo=memo)) == [4, 4]
+    list(peach(square, [3], memo=memo))
+    assert memo == {2: 4, 3: None}
+
+
 # ------------------------------------------------------------------------------------------------------- simulated
 
 

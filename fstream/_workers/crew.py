@@ -156,8 +156,10 @@ class Crew:
             self.observer.failed(self.window.info, failure.index, failure.error, failure.tries)
         if self.memory is None and self.tolerance is None:
             return failure
+        # Not under the run's lock: the memo's is held while the user's mapping is called.
+        follower = None if self.memory is None else self.memory.failed(failure.index)
         with self.run.lock:
-            if self.memory is not None and (follower := self.memory.failed(failure.index)) is not None:
+            if follower is not None:
                 self.window.run_alone(*follower)
                 self.run.settle()
             return judged(self.stage, self.tolerance, failure, lambda: self.window.ledger.worked_off + 1)

@@ -3,7 +3,10 @@
     feeder --arrived--> an item, or a Known --> window --> worker --remember--> the mapping
 
 The feeder looks an item up when it has pulled it. Whoever has f's result first, a worker or a pump, keeps it. So the
-mapping, whose code may be the user's, is never called under the run's lock.
+mapping and the keys, whose code may be the user's, are never called under the run's lock.
+
+A mapping that wants to know who uses it, as `Journal` does, has the methods ``_fstream_begin``, ``_fstream_end``,
+``_fstream_check_stage`` and ``_fstream_keep_key``. Their names are such that no other mapping has them by chance.
 """
 
 from __future__ import annotations
@@ -41,19 +44,19 @@ class Memory:
         self.key_of: Callable[[Any], Any] | None = stage.memo_key
         #: Makes the slot of an item of a result, if that is another thing.
         self.finish = stage.kernel.finish
-        #: The mapping need not know of threads. A dict does: what it has is got from it without the lock.
+        #: Held while the mapping is called, which need not be thread-safe. A plain dict is, so it is read without.
         self.lock = Lock()
         self.at_hand: Any = self.memo if type(self.memo) is dict else {}
         #: The keys of the items under way, by their indices.
         self.keys: dict[int, Any] = {}
         #: The items that wait for one of an equal key, with their indices.
         self.followers: dict[Any, list[tuple[int, Known]]] = {}
-        if (begin := getattr(type(self.memo), "begin", None)) is not None:
+        if (begin := getattr(type(self.memo), "_fstream_begin", None)) is not None:
             begin(self.memo, stage.name, self)
 
     def end(self) -> None:
         """Nothing more is looked up."""
-        if (end := getattr(type(self.memo), "end", None)) is not None:
+        if (end := getattr(type(self.memo), "_fstream_end", None)) is not None:
             end(self.memo, self)
 
     def arrived(self, item: Any, index: int) -> Any:
@@ -97,8 +100,8 @@ class Memory:
         return slot is not DROP if kernel == FILTER else None if kernel == EACH else slot
 
     def _keep(self, key: Any, value: Any) -> None:
-        if self.stage.kernel == EACH and hasattr(type(self.memo), "keep_key"):
-            self.memo.keep_key(key)
+        if self.stage.kernel == EACH and hasattr(type(self.memo), "_fstream_keep_key"):
+            self.memo._fstream_keep_key(key)
         else:
             self.memo[key] = value
 

@@ -63,6 +63,7 @@ class Answers:
                 annotate(error, f"in on_start of stage {self.crew.stage.name!r} (process)")
             worker.begun = False
             self.crew.begun_in.pop(worker.link, None)
+            worker.link.homes.discard(self.crew)
             with self.crew.run.lock:
                 self.crew.begun = max(0, self.crew.begun - 1)
             self.crew.fail(Failure(-1, None, error))
