@@ -367,12 +367,11 @@ def test_the_workers_that_share_an_index_take_turns():
 
 
 def test_an_index_is_free_when_the_last_worker_of_that_index_is_gone():
-    left, present = FakeLink(), FakeLink()
-    crew = crew_at_work({left: 0, present: 0}, [0], [])
-    crew.begun_in.pop(present)  # type: ignore[call-overload]
-    crew.free(0)
+    left = FakeLink()
+    crew = crew_at_work({left: 0}, [], [])
+    crew.free(0)  # of one that has died
     assert crew.free_indexes == []
-    crew.begun_in.clear()
+    crew = crew_at_work({}, [0], [])
     crew.free(0)
     assert crew.free_indexes == []
     crew.workers = []
