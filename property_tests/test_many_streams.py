@@ -254,9 +254,13 @@ def pipelines(draw: st.DrawFn) -> Pipeline:
 
 @contextmanager
 def small_pool(turn: float) -> Iterator[None]:
-    """The program's pool on a machine of two CPUs, where workers change hands after *turn* seconds."""
+    """The program's pool on a machine of two CPUs, where workers change hands after *turn* seconds.
+
+    A worker that is stopped has the time that a loaded machine takes: if it is killed, others lose their ``on_done``.
+    """
     with ExitStack() as patches:
         patches.enter_context(patch.object(pool, "cpu_count", lambda: CPUS))
+        patches.enter_context(patch("fstream._workers.process.leaving.STOP_SECONDS", 20.0))
         for module in "pump", "workers":
             patches.enter_context(patch(f"fstream._workers.process.{module}.SLICE", turn))
         yield
