@@ -384,11 +384,14 @@ class StreamMachine(RuleBasedStateMachine):
             self.change.notify()
         if self.kind == "thread":  # one that is busy in f cannot be stopped
             self.open_gates()
-        check_no_leaks(self.before)
+        self.check_released()
         assert self.source.iterated_by == {self.source.closed_by} - {None}
         if event == END and not self.kills and not self.model.killed:
             starts, _ = self.calls()
             assert starts == {number: self.options.tries(item) for number, item in self.items.items()}
+
+    def check_released(self) -> None:
+        check_no_leaks(self.before)
 
     def teardown(self) -> None:
         try:

@@ -3,7 +3,7 @@
     python tests/soak.py --seconds 300
     python tests/soak.py --seed 1234          # one round again: what a failure prints
 
-Each round draws a plan from its seed: one to three pipelines, run at once from as many threads, each of random
+Each round draws a plan from its seed: one to four pipelines, run at once from as many threads, each of random
 sources, stages, options, faults, and ways to leave. A plain sequential model says what must come of it: of
 ordered stages exactly which outputs and which error; of unordered ones which outputs may come and which error
 must. After each round nothing may be left behind. A watchdog shows all stacks and fails if a round takes too
@@ -456,7 +456,7 @@ def run_plan(plan: Plan) -> Count:
 
 @dataclass
 class Round:
-    """One to three pipelines at once, drawn from a seed."""
+    """One to four pipelines at once, drawn from a seed."""
 
     seed: int
     plans: list[Plan] = field(default_factory=list)
@@ -471,7 +471,7 @@ class Round:
         with tempfile.TemporaryDirectory(prefix="soak", ignore_cleanup_errors=True) as folder:
             self.plans = [
                 draw_plan(dice, Tally(f"{folder}/{number}"), calm=number > 0)
-                for number in range(dice.choice([1, 1, 1, 2, 3]))
+                for number in range(dice.choice([1, 1, 1, 2, 3, 4, 4]))
             ]
             for result in run_together([lambda plan=plan: run_plan(plan) for plan in self.plans]):
                 if isinstance(result, BaseException):

@@ -80,12 +80,16 @@ class Tenant:
         self.mourned: deque[Any] = deque()
         self.poked = False
         self.only: set[Any] | None = None
+        self.index: int | None = None
 
     def takes(self, link: Any) -> bool:
         return self.only is None or link in self.only
 
     def prefers(self, link: Any) -> int:
         return 0
+
+    def spare_index(self, links: list[Any]) -> int | None:
+        return self.index if links else None
 
     def ring(self) -> None:
         pass
@@ -106,7 +110,7 @@ class FakeLink:
     def tell_owed(self) -> None:
         self.owed.clear()
 
-    def sleeps(self, _: float) -> bool:
+    def sleeps(self) -> bool:
         return self.asleep
 
     def end(self) -> None:
@@ -200,7 +204,7 @@ def test_a_worker_that_was_starting_is_recalled_when_it_has_started():
     worker.opened = False
     pool.hire(b)
     worker.opened = True
-    pool.started()
+    pool.look_again()
     assert worker.recalled
 
 

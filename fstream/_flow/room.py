@@ -23,7 +23,17 @@ class Room:
     `weighs` allows.
     """
 
-    __slots__ = ("gone", "growable_at", "held", "lack", "least", "limit", "maxsize", "weight")
+    __slots__ = (
+        "gone",
+        "growable_at",
+        "held",
+        "lack",
+        "least",
+        "limit",
+        "maxsize",
+        "weighed_whole",
+        "weight",
+    )
 
     def __init__(self, maxsize: int | None, least: int) -> None:
         self.maxsize = maxsize
@@ -34,6 +44,8 @@ class Room:
         self.held = 0
         #: How many bytes an item has on its way in and out together, in the mean; 0 if that is not known.
         self.weight = 0.0
+        #: That is of items with their outputs, and not of inputs alone.
+        self.weighed_whole = False
         #: How many items have gone through. The room may grow again once that is `growable_at`. This is like TCP's
         #: slow start: a machine that stalls makes everybody wait, and is no reason to hold more.
         self.gone = 0
@@ -55,10 +67,17 @@ class Room:
             self.least = max(self.least, least)
             self.limit = max(self.limit, self.least)
 
-    def weighs(self, weight: float) -> None:
-        """Some items were found to have *weight* bytes each."""
-        # A quarter counts, so that one heavy item among many does not make the room small.
-        self.weight = (3 * self.weight + weight) / 4 if self.weight else weight
+    def weighs(self, mean: float, most: float = 0.0, *, whole: bool = True) -> None:
+        """Some items were found to have *mean* bytes each, and most of them at least *most*.
+
+        If no outputs were there to be weighed, it is not the *whole*: then it says that items are that heavy at least.
+        """
+        if whole > self.weighed_whole or not self.weight:
+            self.weight, self.weighed_whole = mean, whole
+        elif whole == self.weighed_whole or mean > self.weight:
+            # A quarter counts, so that one heavy item among many does not make the room small. Where most are heavier
+            # than was thought, it is no such item, and the room is too large now.
+            self.weight = max((3 * self.weight + mean) / 4, most)
         self.limit = min(self.limit, self.heaviest)
 
     @property

@@ -8,9 +8,9 @@ from collections import deque
 from collections.abc import Sequence
 from itertools import islice
 from types import GetSetDescriptorType, MethodDescriptorType, ModuleType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-__all__ = ["weigh"]
+__all__ = ["Weight", "weigh"]
 
 
 #: How deep to look, and at how many pieces of each object: of more, the first ones stand for all.
@@ -22,8 +22,16 @@ _HAS_GIL: Final[bool] = getattr(sys, "_is_gil_enabled", lambda: True)()
 _CONTAINERS: Final[tuple[Any, ...]] = (list, tuple, set, frozenset, deque, dict)
 
 
-def weigh(samples: Sequence[object]) -> float | None:
-    """Give the mean of the bytes of *samples*; None if they are too few.
+class Weight(NamedTuple):
+    """How many bytes some samples have."""
+
+    mean: float
+    #: Most of them have at least so many: it is no single heavy one. 0 if they are too few to say so.
+    most: float = 0.0
+
+
+def weigh(samples: Sequence[object]) -> Weight | None:
+    """Give the bytes of *samples*; None if they are too few.
 
     What several share, a model say, is not counted: so the first one only shows what that is. Objects of C that tell no
     size count as next to nothing.
@@ -33,9 +41,10 @@ def weigh(samples: Sequence[object]) -> float | None:
     seen: set[int] = set()
     try:
         _size_of(samples[0], seen, DEEPEST)
-        return sum(_size_of(sample, seen, DEEPEST) for sample in samples[1:]) / (len(samples) - 1)
+        sizes = sorted(_size_of(sample, seen, DEEPEST) for sample in samples[1:])
     except Exception:  # it was changed in the meantime
         return None
+    return Weight(sum(sizes) / len(sizes), sizes[(len(sizes) - 1) // 2] if len(sizes) > 2 else 0.0)
 
 
 def _parts_of(value: Any) -> list[object]:

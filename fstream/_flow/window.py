@@ -33,7 +33,7 @@ from fstream._flow.room import Lack, Room
 from fstream._flow.sizing import MAX_CHEAP_PROCESS, MAX_SPAN, Numbers, Sizing
 from fstream._flow.span import CLOSED, Closed, Failure, Item, Span
 from fstream._flow.tally import Hold, Tally
-from fstream._flow.weight import weigh
+from fstream._flow.weight import Weight, weigh
 
 __all__ = ["Window"]
 
@@ -334,22 +334,28 @@ class Window(Upstream):
     def _weigh(self) -> None:
         """Bound the room by what the items that are held weigh."""
         self.weigh_at = self.tally.taken + max(SELDOM, self.room.limit // 4)
-        if (weight := self._weight()) is not None:
-            self.room.weighs(weight)
+        weight, whole = self._weight()
+        if weight is not None:
+            self.room.weighs(*weight, whole=whole)
 
-    def _weight(self) -> float | None:
-        """How many bytes an item has that is held, on its way in and out together; None if nobody can say."""
+    def _weight(self) -> tuple[Weight | None, bool]:
+        """How many bytes an item has that is held, on its way in and out together; None if nobody can say.
+
+        And whether outputs were seen.
+        """
         if self.message_bytes:
-            return self.message_bytes
+            return Weight(self.message_bytes), True
         ledger = self.ledger
         done = (span for span in reversed(ledger.spans.values()) if span.slots)
         pairs = [(span.items[0], span.slots[0]) for span in islice(done, SAMPLES)]
         if len(pairs) > 1:
-            return weigh(pairs)
+            return weigh(pairs), True
         slots: list[object] = [ledger.lone_slots[index] for index in list(ledger.lone_slots)[-SAMPLES:]]
         slots += (outputs[-1] for outputs, _ in islice(reversed(self.outbox.entries), SAMPLES))
-        found = [weight for weight in (weigh(slots), weigh(self.upstream.waiting(SAMPLES))) if weight]
-        return sum(found) if found else None
+        outputs, inputs = weigh(slots), weigh(self.upstream.waiting(SAMPLES))
+        if outputs is None or inputs is None:
+            return outputs or inputs, outputs is not None
+        return Weight(outputs.mean + inputs.mean, outputs.most + inputs.most), True
 
     def done(self, span: Span, elapsed: float | None = None) -> None:
         """The worker of *span* is through with it; *elapsed* seconds went into it."""

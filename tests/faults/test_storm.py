@@ -6,6 +6,8 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import psutil
 import pytest
@@ -89,3 +91,24 @@ def test_a_storm_over_two_stages_of_processes() -> None:
         got = killer.outputs_of(stage(range(3_000)) | stage)
     assert killer.killed >= 3
     assert got == [item * 100 for item in range(3_000)]
+
+
+def test_a_storm_over_four_streams_at_once() -> None:
+    """They share the workers; each has options of its own, and two have resources there."""
+
+    def with_resource(item: int, resource: int) -> int:
+        time.sleep(0.001)
+        return item * resource
+
+    stormproof: dict[str, Any] = {"kind": "process", "workers": 2, "retries": 20, "backoff": 0}
+    stages = [
+        pmap(work(), **stormproof),
+        pmap(work(), **stormproof, ordered=False),
+        pmap(with_resource, **stormproof, on_start=lambda: 10),
+        pmap(with_resource, **stormproof, maxsize=7, on_start=lambda: 10, on_done=lambda _, resource: None),
+    ]
+    with Killer(seed=4) as killer, ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(killer.outputs_of, (stage(range(250)) for stage in stages)))
+    assert killer.killed >= 3
+    expected = [ten(item) for item in range(250)]
+    assert [sorted(outputs) if n == 1 else outputs for n, outputs in enumerate(found)] == [expected] * 4

@@ -14,7 +14,7 @@ from array import array
 from contextlib import ExitStack, suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, Final
 
 from fstream._workers.process import child
 from fstream._workers.process.arena import arenas, shared_file
@@ -25,6 +25,12 @@ from fstream._workers.process.surroundings import inherited
 from fstream._workers.process.wire import NO_SIGPIPE, Wire, raise_no_sigpipe
 
 __all__ = ["OURS", "PROCESSES", "Link"]
+
+
+#: A worker that has used less than this share of the time sleeps; and the shortest time, in seconds, of which that can
+#: be said: one that waits for a CPU uses none for a while, either.
+ASLEEP: Final = 0.01
+SHORTEST_LOOK: Final = 0.4
 
 
 class Link:
@@ -81,8 +87,9 @@ class Link:
         self.homes: set[Any] = set()
         #: It has had as many items of a stage as that allows: it takes no further stage, and ends when it can.
         self.worn = False
-        #: How much CPU time it had used when somebody last looked whether it sleeps, in nanoseconds.
-        self.used = -1
+        #: When somebody last looked whether it sleeps, how much CPU time it had used by then, both in seconds, and what
+        #: was found.
+        self.looked, self.used, self.asleep = 0.0, -1.0, False
 
     def state(self, position: int) -> int:
         return int.from_bytes(self.cell[8 * position : 8 * position + 8], sys.byteorder, signed=True)
@@ -113,20 +120,22 @@ class Link:
         while self.owed:
             self.tell(child.FORGET, self.owed.pop())
 
-    def sleeps(self, least: float) -> bool:
-        """Tell whether it has used less than *least* seconds of CPU since somebody last asked this.
+    def sleeps(self) -> bool:
+        """Tell whether it has used next to no CPU since this was found out before, False at first.
 
-        True, where the system does not say.
+        True, where the system does not say. Several stages ask: of a moment nothing can be said, so the answer to one
+        of them is that to all who ask soon after.
         """
-        before = self.used
+        now, before = time.perf_counter(), self.used
+        if now - self.looked < SHORTEST_LOOK:
+            return self.asleep
         try:
-            self.used = time.clock_gettime_ns(
-                (~(self.process.pid or 0) << 3) | 2
-            )  # as clock_getcpuclockid(3)
+            self.used = time.clock_gettime((~(self.process.pid or 0) << 3) | 2)  # as clock_getcpuclockid(3)
         except (OSError, AttributeError):
-            self.used = 0
-            return before != -1
-        return before != -1 and self.used - before < least * 1e9
+            self.used = 0.0
+        self.asleep = before >= 0 and self.used - before < ASLEEP * (now - self.looked)
+        self.looked = now
+        return self.asleep
 
     def end(self) -> None:
         """Have it end: it does when its socket is closed, and it listens only once it has started."""

@@ -12,7 +12,8 @@ So a worker works for one stage at a time, and its messages, its cell and its de
 stay loaded in a worker with their resources, so a worker that comes back to a stage goes on at once.
 
 No deadlock: a stage without anything to do gives its workers to whoever waits. And a worker that sleeps in its item,
-while a stage has no worker at all, is not counted: what it waits for may be in that stage.
+while a stage waits whose own workers all sleep, or that has none, is not counted: what it waits for may be in that
+stage. If the stage has its resources in workers that sleep so, and may have no more of them, it begins in one more.
 """
 
 from __future__ import annotations
@@ -36,14 +37,15 @@ __all__ = ["PATIENCE", "POOL", "SLICE", "Pool", "Tenant", "Worker", "end_idle"]
 #: costs some 1 ms.
 SLICE: Final = 0.03
 
-#: How often it is looked whether workers sleep in their items, in seconds, while a stage that has none waits for one.
+#: How often it is looked whether workers sleep in their items, in seconds, while a stage waits for one.
 PATIENCE: Final = 0.5
+
+#: How long a worker sleeps, in seconds, before a stage that has its resources there begins in another one. Resources
+#: may be large, and slow to make, and most items that sleep wait for something else: so this is long.
+HOME_PATIENCE: Final = 5.0
 
 #: How long `Pool.close` waits for the stages that are at work, in seconds.
 CLOSING: Final = 5.0
-
-#: A worker that has used less than this share of that time sleeps.
-ASLEEP: Final = 0.01
 
 
 class Tenant(Protocol):
@@ -69,6 +71,10 @@ class Tenant(Protocol):
         """Say how well a worker suits the stage; the larger the better."""
         ...
 
+    def spare_index(self, links: list[Link]) -> int | None:
+        """Give the index of one of *links* in which the stage has resources; None if there is no such."""
+        ...
+
     def ring(self) -> None: ...
 
     def is_here(self) -> bool:
@@ -81,10 +87,11 @@ class Worker:
 
     def __init__(self, crew: Any, link: Link | None) -> None:
         self.crew = crew
+        #: Its number in the stage; -1 until the stage has chosen one.
+        self.index = -1
         #: Its stage is to start a process, which is its `link` from then on.
         self.new = link is None
         self.link: Link = link  # type: ignore[assignment]
-        self.index = -1
         #: The spans that it was sent, in the order in which it runs them.
         self.flight: list[Span] = []
         #: It was sent the stage.
@@ -101,7 +108,8 @@ class Worker:
         self.finishing = False
         #: It has declined the stage: a module has changed that it has imported.
         self.stale = False
-        #: When it last sent anything, or got a span while it had none: in seconds of `perf_counter`.
+        #: When it last sent anything but what it had not begun, or got a span while it had none: in seconds of
+        #: `perf_counter`.
         self.heard = 0.0
         #: When the lease began, in seconds of `perf_counter`.
         self.since = perf_counter()
@@ -192,8 +200,8 @@ class Pool:
         with self._lock:
             self.waiting.pop(tenant, None)
 
-    def started(self) -> None:
-        """A worker has begun with a stage, so that it may be recalled."""
+    def look_again(self) -> None:
+        """A worker has begun with a stage, so that it may be recalled; or a stage takes more workers than before."""
         if self.waiting:
             with self._lock:
                 self._deal()
@@ -223,23 +231,36 @@ class Pool:
             self._deal()
 
     def look_for_sleepers(self, tenant: Tenant) -> None:
-        """Start one more process for a stage that has none and waits, if a worker elsewhere sleeps in its item.
+        """Give one more process to a stage that waits, if a worker elsewhere sleeps in its item.
 
         It may wait for what that stage has to do. Only where nobody has said how many processes there are to be, and
-        not for a stage that has its resources in others and may have no more.
+        where the stage's own workers sleep, too, if it has any.
         """
         with self._lock:
             now = perf_counter()
-            asleep = [
-                worker.link.sleeps(PATIENCE * ASLEEP)
-                and now - max(worker.heard, worker.since) >= 2 * PATIENCE
+            asleep = {
+                worker: now - max(worker.heard, worker.since)
                 for worker in self.leases
-                if worker.opened
-            ]
-            room = self._most is None and len(self.leases) < self.limit + sum(asleep)
-            if room and tenant in self.waiting and tenant.takes(None):
-                del self.waiting[tenant]
-                self._grant(tenant, self._lease(tenant, None))
+                if worker.opened and worker.link.sleeps()
+            }
+            asleep = {worker: seconds for worker, seconds in asleep.items() if seconds >= 2 * PATIENCE}
+            if (
+                self._most is not None
+                or tenant not in self.waiting
+                or len(self.leases) >= self.limit + len(asleep)
+                or any(worker.crew is tenant and worker not in asleep for worker in self.leases)
+            ):
+                return
+            link, index = self.warm.take(tenant.takes, tenant.prefers), None
+            if link is None and not tenant.takes(None):
+                homes = [worker.link for worker, seconds in asleep.items() if seconds >= HOME_PATIENCE]
+                if (index := tenant.spare_index(homes)) is None:
+                    return
+            del self.waiting[tenant]
+            worker = self._lease(tenant, link)
+            if index is not None:
+                worker.index = index
+            self._grant(tenant, worker)
 
     # ------------------------------------------------------------------------------------- with the lock held
 

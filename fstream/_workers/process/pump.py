@@ -165,7 +165,7 @@ class Pump(Workers):
                 for worker in self.workers
                 if worker.recalled and not worker.steal_requested
             ]
-            if self.waiting is not None and not self.workers:
+            if self.waiting is not None:
                 waits.append(max(self.waiting, self.looked) + PATIENCE - now)
         self.flush_noticed = self.window.flush_requested
         if self.flush_noticed or self.spare():
@@ -265,12 +265,12 @@ class Pump(Workers):
                     self.recovery.bury(worker, doing, worker.link.kill(), self.too_late)
 
     def look_at_the_pool(self, now: float) -> None:
-        """Take from a worker that is to go what it has not started; while this stage has none, see who sleeps."""
+        """Take from a worker that is to go what it has not started; while this stage waits, see who sleeps."""
         self.request_steal(
             worker for worker in self.workers
             if worker.recalled and worker.flight and not worker.steal_requested and self.is_leaving(worker, now)
         )  # fmt: skip
-        if self.waiting is not None and not self.workers and now >= max(self.waiting, self.looked) + PATIENCE:
+        if self.waiting is not None and now >= max(self.waiting, self.looked) + PATIENCE:
             self.looked = now
             self.pool.look_for_sleepers(self)
 
@@ -289,7 +289,10 @@ class Pump(Workers):
         try:
             for header, body in worker.link.wire.receive():
                 if not worker.link.relayed.take(header, body):  # which is no progress
-                    worker.heard = perf_counter()
+                    if (
+                        header[0] != child.STOLEN
+                    ):  # nor is what it has not begun: that is not to be sent there again
+                        worker.heard = perf_counter()
                     self.answers.answer(worker, header, body)
         except (EOFError, OSError):
             self.recovery.bury(worker, worker.link.state(child.DOING), worker.link.died())

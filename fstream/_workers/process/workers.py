@@ -68,7 +68,8 @@ class Workers(Crew):
         self.workers: list[Worker] = []
         self.free_indexes = list(range(window.workers))
         #: A stage with resources has an index for each process that it has begun in, until its end. No other process
-        #: than those may work for the stage once all indexes are given out.
+        #: than those may work for the stage once all indexes are given out; but one that sleeps in another stage's item
+        #: shares its index with a further process, and one of the two works for the stage at a time.
         self.has_resources = any(part.on_start or part.on_done for part in stage.parts or (stage,))
         self.begun_in: dict[Link, int] = {}
         #: How many items those have had that are to have no more than so many.
@@ -111,7 +112,7 @@ class Workers(Crew):
 
     def takes(self, link: Link | None) -> bool:
         if link is not None and link in self.begun_in:
-            return True
+            return self.is_free(self.begun_in[link])
         if self.ending or not self.free_indexes:
             return False
         return link is None or not (link.worn or link.inherited != self.ours)
@@ -119,6 +120,14 @@ class Workers(Crew):
     def prefers(self, link: Link) -> int:
         """Rather one that has the stage, then one that has started."""
         return 4 * (link in self.begun_in) + 2 * (link in self.loaded_in) + link.ready
+
+    def spare_index(self, links: list[Link]) -> int | None:
+        indexes = (self.begun_in[link] for link in links if link in self.begun_in)
+        return None if self.ending else next(filter(self.is_free, indexes), None)
+
+    def is_free(self, index: int) -> bool:
+        """Tell whether no worker that the stage has now has this *index*."""
+        return all(worker.index != index for worker in self.workers)
 
     def ring(self) -> None:
         self.queue.ring()
@@ -211,7 +220,10 @@ class Workers(Crew):
             return
         link = worker.link
         worker.begun = link in self.begun_in
-        worker.index = self.begun_in[link] if worker.begun else self.free_indexes.pop(0)
+        if worker.begun:
+            worker.index = self.begun_in[link]
+        elif worker.index < 0:
+            worker.index = self.free_indexes.pop(0)
         worker.items = self.had.get(link, 0)
         self.workers.append(worker)
         self.started(worker)
@@ -231,7 +243,7 @@ class Workers(Crew):
             self.packed if new else None,
         )
         self.flush(worker)
-        self.pool.started()
+        self.pool.look_again()
 
     def send(self, worker: Worker, span: Span) -> None:
         """Send *span* to *worker*."""
@@ -289,8 +301,13 @@ class Workers(Crew):
         if self.stage.max_items_per_worker is not None:
             self.had[worker.link] = worker.items
         if worker.link not in self.begun_in:
-            self.free_indexes.append(worker.index)
+            self.free(worker.index)
             self.not_begun_in(worker)
+
+    def free(self, index: int) -> None:
+        """An *index* has lost a process: another one may have it, unless there is one left."""
+        if self.is_free(index) and index not in self.begun_in.values():
+            self.free_indexes.append(index)
 
     def leave_out(self, worker: Worker) -> None:
         """Have *worker* take part no more, and never again; its index is free."""
@@ -326,11 +343,14 @@ class Workers(Crew):
 
     def mourn(self) -> None:
         """Note which workers have died while others had them."""
+        if not self.mourned:
+            return
         while self.mourned:
             index = self.begun_in.pop(self.mourned.popleft(), None)
             if index is not None:
-                self.free_indexes.append(index)
+                self.free(index)
                 self.not_begun()
+        self.pool.look_again()  # there may have been room for this stage since they died, which it could not take then
 
     def ask_to_finish(self, worker: Worker, what: str) -> None:
         """Have a worker run its ``on_done``."""
