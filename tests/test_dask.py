@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import copy_context
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,12 @@ from fstream import (
     pmap,
     trace,
 )
+from fstream._flow.span import Span
+from fstream._plan.kernels import MAP
+from fstream._plan.stages import Stage
+from fstream._workers.dask import Answered, answered
+from fstream._workers.parcels import Parcels
+from fstream._workers.process.wire import loads
 from tests.faults.faulty import eventually
 from tests.functions import MEANINGS, Meaning, fail_at_first, identity, square, suited
 from tests.gates import PATIENCE, Gate, Log, holding, opened_when
@@ -189,6 +196,62 @@ def test_what_dask_would_take_for_its_own_is_an_item_as_any_other(client: Any):
 def test_large_items(client: Any):
     items = [bytes([number]) * (3 << 20) for number in range(8)]
     assert list(pmap(lambda item: item + b"!", items, kind="dask")) == [item + b"!" for item in items]
+
+
+class Large:
+    """An item with a large buffer, as an array of numpy is one."""
+
+    def __init__(self, data: Any) -> None:
+        self.data = data
+
+    def __reduce_ex__(self, _: Any) -> Any:
+        return Large, (pickle.PickleBuffer(self.data),)
+
+
+def stamped(large: Large) -> Large:
+    memoryview(large.data)[0] = 7  # it is its own
+    return large
+
+
+@pytest.mark.parametrize("size", [1 << 15, 1 << 18, 1 << 23])
+def test_large_buffers_travel_beside_the_pickles(client: Any, size: int, monkeypatch: Any):
+    sent: list[int] = []
+    mapped = client.map
+
+    def noting(f: Any, loads: list[Any], **options: Any) -> Any:
+        sent.extend(len(pickle.dumps(load, protocol=5, buffer_callback=lambda _: None)) for load in loads)
+        return mapped(f, loads, **options)
+
+    monkeypatch.setattr(client, "map", noting)
+    items = [Large(bytearray([number]) * size) for number in range(8)]
+    outputs = list(pmap(stamped, items, kind="dask"))
+    assert [(len(large.data), *large.data[:2]) for large in outputs] == [
+        (size, 7, number) for number in range(8)
+    ]
+    assert [large.data[0] for large in items] == [*range(8)]
+    assert sum(sent) < 8 * 10_000
+
+
+def test_an_output_may_stay_in_a_worker_for_a_while_and_be_written_to_its_disk():
+    from distributed.protocol import deserialize, serialize
+
+    made = Parcels(Stage(MAP, identity, "dask"), copy_context(), pickle.PickleBuffer)
+    there: Any = answered(*made.pack(Span(0, [Large(b"x" * (1 << 20))]), 1.0, frozenset()))
+    for _ in range(3):
+        header, frames = serialize(there, context={"pickle-protocol": 4})
+        assert max(map(len, frames)) == 1 << 20
+        there = deserialize(header, [bytearray(frame) for frame in frames])
+        assert type(there) is Answered
+    (output,) = made.slots_of(loads(there.parts), Span(0, [None]))
+    assert bytes(output.data) == b"x" * (1 << 20)
+    assert sys.getsizeof(there) > 1 << 20
+
+
+def test_workers_that_are_threads_of_this_process_get_items_of_their_own():
+    items = [Large(bytearray([number]) * (1 << 20)) for number in range(4)]
+    with local_cluster(processes=False) as cluster, distributed.Client(cluster) as client:
+        assert [large.data[0] for large in pmap(stamped, items, kind=client)] == [7] * 4
+    assert [large.data[0] for large in items] == [0, 1, 2, 3]
 
 
 # What comes with other stages

@@ -26,7 +26,7 @@ from fstream._plan.stages import Stage, declared, name_of
 from fstream._workers.call import Call
 from fstream._workers.crew import Crew
 from fstream._workers.notes import annotate, describe
-from fstream._workers.parcels import INSIDE, Answer, Parcels, serve
+from fstream._workers.parcels import INSIDE, Parcels, serve
 from fstream._workers.pump import Pump, PumpQueue
 from fstream._workers.thread import Hand, Watch
 from fstream.errors import WorkerDied
@@ -250,7 +250,7 @@ class Workers(Crew):
                     self.window.done(span, seconds)
                 self.run.settle()
 
-    def receive(self, span: Span, answer: Answer) -> float:
+    def receive(self, span: Span, answer: Any) -> float:
         """Put the slots that a parcel has come back with into their span."""
         if (problem := self.parcels.problem_of(answer)) is not None:
             what, error = problem
