@@ -24,12 +24,14 @@ import sys
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError, Future
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache, partial
 from importlib.util import find_spec
 from itertools import count
 from os import urandom
 from pickle import PickleBuffer
+from queue import Empty
 from typing import TYPE_CHECKING, Any, Final
 
 from fstream._flow.span import Failure, Span
@@ -54,9 +56,18 @@ AHEAD: Final = 2
 #: this many seconds longer.
 THREAD_SECONDS: Final = 0.002
 
+#: The most cheap items that a window holds for each thread; for a few threads as many as for processes. Large clusters
+#: need long spans, and two of them for each thread; what items weigh bounds the window, too.
+CHEAP: Final = 1 << 14
+FEW: Final = 4
+
 #: What is handed over in one message has no more than this many bytes, as far as it can be divided: dask warns of more
 #: than 10 MB.
 MESSAGE_BYTES: Final = 1 << 23
+
+#: How many spans that are back at once are answered by one message, with as many new ones. To send one costs half a
+#: millisecond, and then the same for each two spans. With no limit, client and scheduler would wait for one another.
+AT_ONCE: Final = 32
 
 #: While there are tasks, the scheduler is asked so often, in seconds, whether it is there, and how many threads there
 #: are. It has so many seconds to answer; and is gone if it has not answered twice.
@@ -93,10 +104,10 @@ def check(stage: Stage) -> None:
 
 def prepare(stage: Stage) -> Stage:
     """Find the client, and see how many threads it has."""
-    from distributed import Client
-
     client: Any = stage.engine
     if client is None:
+        from distributed import Client
+
         try:
             client = Client.current()
         except ValueError:
@@ -275,13 +286,19 @@ class Workers(executor.Workers):
                 window.resize(cluster.threads)
             limit = cluster.limit or cluster.threads
             self.most = limit if limit < cluster.threads else ahead * cluster.threads
-            window.sizing.longest_span = max(window.sizing.span_seconds, THREAD_SECONDS * cluster.threads)
+            sizing = window.sizing
+            sizing.longest_span = max(sizing.span_seconds, THREAD_SECONDS * cluster.threads)
+            sizing.most_cheap = CHEAP * max(FEW, cluster.threads)
             self.run.settle()
 
     # ------------------------------------------------------------------------------------------------- handing over
 
     def dispatch(self) -> None:
         """Hand over as many spans as there are and may be: few messages."""
+        with suppress(Empty):  # what is back at once is answered by one message
+            for _ in range(AT_ONCE):
+                if (back := self.queue.news.get_nowait()) is not None:
+                    self.landed(back)
         message: list[tuple[Flight, partial[Any]]] = []
         size = 0
         while (flight := self.next_flight()) is not None:
