@@ -44,6 +44,7 @@ from tests.functions import MEANINGS, Meaning, fail_at_first, identity, square, 
 from tests.gates import PATIENCE, Gate, Log, holding, opened_when
 from tests.scripts import Script, printed
 from tests.sources import Source
+from tests.test_glossary import absolute, called, steps
 from tests.test_observer import recorded
 
 if not getattr(sys, "_is_gil_enabled", lambda: True)():
@@ -861,6 +862,18 @@ def test_a_transformer_on_dask_is_a_value(client: Any):
     assert repr(transformer) == "pmap(square, kind='dask')"
     assert pickle.loads(pickle.dumps(transformer)) == transformer
     assert pmap(square, kind=client) == pmap(square, kind=client) != transformer
+
+
+def test_each_function_of_the_picture_is_on_the_way_of_an_item(monkeypatch: Any):
+    def run() -> None:
+        with local_cluster(n_workers=1, processes=False) as cluster, distributed.Client(cluster) as client:
+            assert list(pmap(absolute, (x for x in [-1]), kind=client)) == [1]
+
+    monkeypatch.setattr(
+        distributed.Future, "_cb_executor", None
+    )  # its thread would be older than the profile
+    ran = called(run)
+    assert [step for step in steps("dask") if step not in ran] == []
 
 
 def test_a_trace_and_the_numbers(client: Any, tmp_path: Path):
