@@ -391,11 +391,11 @@ class Window(Upstream):
             if not span.items:
                 self.done(span)
 
-    def requeue_singly(self, span: Span) -> None:
-        """Close *span*, and requeue its items without a slot one by one, because one of them is to blame."""
+    def requeue_apart(self, span: Span, size: int = 1) -> None:
+        """Close *span*, and requeue its items without a slot in spans of *size*, because one of them is to blame."""
         if span.counted:
             self._begun(span, len(span.slots) + 1)
-        self.ledger.requeue_singly(span)
+        self.ledger.requeue_apart(span, size)
         self.done(span)
 
     def lose(self, span: Span, at: int | None = None) -> Span | None:

@@ -12,7 +12,8 @@ It differs from an executor (`executor.py`) in this:
 - Large buffers travel beside the pickles (`Beside`).
 - A cluster does not say that it is gone: futures may stay pending. So `Workers.look_after` asks, while any are.
 - Dask runs the task of a worker that has died again, elsewhere, and gives up after some. What was at work then may be
-  innocent: each item of it is run alone, with nothing else of the stage, before one is blamed.
+  innocent: halves of it are run, and halves of the half that kills again, with nothing else of the stage at work, until
+  one item is left to blame.
 """
 
 from __future__ import annotations
@@ -252,6 +253,7 @@ class Workers(executor.Workers):
     """What one stage has in its cluster."""
 
     flight = Flight
+    singly = False
 
     def __init__(self, run: Run, stage: Stage, window: Window) -> None:
         super().__init__(run, stage, window)
@@ -444,14 +446,18 @@ class Workers(executor.Workers):
                 self.window.requeue_tail(span, len(span.items))
 
     def killed(self, flight: Flight, error: Any) -> None:
-        """Workers have died with it: blame its only item, if nothing else was at work, or run each item alone."""
+        """Workers have died with it: blame its only item, if nothing else was at work, or run each half of it alone.
+
+        One death more takes seconds, as the scheduler loses several workers before it gives up; and an item that is run
+        by itself takes ten milliseconds. So neither are thousands of items run one by one, nor is one death enough.
+        """
         span = flight.span
-        if flight.alone:
+        if flight.alone and len(span.items) == 1:
             self.lost(span, partial(self.killed_by, error))
             return
         with self.run.lock:
             self.suspects.update(range(span.start, span.start + len(span.items)))
-            self.window.requeue_singly(span)
+            self.window.requeue_apart(span, -(-len(span.items) // 2))
 
     def killed_by(self, error: Any, failure: Failure) -> WorkerDied:
         where = describe(self.stage, failure.index, failure.item)
