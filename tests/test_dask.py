@@ -667,7 +667,7 @@ def test_a_nanny_that_is_killed_costs_its_worker_and_nothing_else(nannies: Any):
     begun = time.monotonic()
     outputs += stream
     assert outputs == list(range(600))
-    assert time.monotonic() - begun < 20  # 5.5 s of it are work
+    assert time.monotonic() - begun < 60  # 5.5 s of it are work; the machine may be busy
     assert eventually(lambda: len(client.nthreads()) == 1, 10)
 
 

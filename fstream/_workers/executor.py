@@ -276,7 +276,8 @@ class Workers(Crew):
             if answer.parts is not None:
                 self.window.tally.add(answer.parts)
             self.window.requeue_tail(span, len(span.items) - len(slots))
-        return answer.seconds
+        seconds: float = answer.seconds
+        return seconds
 
     def refused(self, flight: Any, error: BaseException) -> None:
         """The executor has not run it."""
