@@ -27,8 +27,10 @@ def test_items_of_a_second_keep_a_hundred_workers_at_work():
     assert simulate(100, 1.0).efficiency > 0.9
 
 
-def test_items_of_10_us_on_a_thousand_workers_are_as_fast_as_the_client_and_the_scheduler():
-    result = simulate(1000, 1e-5, 10.0)
+@pytest.mark.parametrize(("workers", "cost"), [(100, 1e-5), (1000, 1e-3)])
+def test_many_workers_and_cheap_items_are_as_fast_as_the_client_and_the_scheduler(workers: int, cost: float):
+    result = simulate(workers, cost, 10.0)
+    assert result.efficiency < 0.5
     assert max(result.client, result.scheduler) > 0.9
 
 
