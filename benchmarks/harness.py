@@ -27,7 +27,7 @@ from typing import Any
 from benchmarks.rows import Bound, Failed, Opened, Ready, Row, Sample
 
 DISTRIBUTIONS = (
-    *("fstream", "toolz", "more-itertools", "loky", "cloudpickle", "numpy", "aiohttp"),
+    *("fstream", "toolz", "more-itertools", "loky", "cloudpickle", "numpy", "aiohttp", "distributed"),
     *("joblib", "mpire", "pebble", "pypeln", "streamable", "aiostream"),
 )
 PROJECT = Path(__file__).parent.parent

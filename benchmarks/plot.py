@@ -26,7 +26,7 @@ def _series(results: Iterable[Result]) -> dict[str, Points]:
 
 
 def _name(cost: float) -> str:
-    return f"{cost:g} us" if cost < 1_000 else f"{cost / 1_000:g} ms"
+    return f"{cost:g} us" if cost < 1e3 else f"{cost / 1e3:g} ms" if cost < 1e6 else f"{cost / 1e6:g} s"
 
 
 def _text(x: float, y: float, text: str, anchor: str = "middle", more: str = "") -> str:
@@ -34,7 +34,12 @@ def _text(x: float, y: float, text: str, anchor: str = "middle", more: str = "")
 
 
 def draw(results: Sequence[Result]) -> str:
-    series = _series(results)
+    title = "Efficiency of two processes by the cost of an item"
+    return chart(title, "CPU time of one item, log scale", _series(results), bold="fstream")
+
+
+def chart(title: str, below: str, series: dict[str, Points], bold: str = "") -> str:
+    """Draw each of the *series*, (microseconds an item, percent), as a line: the *bold* one is thicker."""
     costs = sorted({cost for points in series.values() for cost, _ in points})
     low, high = log10(costs[0]), log10(costs[-1])
     span = high - low or 1
@@ -52,7 +57,7 @@ def draw(results: Sequence[Result]) -> str:
         _text(
             (LEFT + RIGHT) / 2,
             20,
-            "Efficiency of two processes by the cost of an item",
+            title,
             more=' font-size="14"',
         ),
     ]
@@ -63,10 +68,10 @@ def draw(results: Sequence[Result]) -> str:
     for cost in costs:
         parts.append(f'<path d="M{x(cost):.1f} {TOP}V{BOTTOM}" stroke="#eee"/>')
         parts.append(_text(x(cost), BOTTOM + 18, _name(cost)))
-    parts.append(_text((LEFT + RIGHT) / 2, BOTTOM + 38, "CPU time of one item, log scale"))
+    parts.append(_text((LEFT + RIGHT) / 2, BOTTOM + 38, below))
     for index, (name, points) in enumerate(series.items()):
         colour = COLOURS[index % len(COLOURS)]
-        width = 3 if name == "fstream" else 1.5
+        width = 3 if name == bold else 1.5
         dash = ' stroke-dasharray="6 4"' if "best chunk" in name else ""
         line = " ".join(f"{x(cost):.1f},{y(percent):.1f}" for cost, percent in points)
         parts.append(

@@ -1,6 +1,7 @@
 """Every row, by name."""
 
 from benchmarks import (
+    cluster,
     efficiency,
     free_threaded,
     http,
@@ -23,6 +24,7 @@ ROWS = (
     *stages.ROWS,
     *seeing.ROWS,
     *payload.ROWS,
+    *cluster.ROWS,
     *http.ROWS,
     *memory.ROWS,
     *pool.ROWS,

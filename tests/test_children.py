@@ -368,7 +368,7 @@ class Death(Recovery):
         self.unbegun = Counter()
         nothing = lambda *_: None  # noqa: E731
         self.crew = SimpleNamespace(  # type: ignore[assignment]
-            window=SimpleNamespace(requeue_singly=self.scattered, stopped=False),
+            window=SimpleNamespace(requeue_apart=self.scattered, stopped=False),
             run=SimpleNamespace(lock=nullcontext(), settle=nothing),
             pool=SimpleNamespace(gone=nothing), ended=nothing, leave_out=nothing, lost=self.lost,
         )  # fmt: skip

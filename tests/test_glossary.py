@@ -75,7 +75,7 @@ def test_a_word_of_the_glossary_is_a_name_in_the_code(word: str, name: str) -> N
     assert name in EVERYWHERE, word
 
 
-@pytest.mark.parametrize("kind", ["sync", "thread", "process", "task"])
+@pytest.mark.parametrize("kind", ["sync", "thread", "process", "task", "dask"])
 def test_a_picture_names_functions_where_they_are(kind: str) -> None:
     assert len(steps(kind)) >= 5
     assert [step for step in steps(kind) if step[0] not in DEFINED[step[1]]] == []

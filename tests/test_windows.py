@@ -753,7 +753,7 @@ def test_suspects_are_run_one_by_one():
     window = window_of("abcd")
     span = taken(window)
     span.slots.append("a")
-    window.requeue_singly(span)
+    window.requeue_apart(span)
     spans = [taken(window) for _ in range(3)]
     assert [held_by(span) for span in spans] == [(1, ["b"]), (2, ["c"]), (3, ["d"])]
     assert window.take(0.0) is None
@@ -763,7 +763,7 @@ def test_a_suspect_keeps_its_tries_before():
     window = window_of("ab")
     span = taken(window)
     span.tries = 2
-    window.requeue_singly(span)
+    window.requeue_apart(span)
     assert [taken(window).tries for _ in range(2)] == [2, 0]
 
 

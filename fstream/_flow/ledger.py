@@ -168,13 +168,13 @@ class Ledger:
         if rest is not None:
             self.requeue(rest)
 
-    def requeue_singly(self, span: Span) -> None:
-        """Requeue the items of *span* that have no slot, one by one, because one of them is to blame."""
-        suspects = span.split(len(span.slots))
-        for index, item in enumerate(suspects.items, suspects.start):
-            suspect = Span(index, [item], suspects.tries if index == suspects.start else 0)
-            suspect.ticket = suspects.ticket
-            self.requeue(suspect)
+    def requeue_apart(self, span: Span, size: int) -> None:
+        """Requeue the items of *span* that have no slot in spans of *size* items, because one of them is to blame."""
+        rest = span.split(len(span.slots))
+        for at in range(0, len(rest.items), size):
+            suspects = Span(rest.start + at, rest.items[at : at + size], 0 if at else rest.tries)
+            suspects.ticket = rest.ticket
+            self.requeue(suspects)
 
     def lose(self, span: Span, at: int | None) -> Span | None:
         """Take apart *span*, whose worker is gone: give the item at position *at*, where the worker was, if any.

@@ -18,6 +18,7 @@ item are out of the taker's hands. It has four parts:
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from math import inf
@@ -30,7 +31,7 @@ from fstream._flow.outbox import Outbox, Outputs
 from fstream._flow.pacing import Again, Pacing, Ticket
 from fstream._flow.protocols import Drawn, Upstream
 from fstream._flow.room import Lack, Room
-from fstream._flow.sizing import MAX_CHEAP_PROCESS, MAX_SPAN, Numbers, Sizing
+from fstream._flow.sizing import MAX_SPAN, Numbers, Sizing
 from fstream._flow.span import CLOSED, Closed, Failure, Item, Span
 from fstream._flow.tally import Hold, Tally
 from fstream._flow.weight import Weight, weigh
@@ -397,11 +398,11 @@ class Window(Upstream):
             if not span.items:
                 self.done(span)
 
-    def requeue_singly(self, span: Span) -> None:
-        """Close *span*, and requeue its items without a slot one by one, because one of them is to blame."""
+    def requeue_apart(self, span: Span, size: int = 1) -> None:
+        """Close *span*, and requeue its items without a slot in spans of *size*, because one of them is to blame."""
         if span.counted:
             self._begun(span, len(span.slots) + 1)
-        self.ledger.requeue_singly(span)
+        self.ledger.requeue_apart(span, size)
         self.done(span)
 
     def lose(self, span: Span, at: int | None = None) -> Span | None:
@@ -504,7 +505,7 @@ class Window(Upstream):
         elif self.has_partial:
             self.flush_requested = True
 
-    def grow(self, most: int = MAX_CHEAP_PROCESS) -> bool:
+    def grow(self, most: int = sys.maxsize) -> bool:
         """Let the stage hold more, up to *most* items, if its workers lack items for want of room.
 
         Called while the taker downstream starves. If the workers lack items because upstream has none, let upstream

@@ -333,7 +333,7 @@ class Crew:
         """Find the item of *span* that cannot travel, by sending its items one by one; a single one fails."""
         if len(span.items) > 1:
             with self.run.lock:
-                self.window.requeue_singly(span)
+                self.window.requeue_apart(span)
                 self.run.settle()
             return
         problem = NotPicklable(f"{describe(self.stage, span.start, span.items[0])}: {why}: {error}")

@@ -6,27 +6,33 @@
 It differs from an executor (`executor.py`) in this:
 
 - What is handed over at once goes to the scheduler in one message, and what is finished at once is fetched in one.
-- The task is `pickle.loads`, and its argument, once it is unpickled, is the answer. So the scheduler needs none of the
-  program's modules, and a worker that has no fstream, or another Python, gives an error, where a function that it
-  cannot import would leave the task pending for ever.
+- The task calls `pickle.loads` with an order, which becomes the answer when it is unpickled. So the scheduler needs
+  none of the program's modules, and a worker that has no fstream, or another Python, gives an error, where a function
+  that it cannot import would leave the task pending for ever.
+- Large buffers travel beside the pickles (`Beside`).
 - A cluster does not say that it is gone: futures may stay pending. So `Workers.look_after` asks, while any are.
 - Dask runs the task of a worker that has died again, elsewhere, and gives up after some. What was at work then may be
-  innocent: each item of it is run alone, with nothing else of the stage, before one is blamed.
+  innocent: halves of it are run, and halves of the half that kills again, with nothing else of the stage at work, until
+  one item is left to blame.
 """
 
 from __future__ import annotations
 
 import asyncio
+import operator
 import pickle
 import sys
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError, Future
+from contextlib import suppress
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from itertools import count
 from os import urandom
+from pickle import PickleBuffer
+from queue import Empty
 from typing import TYPE_CHECKING, Any, Final
 
 from fstream._flow.span import Failure, Span
@@ -34,8 +40,9 @@ from fstream._flow.window import Window
 from fstream._plan.stages import Stage, StageStatus, declared
 from fstream._workers import executor
 from fstream._workers.notes import annotate, describe
-from fstream._workers.parcels import INSIDE, Order, begun, forget, serve, take_out
+from fstream._workers.parcels import INSIDE, Order, Parcels, begun, forget, serve, take_out
 from fstream._workers.process.errors import decode_error, encode_error
+from fstream._workers.process.wire import Packed, loads
 from fstream.errors import WorkerDied
 
 if TYPE_CHECKING:
@@ -50,9 +57,18 @@ AHEAD: Final = 2
 #: this many seconds longer.
 THREAD_SECONDS: Final = 0.002
 
+#: The most cheap items that a window holds for each thread; for a few threads as many as for processes. Large clusters
+#: need long spans, and two of them for each thread; what items weigh bounds the window, too.
+CHEAP: Final = 1 << 14
+FEW: Final = 4
+
 #: What is handed over in one message has no more than this many bytes, as far as it can be divided: dask warns of more
 #: than 10 MB.
 MESSAGE_BYTES: Final = 1 << 23
+
+#: How many spans that are back at once are answered by one message, with as many new ones. To send one costs half a
+#: millisecond, and then the same for each two spans. With no limit, client and scheduler would wait for one another.
+AT_ONCE: Final = 32
 
 #: While there are tasks, the scheduler is asked so often, in seconds, whether it is there, and how many threads there
 #: are. It has so many seconds to answer; and is gone if it has not answered twice.
@@ -89,10 +105,10 @@ def check(stage: Stage) -> None:
 
 def prepare(stage: Stage) -> Stage:
     """Find the client, and see how many threads it has."""
-    from distributed import Client
-
     client: Any = stage.engine
     if client is None:
+        from distributed import Client
+
         try:
             client = Client.current()
         except ValueError:
@@ -153,6 +169,24 @@ class Cluster:
         return await self.client.run(f, *args, on_error="ignore", asynchronous=True, **options)
 
 
+class Beside:
+    """A large buffer of a task: dask sends it beside the pickle that it is in, and copies nothing.
+
+    The scheduler unpickles what it hands on, and pickles it again: it has a `PickleBuffer` meanwhile, because a view of
+    memory, which that becomes in the end, cannot be pickled.
+    """
+
+    def __init__(self, buffer: Any) -> None:
+        self.buffer = buffer
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return (
+            (PickleBuffer, (PickleBuffer(self.buffer),))
+            if protocol > 4
+            else (bytearray, (bytes(self.buffer),))
+        )
+
+
 class Errand:
     """An order that is carried out where it is unpickled."""
 
@@ -160,7 +194,39 @@ class Errand:
         self.order = order
 
     def __reduce__(self) -> Any:
-        return serve, tuple(self.order)
+        return answered, tuple(self.order)
+
+
+class Answered:
+    """An `Answer` on its way through dask: a pickle, and the large buffers beside it."""
+
+    def __init__(self, parts: Packed) -> None:
+        self.parts = parts
+
+    def __sizeof__(self) -> int:  # dask wants to know what it takes
+        return sum(memoryview(part).nbytes for part in self.parts)
+
+
+@cache
+def teach_dask() -> None:
+    """Have dask send the parts of an `Answered` as they are.
+
+    It pickles what goes through the scheduler by a protocol that has no buffers beside the pickle.
+    """
+    from distributed.protocol.serialize import register_serialization
+
+    register_serialization(
+        Answered, lambda answered: ({}, answered.parts), lambda _, parts: Answered([*parts])
+    )
+
+
+def answered(*fields: Any) -> Answered:
+    """In a worker: carry out an order."""
+    teach_dask()
+    answer, buffers = serve(*fields), list[PickleBuffer]()
+    answer = answer._replace(slots=[*answer.slots[:1], *map(PickleBuffer, answer.slots[1:])])
+    packed = pickle.dumps(answer, protocol=5, buffer_callback=buffers.append)
+    return Answered([packed, *(buffer.raw() for buffer in buffers)])
 
 
 class Flight:
@@ -187,11 +253,17 @@ class Workers(executor.Workers):
     """What one stage has in its cluster."""
 
     flight = Flight
+    singly = False
 
     def __init__(self, run: Run, stage: Stage, window: Window) -> None:
         super().__init__(run, stage, window)
+        teach_dask()
         self.watch = None  # time-outs are seen to in the workers
         self.cluster: Cluster = stage.engine
+        if not self.cluster.address.startswith(
+            "inproc"
+        ):  # there nothing is pickled, and f would change the caller's
+            self.parcels = Parcels(stage, run.context, PickleBuffer)
         client = self.cluster.client
         if client.asynchronous and run.loop is None:
             raise RuntimeError(
@@ -216,47 +288,58 @@ class Workers(executor.Workers):
                 window.resize(cluster.threads)
             limit = cluster.limit or cluster.threads
             self.most = limit if limit < cluster.threads else ahead * cluster.threads
-            window.sizing.longest_span = max(window.sizing.span_seconds, THREAD_SECONDS * cluster.threads)
+            sizing = window.sizing
+            sizing.longest_span = max(sizing.span_seconds, THREAD_SECONDS * cluster.threads)
+            sizing.most_cheap = CHEAP * max(FEW, cluster.threads)
             self.run.settle()
 
     # ------------------------------------------------------------------------------------------------- handing over
 
     def dispatch(self) -> None:
         """Hand over as many spans as there are and may be: few messages."""
-        message: list[tuple[Flight, bytes]] = []
+        with suppress(Empty):  # what is back at once is answered by one message
+            for _ in range(AT_ONCE):
+                if (back := self.queue.news.get_nowait()) is not None:
+                    self.landed(back)
+        message: list[tuple[Flight, partial[Any]]] = []
         size = 0
         while (flight := self.next_flight()) is not None:
             if (packed := self.packed(flight)) is None:
                 continue
-            if message and size + len(packed) > MESSAGE_BYTES:
+            load, nbytes = packed
+            if message and size + nbytes > MESSAGE_BYTES:
                 self.send(message)
                 message, size = [], 0
-            message.append((flight, packed))
-            size += len(packed)
+            message.append((flight, load))
+            size += nbytes
         if message:
             self.send(message)
 
-    def packed(self, flight: Flight) -> bytes | None:
+    def packed(self, flight: Flight) -> tuple[partial[Any], int] | None:
+        """Give the call that has the span worked off, and how many bytes it has."""
         span = flight.span
         with self.run.lock:  # from here on nobody takes anything of it
             span.sent = True
         seconds = executor.OVERTIME * self.window.sizing.span_seconds
         try:
             order = self.parcels.pack(span, seconds, frozenset({self.cluster.address}))
-            return pickle.dumps(Errand(order), protocol=5)
+            buffers: list[PickleBuffer] = []
+            packed = pickle.dumps(Errand(order), protocol=5, buffer_callback=buffers.append)
+            nbytes = len(packed) + sum(buffer.raw().nbytes for buffer in buffers)
+            return partial(pickle.loads, packed, buffers=[*map(Beside, buffers)]), nbytes
         except Exception as error:
             flight.problem = error
             flight.future.set_exception(error)
             return None
 
-    def send(self, message: list[tuple[Flight, bytes]]) -> None:
-        flights, packed = map(list, zip(*message))
+    def send(self, message: list[tuple[Flight, partial[Any]]]) -> None:
+        flights, calls = map(list, zip(*message))
         cluster = self.cluster
         try:
             if not cluster.is_there():  # it would keep them until it is again
                 raise cluster.gone()
             keys = [next(self.keys) for _ in flights]
-            tasks = cluster.client.map(pickle.loads, packed, key=keys, pure=False)
+            tasks = cluster.client.map(operator.call, calls, key=keys, pure=False)
             if self.pulse is None or self.pulse.done():
                 self.pulse = cluster.call(self.look_after())
         except BaseException as error:
@@ -325,6 +408,9 @@ class Workers(executor.Workers):
 
     # ------------------------------------------------------------------------------------------------- what comes back
 
+    def receive(self, span: Span, answer: Answered) -> float:
+        return super().receive(span, loads(answer.parts))
+
     def refused(self, flight: Flight, error: BaseException) -> None:
         """There is no answer."""
         distributed = sys.modules["distributed"]
@@ -360,14 +446,18 @@ class Workers(executor.Workers):
                 self.window.requeue_tail(span, len(span.items))
 
     def killed(self, flight: Flight, error: Any) -> None:
-        """Workers have died with it: blame its only item, if nothing else was at work, or run each item alone."""
+        """Workers have died with it: blame its only item, if nothing else was at work, or run each half of it alone.
+
+        One death more takes seconds, as the scheduler loses several workers before it gives up; and an item that is run
+        by itself takes ten milliseconds. So neither are thousands of items run one by one, nor is one death enough.
+        """
         span = flight.span
-        if flight.alone:
+        if flight.alone and len(span.items) == 1:
             self.lost(span, partial(self.killed_by, error))
             return
         with self.run.lock:
             self.suspects.update(range(span.start, span.start + len(span.items)))
-            self.window.requeue_singly(span)
+            self.window.requeue_apart(span, -(-len(span.items) // 2))
 
     def killed_by(self, error: Any, failure: Failure) -> WorkerDied:
         where = describe(self.stage, failure.index, failure.item)

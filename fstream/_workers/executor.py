@@ -26,7 +26,7 @@ from fstream._plan.stages import Stage, declared, name_of
 from fstream._workers.call import Call
 from fstream._workers.crew import Crew
 from fstream._workers.notes import annotate, describe
-from fstream._workers.parcels import INSIDE, Answer, Parcels, serve
+from fstream._workers.parcels import INSIDE, Parcels, serve
 from fstream._workers.pump import Pump, PumpQueue
 from fstream._workers.thread import Hand, Watch
 from fstream.errors import WorkerDied
@@ -158,6 +158,8 @@ class Workers(Crew):
 
     #: What a span is in its hands. A kind that hands spans over in another way has another class.
     flight: Any = Flight
+    #: What an executor may have broken with is run one by one. It costs little then, and to break an executor much.
+    singly = True
 
     def __init__(self, run: Run, stage: Stage, window: Window) -> None:
         super().__init__(run, stage, window)
@@ -170,7 +172,7 @@ class Workers(Crew):
             ahead = stage.rate is None and not isinstance(self.pool.executor, ThreadPoolExecutor)
             self.most = size + ahead
         self.flights: set[Any] = set()
-        #: Indexes of the items that an executor may have broken with: each is run alone.
+        #: Indexes of the items that an executor may have broken with: they are run with nothing beside them.
         self.suspects: set[int] = set()
         #: The executor has broken with one item alone.
         self.proven = False
@@ -218,7 +220,7 @@ class Workers(Crew):
         with self.run.lock:
             now = self.run.clock()
             self.window.steal_overdue(now, OVERDUE)
-            alone = self.suspects or self.watch
+            alone = (self.suspects and self.singly) or self.watch
             span = self.window.take(now, 1 if alone else max(1, int(SPAN_BYTES / self.parcels.item_bytes)))
             self.run.settle()
             if span is None:
@@ -246,11 +248,13 @@ class Workers(Crew):
             with self.run.lock:
                 self.flights.discard(flight)
                 self.members.discard(flight)
+                if self.suspects:
+                    self.suspects.difference_update(range(span.start, span.start + len(span.items)))
                 if not flight.abandoned:
                     self.window.done(span, seconds)
                 self.run.settle()
 
-    def receive(self, span: Span, answer: Answer) -> float:
+    def receive(self, span: Span, answer: Any) -> float:
         """Put the slots that a parcel has come back with into their span."""
         if (problem := self.parcels.problem_of(answer)) is not None:
             what, error = problem
@@ -272,7 +276,8 @@ class Workers(Crew):
             if answer.parts is not None:
                 self.window.tally.add(answer.parts)
             self.window.requeue_tail(span, len(span.items) - len(slots))
-        return answer.seconds
+        seconds: float = answer.seconds
+        return seconds
 
     def refused(self, flight: Any, error: BaseException) -> None:
         """The executor has not run it."""
@@ -311,7 +316,7 @@ class Workers(Crew):
         else:
             with self.run.lock:
                 self.suspects.update(range(span.start + len(span.slots), span.start + len(span.items)))
-                self.window.requeue_singly(span)
+                self.window.requeue_apart(span)
 
     def died(self, span: Span, error: BrokenExecutor, failure: Failure) -> WorkerDied:
         where, item = describe(self.stage, span.start, failure.item), failure.item

@@ -91,9 +91,11 @@ class Answer(NamedTuple):
 class Parcels:
     """Makes the parcels of one stage."""
 
-    def __init__(self, stage: Stage, context: Context) -> None:
+    def __init__(self, stage: Stage, context: Context, part: Callable[[Any], Any] = bytearray) -> None:
         self.stage = stage
         self.context = context
+        #: Makes of a large buffer what travels: a copy that any protocol of pickle takes, unless it is said otherwise.
+        self.part = part
         self.timeout = stage.timeout
         self.key = f"{_PROGRAM}-{os.getpid()}-{next(_NUMBERS)}"
         self.packed: Packed = []
@@ -112,11 +114,12 @@ class Parcels:
         """Make what runs *span* in the worker, and gives it up behind the item that it is at after *seconds*."""
         if not self.packed:
             try:
-                self.packed = _plain(packed_stage(self.stage, self.context))
+                packed = _plain(packed_stage(self.stage, self.context))
+                self.packed = [packed[0], *map(self.part, packed[1:])]
             except NotPicklable as problem:
                 self.problem = problem
                 raise
-        items = _plain(dumps(span.items))
+        items = dumps(span.items)
         self.item_bytes = max(1.0, sum(map(len, items)) / max(1, len(span.items)))
         aside = self.timeout is not None or self.stage.on_done is not None
         return Order(
@@ -126,7 +129,7 @@ class Parcels:
             self.packed,
             span.start,
             span.tries,
-            items,
+            [items[0], *map(self.part, items[1:])],
             seconds,
             aside,
             self.timeout,

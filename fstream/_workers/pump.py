@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import threading
 from queue import Empty, SimpleQueue
-from time import perf_counter
 from typing import Any, Protocol
 
 from fstream._engine.run import Run
@@ -75,7 +74,7 @@ class PumpQueue(Work):
         return self.deadline is not None
 
     def watch(self) -> None:
-        self.deadline = perf_counter() + self.flush_delay
+        self.deadline = self.clock() + self.flush_delay
         self.news.put(None)
 
     def ready(self) -> bool:
@@ -93,14 +92,14 @@ class PumpQueue(Work):
         with run.lock:
             self.takers, self.signalled = 1, False
             run.settle()
-            wait = None if self.deadline is None else max(0.0, self.deadline - perf_counter())
+            wait = None if self.deadline is None else max(0.0, self.deadline - self.clock())
         try:
             news = self.news.get(timeout=wait)
         except Empty:
             news = None
         with run.lock:
             self.takers = 0
-            if self.deadline is not None and perf_counter() >= self.deadline:
+            if self.deadline is not None and self.clock() >= self.deadline:
                 self.deadline = None
                 self.request_flush()
                 run.settle()

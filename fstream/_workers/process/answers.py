@@ -136,7 +136,7 @@ class Answers:
                     self.crew.run.settle()
             return
         with self.crew.run.lock:
-            self.crew.window.requeue_singly(span)
+            self.crew.window.requeue_apart(span)
             self.crew.run.settle()
 
     def requeue_tail(self, worker: Worker, start: int, count: int | None) -> None:

@@ -107,7 +107,7 @@ class Recovery:
             at = first  # the only item
         elif moving:  # any item may be to blame
             with self.crew.run.lock:
-                self.crew.window.requeue_singly(span)
+                self.crew.window.requeue_apart(span)
                 self.crew.run.settle()
             return
         if first <= at < len(span.items):
