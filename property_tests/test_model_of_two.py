@@ -17,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from property_tests.model import END, SOURCE_FAILED, Event
 from property_tests.test_model import OPTIONS, WORK, StreamMachine
 from property_tests.worlds import PROCESS
+from tests.faults.faulty import eventually
 from tests.leaks import Running
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:peach:RuntimeWarning")]
@@ -34,9 +35,11 @@ class OneOfTwo(StreamMachine):
     other: OneOfTwo
 
     def check_released(self) -> None:
-        """Look whether anything is left, if nothing of the other one may be there."""
+        """Look whether anything is left, if nothing of the other one may be there; else wait for the feeder to end."""
         if self.other.model.over or not self.other.model.asked:
             super().check_released()
+        else:
+            assert eventually(lambda: self.source.iterated_by == {self.source.closed_by} - {None}, 10.0)
 
     def kill_worker(self, which: int) -> None:
         """Kill a process, whichever of the two has it."""
