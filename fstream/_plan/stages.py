@@ -24,6 +24,7 @@ __all__ = [
     "has_memo",
     "is_async",
     "name_of",
+    "shape_of",
 ]
 
 
@@ -114,6 +115,15 @@ class Stage:
     def paced(self) -> bool:
         """Its items may have to wait before they start."""
         return self.retries > 0 or self.rate is not None or self.ticket is not None
+
+
+def shape_of(stage: Stage) -> Stage:
+    """What workers have to know of *stage*: handlers (``on_error``) run in the parent, and need not be picklable."""
+    return Stage(
+        stage.kernel, stage.f, stage.kind, timeout=stage.timeout, retries=stage.retries, on_start=stage.on_start,
+        on_error=stage.on_error if isinstance(stage.on_error, str) else "handler", on_done=stage.on_done,
+        name=stage.name, parts=tuple(map(shape_of, stage.parts)), rate=None if stage.rate is None else 1.0,
+    )  # fmt: skip
 
 
 def carried(stage: Stage, context: Context) -> list[tuple[ContextVar[Any], Any]]:

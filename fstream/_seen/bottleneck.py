@@ -108,7 +108,7 @@ def stage_parts(account: Account, number: int, entry: Entry, whole: float) -> It
     narrow = min(narrow, 1.0 - busy) if busy < 0.9 else 0.0
     share = busy + narrow
     starved = entry.starved / time
-    if len(entry.names) == 1 or entry.tally.parts is None:
+    if entry.tally.parts is None or not any(entry.tally.parts.seconds):
         yield Part(
             entry.names[0] if len(entry.names) == 1 else " | ".join(entry.names),
             share,

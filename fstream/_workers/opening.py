@@ -73,6 +73,13 @@ class OpenFeeder(Protocol):
     def __call__(self, run: Any, source: Any) -> Feeder: ...
 
 
+def can_fuse(stage: Stage) -> bool:
+    """Tell whether *stage* may run as one with a neighbour."""
+    # Two with fewer workers than CPUs may use more CPUs than the one.
+    backend = backend_of(stage)
+    return backend.fuses and (stage.workers or backend.default_workers()) >= backend.default_workers()
+
+
 def workers_of(stage: Stage) -> int:
     return stage.workers or backend_of(stage).default_workers()
 
@@ -127,7 +134,7 @@ def lay(
     """
     stages = [
         backend_of(stage).prepare(stage) if isinstance(stage, Stage) else stage
-        for stage in fuse(stages, lambda stage: backend_of(stage).fuses)
+        for stage in fuse(stages, can_fuse)
     ]
     names = [(stage.name, stage.kind, workers_of(stage)) for stage in stages if isinstance(stage, Stage)]
     if (reports := reports_of(names, *observers)) is not None:

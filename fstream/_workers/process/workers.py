@@ -19,7 +19,6 @@ import threading
 import weakref
 from collections import deque
 from contextvars import Context
-from dataclasses import replace
 from itertools import count
 from time import perf_counter
 from typing import Any, Final
@@ -29,7 +28,7 @@ import cloudpickle
 from fstream._engine.run import Run
 from fstream._flow.span import Failure, Span
 from fstream._flow.window import Window
-from fstream._plan.stages import Stage, carried
+from fstream._plan.stages import Stage, carried, shape_of
 from fstream._workers.crew import Crew
 from fstream._workers.process import child
 from fstream._workers.process.blame import blame
@@ -58,12 +57,7 @@ _KEYS: Final = count()
 
 def packed(stage: Stage, context: Context) -> Packed:
     """Give *stage* as its workers get it, with its variables as they are in *context*; raise NotPicklable."""
-    # Handlers (`on_error`) run in the parent, and need not be picklable.
-    shape = Stage(
-        stage.kernel, stage.f, stage.kind, timeout=stage.timeout, retries=stage.retries, on_start=stage.on_start,
-        on_error="raise" if stage.on_error == "raise" else "skip", on_done=stage.on_done, name=stage.name,
-        parts=tuple(replace(part, engine=None) for part in stage.parts), rate=None if stage.rate is None else 1.0,
-    )  # fmt: skip
+    shape = shape_of(stage)
     main = sys.modules["__main__"]
     if main.__name__ == "__mp_main__":  # a child of multiprocessing has the script under another name
         cloudpickle.register_pickle_by_value(main)
@@ -273,7 +267,8 @@ class Workers(Crew):
         if not worker.begun:
             self.begin(worker)
         self.weigh("there", body, len(span.items))
-        worker.link.wire.push((child.SPAN, span.start, span.tries), body)
+        progress = span.progress and span.progress._replace(error_of=None)
+        worker.link.wire.push((child.SPAN, span.start, span.tries, progress), body)
         self.flush(worker)
 
     def begin(self, worker: Worker) -> None:
