@@ -76,7 +76,7 @@ class Backend:
     loses: Callable[[Stage], bool]
     #: It runs coroutine functions.
     awaits: bool = False
-    #: Neighbouring stages with default options are better run as one.
+    #: Neighbouring stages are better run as one.
     fuses: bool = False
     #: Raises for what a stage asks for and this kind cannot give, when the transformer is built. The message says what
     #: to write.
