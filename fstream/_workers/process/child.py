@@ -72,7 +72,7 @@ __all__ = [
 
 # To the child ...
 OPEN: Final = "open"  # work for a stage: (key, surroundings, index, stays), call; no call: it is loaded
-SPAN: Final = "span"  # run these items: (start, tries, progress or None), items
+SPAN: Final = "span"  # run these items: (start, tries, progress if any), items
 STEAL: Final = "steal"  # give back what is not started, send what is finished
 FINISH: Final = "finish"  # run on_done: (active workers, error that ended the stage or None)
 STOP: Final = "stop"  # the same, even in the middle of f
@@ -288,7 +288,7 @@ class Child:
         if what == OPEN:
             self.open(header[1], header[2], header[3], body)
         elif what == SPAN:
-            self.context.run(self.work, header[1], header[2], header[3], body)
+            self.context.run(self.work, header[1], header[2], body, *header[3:])
         elif what in (FINISH, STOP):
             self.context.run(self.finish, *header[1:])
         elif what == CLOSE:
@@ -347,7 +347,7 @@ class Child:
         self.context = copy_context()
         self.stopping = False
 
-    def work(self, start: int, tries: int, progress: Progress | None, body: Packed) -> None:
+    def work(self, start: int, tries: int, body: Packed, progress: Progress | None = None) -> None:
         """Run the items in *body* and send their slots; run ``on_start`` before the first ones."""
         call = self.call
         if call is None or self.stopping:

@@ -265,7 +265,7 @@ class Pump(Workers):
             for worker in list(self.workers):
                 at = self.at_work(worker)
                 if worker.flight and self.time_left(worker) <= 0 and self.at_work(worker) == at:
-                    self.recovery.bury(worker, at[0], at[1], worker.link.kill(), self.too_late)
+                    self.recovery.bury(worker, at[0], worker.link.kill(), self.too_late, at[1])
 
     def look_at_the_pool(self, now: float) -> None:
         """Take from a worker that is to go what it has not started; while this stage has none, see who sleeps."""
@@ -295,4 +295,4 @@ class Pump(Workers):
                 self.answers.answer(worker, header, body)
         except (EOFError, OSError):
             doing, part = worker.link.state(child.DOING), worker.link.state(child.PART)
-            self.recovery.bury(worker, doing, part, worker.link.died())
+            self.recovery.bury(worker, doing, worker.link.died(), part=part)

@@ -44,7 +44,7 @@ class Recovery:
         self.unbegun: Counter[int] = Counter()
 
     def bury(
-        self, worker: Worker, doing: int, part: int, status: int | None, error_of: ErrorOf | None = None
+        self, worker: Worker, doing: int, status: int | None, error_of: ErrorOf | None = None, part: int = 0
     ) -> None:
         """See to the spans of a dead *worker*. *doing* and *part* are what its cell said, *status* how it ended."""
         crew, window = self.crew, self.crew.window
@@ -68,7 +68,7 @@ class Recovery:
                 at, doing = start, child.LOADING
         for span in spans:
             if guilty and span.start == at:
-                self.recover(span, doing, part, status, flushing=flushing, error_of=error_of)
+                self.recover(span, doing, status, flushing=flushing, error_of=error_of, part=part)
             elif not span.closed:
                 self.requeue_unfinished(span)
         if not at_work and not window.stopped:
@@ -93,11 +93,11 @@ class Recovery:
         self,
         span: Span,
         doing: int,
-        part: int,
         status: int | None,
         *,
         flushing: bool,
         error_of: ErrorOf | None,
+        part: int = 0,
     ) -> None:
         """Blame the item that a dead worker was busy with, and requeue the other unfinished ones of its *span*."""
 
