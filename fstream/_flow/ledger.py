@@ -174,6 +174,7 @@ class Ledger:
         for index, item in enumerate(suspects.items, suspects.start):
             suspect = Span(index, [item], suspects.tries if index == suspects.start else 0)
             suspect.ticket = suspects.ticket
+            suspect.progress = suspects.progress
             self.requeue(suspect)
 
     def lose(self, span: Span, at: int | None) -> Span | None:
