@@ -47,7 +47,8 @@ TWICE = process(pflat_map, lambda item: [item, item], name="twice")
         (SQUARE | process(pmap, square, timeout=9), ["square | square"]),
         (SQUARE | process(pmap, square, retries=1), ["square | square"]),
         (SQUARE | process(pmap, square, on_error="skip"), ["square | square"]),
-        (process(pmap, square, on_error=print) | SQUARE, ["square | square"]),
+        (SQUARE | process(pmap, square, on_error=print), ["square | square"]),
+        (process(pmap, square, on_error=print) | SQUARE, ["square", "square"]),
         (SQUARE | process(pmap, square, on_error="keep"), ["square | square"]),
         (
             process(pmap, square, on_error="keep") | process(pmap, square, on_error="keep"),
@@ -91,7 +92,9 @@ def test_stages_with_fewer_workers_than_cpus_run_by_themselves(monkeypatch: pyte
 
 @pytest.mark.parametrize("options", [{"workers": 99}, {"timeout": 9}, {"retries": 1}, {"on_error": "skip"}])
 def test_on_a_cluster_stages_run_as_one_where_any_failure_ends_the_stream(options: dict[str, Any]):
-    plain, other = (replace(step.stage, kind="dask") for step in (SQUARE | process(pmap, square, **options)).steps)
+    plain, other = (
+        replace(step.stage, kind="dask") for step in (SQUARE | process(pmap, square, **options)).steps
+    )
     for stages, count in ([plain, plain], 1), ([plain, other], 2), ([other, plain], 2), ([other, other], 2):
         assert len(fuse(stages, can_fuse)) == count
 

@@ -54,6 +54,8 @@ def _fits(before: Stage, after: Stage) -> bool:
         and before.max_items_per_worker == after.max_items_per_worker
         # More than one output of an item: a failure later on would have to come between them.
         and all(part.kernel in (MAP, FILTER) for part in parts)
+        # What a handler gives would go back to a worker, alone, for the parts behind: slower than all of them.
+        and not callable(parts[-1].on_error)
         # Where the second on_start fails, the first stage has an on_done to run.
         and not (before.on_done and after.on_start)
         # Where items were left out nobody in a worker knows the position of another one.

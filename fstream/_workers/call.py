@@ -43,9 +43,6 @@ __all__ = [
 SINCE: Final = 1
 PART: Final = 7
 
-#: With these nothing is left to do for the parts behind one that has failed.
-KEPT: Final = ("skip", "keep")
-
 #: After a span in which the time of each part of a stage is taken come so many in which it is not: it takes 0.1
 #: microseconds for each part of an item.
 SPANS_UNTIMED: Final = 31
@@ -350,8 +347,10 @@ class FusedCall:
     def set_place(self, place: PlaceInParts | None) -> None:
         self.place = place
         for number, call in enumerate(self.calls):
-            counts = place is not None and "attempt" in call.stage.names
-            call.set_place(PlaceOfPart(place, number) if counts else place)
+            if place is not None and "attempt" in call.stage.names:
+                call.set_place(PlaceOfPart(place, number))
+            else:
+                call.set_place(place)
 
     @property
     def progress(self) -> Progress | None:
@@ -457,13 +456,7 @@ class FusedCall:
         return failure
 
     def ends_span(self, failure: Failure) -> bool:
-        """The same as in a `Call`; and what ``on_error`` puts in its place may be for the parts behind it."""
-        part, last = self.calls[failure.part].stage, failure.part == len(self.calls) - 1
-        return (
-            0 < failure.tries <= part.retries
-            or part.on_error == "raise"
-            or not (last or part.on_error in KEPT)
-        )
+        return self.calls[failure.part].ends_span(failure)
 
     def sends_item(self, failure: Failure) -> bool:
         """Tell whether the parent is to know the item of *failure*, and does not."""

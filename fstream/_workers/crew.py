@@ -9,7 +9,6 @@ from fstream._flow.observer import HowEnded
 from fstream._flow.span import Closed, Failure, Progress, Span
 from fstream._flow.tally import Parts
 from fstream._flow.window import Window
-from fstream._plan import kernels
 from fstream._plan.kernels import DROP
 from fstream._plan.stages import Stage, StageStatus
 from fstream._workers.call import (
@@ -303,28 +302,20 @@ class Crew:
         """Give the slot that stands for the failed item behind the slots of *span*; or a failure, which ends *span*."""
         if self.retry(span, failure) or self.looks_up(span, failure):
             return failure
-        slot = self.stands_for(span, self.failed(failure))
-        if is_failure(slot) and not span.closed:
+        slot = self.stands_for(self.failed(failure))
+        if is_failure(slot):
             self.fail(slot)
         return slot
 
-    def stands_for(self, span: Span, failure: Failure) -> Any:
-        """Apply ``on_error``: give the slot; or a failure, with *span* closed if the item goes on from there."""
+    def stands_for(self, failure: Failure) -> Any:
+        """Apply ``on_error``: give the slot, or the failure that stays."""
         slot = handled(self.part(failure), failure)
-        parts = self.window.tally.parts
-        if parts is None:
+        if (parts := self.window.tally.parts) is None:
             return slot
-        if slot is DROP or slot is kernels.SKIP or is_failure(slot):
+        if slot is DROP or is_failure(slot):
             with self.run.lock:
                 parts.dropped[failure.part] += 1
-            return DROP if slot is kernels.SKIP else slot
-        if failure.part == len(self.stage.parts) - 1:
-            return slot
-        if type(slot) is Failed:
-            return self.stage.kernel.kept(slot)
-        progress = self.progress(span, failure)
-        self.go_on(span, slot, progress._replace(part=failure.part + 1, until=None, error_of=None))
-        return failure
+        return self.stage.kernel.kept(slot) if type(slot) is Failed else slot
 
     # ------------------------------------------------------------------------ of a stage that stands for several
 
@@ -332,18 +323,17 @@ class Crew:
         """Give the stage at which an item has failed."""
         return self.stage.parts[failure.part] if self.stage.parts else self.stage
 
-    def where(self, failure: Failure) -> str:
-        """Name the item of *failure* in a message."""
-        return which(self.stage, failure)
+    def locate(self, span: Span, failure: Failure, part: int | None = None) -> None:
+        """Say in *failure* that it is of the item behind the slots of *span*, and how often that was tried.
 
-    def locate(self, span: Span, failure: Failure, part: int = 0) -> None:
-        """Say in *failure* that it is of the item behind the slots of *span*; how often its *part* has tried that."""
+        Of a stage that stands for several, *part* failed; None for the one that gets the item next.
+        """
         position, progress = len(span.slots), span.progress
         failure.index, failure.item = span.start + position, span.items[position]
         failure.tries = 1 if position else span.tries + 1
         if self.stage.parts:
-            failure.part = part % len(self.stage.parts)
             failure.given_to = 0 if progress is None else progress.part
+            failure.part = failure.given_to if part is None else part % len(self.stage.parts)
             failure.tries = 1 if progress is None else progress.tries[failure.part] + 1
 
     def progress(self, span: Span, failure: Failure) -> Progress:
@@ -352,15 +342,6 @@ class Crew:
         tries = [*progress.tries]
         tries[failure.part] = failure.tries
         return progress._replace(part=failure.given_to, tries=tuple(tries))
-
-    def go_on(self, span: Span, item: Any, progress: Progress) -> None:
-        """Close *span*; what is behind its slots goes on as *item*, with whoever comes next."""
-        with self.run.lock:
-            if not self.window.stopped:
-                rest = self.window.resume(span)
-                rest.items, rest.progress = [item], progress
-            self.window.done(span)
-            self.run.settle()
 
     def looks_up(
         self, span: Span, failure: Failure, error_of: Callable[[Failure], BaseException] | None = None
@@ -373,13 +354,16 @@ class Crew:
             return False
         if self.part(failure).on_error in ("raise", "skip"):
             return False
-        progress, error = self.progress(span, failure), failure.error
+        error = failure.error
         assert error is not None
-        self.go_on(
-            span,
-            failure.item,
-            progress._replace(until=failure.part, error_of=error_of or (lambda _: error)),
-        )
+        with self.run.lock:
+            if not self.window.stopped:
+                rest = self.window.resume(span)
+                rest.items = [failure.item]
+                progress = self.progress(rest, failure)
+                rest.progress = progress._replace(until=failure.part, error_of=error_of or (lambda _: error))
+            self.window.done(span)
+            self.run.settle()
         return True
 
     def recall(self, span: Span, failure: Failure) -> None:
@@ -393,18 +377,18 @@ class Crew:
 
     def too_late(self, failure: Failure) -> BaseException:
         seconds = self.part(failure).timeout
-        return TimeoutError(f"{self.where(failure)}, ran over its {seconds} seconds")
+        return TimeoutError(f"{which(self.stage, failure)}, ran over its {seconds} seconds")
 
     def lost(
         self,
         span: Span,
         error_of: Callable[[Failure], BaseException],
         at: int | None = None,
-        part: int = 0,
+        part: int | None = None,
     ) -> None:
         """Have the item tried again at which a worker was lost, position *at* of *span*; or let the item fail.
 
-        *part* is the part of the stage that was at work.
+        *part* is the part of the stage that was at work, None for the one that the item comes to next.
         """
         with self.run.lock:
             self.window.tally.busy += self.run.clock() - span.begun
@@ -424,9 +408,7 @@ class Crew:
 
     def make_good(self, failure: Failure, victim: Span) -> None:
         """Have ``on_error`` decide about an item whose worker was lost. *victim* is the item's span."""
-        slot = self.stands_for(victim, failure)  # on_error is user code: not under the lock
-        if not victim.closed:
-            self.stand_in(victim, slot)
+        self.stand_in(victim, self.stands_for(failure))  # on_error is user code: not under the lock
 
     def stand_in(self, victim: Span, slot: Any) -> None:
         """Close the span *victim* with the *slot* that stands for the lost item, or with the failure that stays."""
@@ -446,8 +428,8 @@ class Crew:
                 self.run.settle()
             return
         failure = Failure(0, None, None)
-        self.locate(span, failure, 0 if span.progress is None else span.progress.part)
-        problem = NotPicklable(f"{self.where(failure)}: {why}: {error}")
+        self.locate(span, failure)
+        problem = NotPicklable(f"{which(self.stage, failure)}: {why}: {error}")
         problem.__cause__ = error
         span.sent = True
         failure.error, failure.tries = problem, 0

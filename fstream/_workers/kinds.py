@@ -162,10 +162,8 @@ def _has_all_cpus(stage: Stage) -> bool:
 
 
 def _fails_as_a_whole(stage: Stage) -> bool:
-    """Tell whether the first failure ends the stream: in which of several stages it was, a cluster does not always say."""
-    return (
-        stage.workers is None and stage.timeout is None and not stage.retries and stage.on_error == "raise"
-    )
+    """Tell whether any failure ends the stream: a cluster does not say at which of several stages a worker was lost."""
+    return stage.workers is None and stage.timeout is None and not stage.retries and stage.on_error == "raise"
 
 
 def _is_client(kind: object) -> bool:

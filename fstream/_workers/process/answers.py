@@ -141,7 +141,7 @@ class Answers:
         first = len(span.slots)
         if count - first == 1:
             failure = Failure(0, None, None)
-            self.crew.locate(span, failure, len(self.crew.stage.parts) - 1)
+            self.crew.locate(span, failure, -1)
             problem = NotPicklable(
                 f"{which(self.crew.stage, failure)}: its output cannot be unpickled: {error}"
             )

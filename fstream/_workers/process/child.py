@@ -545,9 +545,7 @@ class Child:
             index, item = self.start + position, self.span.items[position]
             problem = blame_output(self.call.stage, index, item, slot, error)
             self.failed.add(position)
-            failure: Any = Failure(
-                self.start + position, None, None, part=max(0, len(self.call.stage.parts) - 1)
-            )
+            failure: Any = Failure(self.start + position, None, None, part=-1)
             failure.error = encode_error(problem)
             return failure
         return slot

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Final
 
 from fstream._flow.span import Failure, Span
-from fstream._workers.call import tells
+from fstream._workers.call import tells, which
 from fstream._workers.notes import describe
 from fstream._workers.process import child
 from fstream._workers.process.workers import Worker, Workers
@@ -103,7 +103,7 @@ class Recovery:
 
         def died(failure: Failure) -> BaseException:
             stage = self.crew.stage
-            where = self.crew.where(failure) if tells(stage) else describe(stage, failure.index, failure.item)
+            where = which(stage, failure) if tells(stage) else describe(stage, failure.index, failure.item)
             return WorkerDied(f"{where}: its worker {_ended(status)}", status, failure.item)
 
         first, at = len(span.slots), doing - span.start
@@ -116,9 +116,8 @@ class Recovery:
                 self.crew.run.settle()
             return
         if first <= at < len(span.items):
-            if doing in (child.LOADING, child.SENDING):  # what comes first, or last
-                part = 0 if doing == child.LOADING else -1
-            self.crew.lost(span, error_of or died, at, part)
+            other = {child.LOADING: None, child.SENDING: -1}  # what is next, and what is last
+            self.crew.lost(span, error_of or died, at, other.get(doing, part))
         else:
             self.requeue_unfinished(span)
 

@@ -558,8 +558,7 @@ class Worker(Member):
             except BaseException as error:
                 slot = call.failure(error, item, index, tries)
         if is_failure(slot) and not self.sees_to(slot):
-            assert self.span is not None
-            slot = self.crew.stands_for(self.span, self.crew.failed(slot))
+            slot = self.crew.stands_for(self.crew.failed(slot))
         return slot
 
     def sees_to(self, failure: Failure) -> bool:
