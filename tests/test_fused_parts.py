@@ -261,6 +261,53 @@ def test_a_worker_that_is_killed_from_outside_costs_its_part_a_try(tmp_path: Pat
     ]
 
 
+def test_what_a_part_had_printed_comes_out_though_its_worker_dies(capsys: pytest.CaptureFixture[str]):
+    def die(item: int) -> int:
+        for word in "some", "last", "words":
+            print(word)
+        os._exit(3)
+
+    stages = pmap(add_one, kind="process", on_error="keep") | pmap(die, kind="process", name="dies")
+    _, error = outputs_and_error(stages([1]))
+    assert type(error) is WorkerDied
+    assert "stage 'dies' (process), made of item 0" in str(error)
+    assert capsys.readouterr().out == "some\nlast\nwords\n"
+
+
+class Deadly:
+    """What ends each process that unpickles it, but for one."""
+
+    def __init__(self, spared: int) -> None:
+        self.spared = spared
+
+    def __reduce__(self) -> Any:
+        return revive, (self.spared,)
+
+
+def revive(spared: int) -> Deadly:
+    if os.getpid() != spared:
+        os._exit(3)
+    return Deadly(spared)
+
+
+def test_an_item_that_kills_as_it_is_unpickled_is_charged_to_the_part_that_it_is_for():
+    spared = os.getpid()
+
+    def fail(item: Any) -> Any:
+        if isinstance(item, Deadly):
+            raise Boom("bad")
+        return item
+
+    stages = pmap(lambda item: Deadly(spared) if item == 3 else item, kind="process", name="makes")
+    stages |= pmap(fail, kind="process", retries=1, backoff=0, on_error="skip", name="fails")
+    stream = stages(range(5))
+    assert list(stream) == [0, 1, 2, 4]
+    assert [(each.name, each.failed, each.retried) for each in stream.stats().stages] == [
+        ("makes", 0, 0),
+        ("fails", 1, 1),
+    ]
+
+
 def fails_at(*bad: int) -> Callable[[int], int]:
     def f(item: int) -> int:
         if item in bad:
