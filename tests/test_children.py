@@ -42,7 +42,7 @@ class Parent:
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
-        self.cell = array("q", [child.IDLE, 0, 0, -1])
+        self.cell = array("q", [child.IDLE, 0, 0, -1, 0, 0, 0, 0])
         self.wire = Wire(ours)
         self.child = Child(theirs, memoryview(self.cell))
 
