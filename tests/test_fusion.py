@@ -95,7 +95,8 @@ def test_on_a_cluster_stages_run_as_one_where_any_failure_ends_the_stream(option
     plain, other = (
         replace(step.stage, kind="dask") for step in (SQUARE | process(pmap, square, **options)).steps
     )
-    for stages, count in ([plain, plain], 1), ([plain, other], 2), ([other, plain], 2), ([other, other], 2):
+    here = SQUARE.steps[0].stage
+    for stages, count in ([plain, plain], 1), ([plain, other], 2), ([other, plain], 2), ([here, plain], 2):
         assert len(fuse(stages, can_fuse)) == count
 
 
