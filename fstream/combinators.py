@@ -186,8 +186,10 @@ def pmap(f: Any = MISSING, source: Any = MISSING, /, *more: Any, **options: Any)
 
     *workers* is how many items are worked on at once: by default ``min(32, cpus + 4)`` threads, as many processes as
     this process may use CPUs, 100 tasks, as many as a cluster has threads. All process stages of a program share that
-    many processes, or as many as the largest *workers* at work asks for. Neighbouring ones that leave it, *maxsize*,
-    *timeout*, *retries* and *on_error* at their defaults are run as one; so are those on one cluster.
+    many processes, or as many as the largest *workers* at work asks for. Neighbouring ones are run as one, each with
+    its own *on_error*, *retries* and *timeout*, unless one has *maxsize*, *rate*, *key*, *memo* or *max_failures*, or
+    *workers* of its own, or the first a function as *on_error*. Those with the same number of *workers* are, if that is
+    no less than the CPUs.
 
     *maxsize* is how many items the stage may hold: pulled, but not yet given out. ``None`` (the default) lets it size
     itself: twice *workers* at first, more only while both workers and taker wait for it, and no more than 64 MiB of

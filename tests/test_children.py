@@ -42,7 +42,7 @@ class Parent:
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
-        self.cell = array("q", [child.IDLE, 0, 0, -1])
+        self.cell = array("q", [child.IDLE, 0, 0, -1, 0, 0, 0, 0])
         self.wire = Wire(ours)
         self.child = Child(theirs, memoryview(self.cell))
 
@@ -378,7 +378,7 @@ class Death(Recovery):
         )
         self.bury(worker, doing, -9)  # type: ignore[arg-type]
 
-    def lost(self, span: Span, error_of: Any, at: int | None = None) -> None:
+    def lost(self, span: Span, error_of: Any, at: int | None = None, part: int = 0) -> None:
         self.became.append(("lost", span.start + (at or 0)))
 
     def requeue_unfinished(self, span: Span) -> None:

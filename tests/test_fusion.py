@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +13,14 @@ import pytest
 
 from fstream import NotPicklable, Transformer, WorkerDied, peach, pfilter, pflat_map, pmap
 from fstream._plan.fusion import fuse
-from fstream._workers.kinds import backend_of
+from fstream._workers import kinds
+from fstream._workers.kinds import can_fuse
 from tests.faults.faulty import Boom, Tally, give_lock
 from tests.functions import identity, is_odd, square
 
 
 def names(transformer: Transformer[Any, Any]) -> list[str]:
-    return [
-        stage.name
-        for stage in fuse([step.stage for step in transformer.steps], lambda stage: backend_of(stage).fuses)
-    ]
+    return [stage.name for stage in fuse([step.stage for step in transformer.steps], can_fuse)]
 
 
 def process(verb: Callable[..., Any], f: Callable[..., Any], **options: Any) -> Any:
@@ -40,13 +40,35 @@ TWICE = process(pflat_map, lambda item: [item, item], name="twice")
         (ODD | process(peach, identity), ["is_odd | identity"]),
         (SQUARE | pmap(square, kind="thread") | SQUARE, ["square", "square", "square"]),
         (pmap(square, kind="thread") | pmap(square, kind="thread"), ["square", "square"]),
-        (SQUARE | process(pmap, square, workers=2), ["square", "square"]),
+        (SQUARE | process(pmap, square, workers=999), ["square", "square"]),
+        (process(pmap, square, workers=999) | process(pmap, square, workers=999), ["square | square"]),
+        (process(pmap, square, workers=1) | process(pmap, square, workers=1), ["square", "square"]),
         (SQUARE | process(pmap, square, maxsize=9), ["square", "square"]),
-        (SQUARE | process(pmap, square, timeout=9), ["square", "square"]),
-        (SQUARE | process(pmap, square, retries=1), ["square", "square"]),
-        (SQUARE | process(pmap, square, on_error="skip"), ["square", "square"]),
+        (SQUARE | process(pmap, square, timeout=9), ["square | square"]),
+        (SQUARE | process(pmap, square, retries=1), ["square | square"]),
+        (SQUARE | process(pmap, square, on_error="skip"), ["square | square"]),
+        (SQUARE | process(pmap, square, on_error=print), ["square | square"]),
+        (process(pmap, square, on_error=print) | SQUARE, ["square", "square"]),
+        (SQUARE | process(pmap, square, on_error="keep"), ["square | square"]),
+        (
+            process(pmap, square, on_error="keep") | process(pmap, square, on_error="keep"),
+            ["square | square"],
+        ),
+        (ODD | process(pmap, square, on_error="keep"), ["is_odd", "square"]),
+        (
+            process(pmap, square, on_error="skip") | process(pmap, square, on_error="keep"),
+            ["square", "square"],
+        ),
+        (SQUARE | process(pmap, square, rate=9), ["square", "square"]),
+        (SQUARE | process(pmap, square, key=is_odd), ["square", "square"]),
+        (SQUARE | process(pmap, square, on_error="skip", max_failures=9), ["square", "square"]),
+        (process(pmap, square, memo={}) | SQUARE, ["square", "square"]),
         (SQUARE | process(pmap, square, ordered=False), ["square", "square"]),
         (SQUARE | process(pmap, square, max_items_per_worker=9), ["square", "square"]),
+        (
+            process(pmap, square, max_items_per_worker=9) | process(pmap, square, max_items_per_worker=9),
+            ["square | square"],
+        ),
         (
             process(pmap, square, on_start=dict) | SQUARE | process(pmap, square, on_start=dict),
             ["square | square | square"],
@@ -59,6 +81,42 @@ TWICE = process(pflat_map, lambda item: [item, item], name="twice")
 )
 def test_which_stages_run_as_one(transformer: Transformer[Any, Any], expected: list[str]):
     assert names(transformer) == expected
+
+
+def test_stages_with_fewer_workers_than_cpus_run_by_themselves(monkeypatch: pytest.MonkeyPatch):
+    stages = process(pmap, square, workers=3) | process(pmap, square, workers=3)
+    for cpus, count in (2, 1), (3, 1), (4, 2):
+        monkeypatch.setattr(kinds, "cpu_count", lambda cpus=cpus: cpus)
+        assert len(names(stages)) == count
+
+
+@pytest.mark.parametrize("options", [{"workers": 99}, {"timeout": 9}, {"retries": 1}, {"on_error": "skip"}])
+def test_on_a_cluster_stages_run_as_one_where_any_failure_ends_the_stream(options: dict[str, Any]):
+    plain, other = (
+        replace(step.stage, kind="dask") for step in (SQUARE | process(pmap, square, **options)).steps
+    )
+    here = SQUARE.steps[0].stage
+    for stages, count in ([plain, plain], 1), ([plain, other], 2), ([other, plain], 2), ([here, plain], 2):
+        assert len(fuse(stages, can_fuse)) == count
+
+
+def test_as_many_items_are_at_work_as_each_stage_allows():
+    pids = process(pmap, lambda _: os.getpid(), workers=9) | process(
+        pmap, lambda pid: (pid, os.getpid()), workers=9
+    )
+    assert len(names(pids)) == 1
+    assert all(before == after for before, after in pids(range(50)))
+
+
+def test_workers_are_renewed_after_as_many_items_of_each_stage():
+    options = {"max_items_per_worker": 5}
+    pids = process(pmap, lambda _: os.getpid(), **options) | process(
+        pmap, lambda pid: (pid, os.getpid()), **options
+    )
+    assert len(names(pids)) == 1
+    found = Counter(pids(range(20)))
+    assert all(before == after for before, after in found)
+    assert max(found.values()) <= 5
 
 
 @pytest.mark.parametrize("ordered", [True, False])

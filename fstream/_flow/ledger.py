@@ -173,7 +173,7 @@ class Ledger:
         rest = span.split(len(span.slots))
         for at in range(0, len(rest.items), size):
             suspects = Span(rest.start + at, rest.items[at : at + size], 0 if at else rest.tries)
-            suspects.ticket = rest.ticket
+            suspects.ticket, suspects.progress = rest.ticket, rest.progress
             self.requeue(suspects)
 
     def lose(self, span: Span, at: int | None) -> Span | None:

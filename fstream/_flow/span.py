@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from fstream._flow.sizing import STRIDE
 
-__all__ = ["CLOSED", "Closed", "Failure", "Item", "Slot", "Span"]
+__all__ = ["CLOSED", "Closed", "Failure", "Item", "Progress", "Slot", "Span"]
 
 #: What users have: an item, and what became of one. Nobody looks into them here.
 Item: TypeAlias = object
@@ -26,6 +26,10 @@ class Failure:
     tries: int = field(default=0, compare=False)
     #: It ends the stream, whatever ``on_error`` says.
     final: bool = field(default=False, compare=False)
+    #: Of a stage that stands for several: the part that failed, and the part that *item* was given to. They differ
+    #: where nobody knows any more what the part that failed was given.
+    part: int = field(default=0, compare=False)
+    given_to: int = field(default=0, compare=False)
 
 
 class Closed(NamedTuple):
@@ -35,6 +39,19 @@ class Closed(NamedTuple):
 
 
 CLOSED: Final = Closed()
+
+
+class Progress(NamedTuple):
+    """How far an item has come in a stage that stands for several."""
+
+    #: The part that is given the item next.
+    part: int
+    #: How often each part has tried it.
+    tries: tuple[int, ...]
+    #: The part that has failed for good already, if only its item is wanted: what the parts before give it.
+    until: int | None = None
+    #: What that part has failed with. It stays here.
+    error_of: Callable[[Failure], BaseException] | None = None
 
 
 class Span:
@@ -51,8 +68,8 @@ class Span:
     """
 
     __slots__ = (
-        "begun", "closed", "counted", "filled", "given", "items", "sent", "slots", "start", "stride", "ticket", "tries",
-        "worker",
+        "begun", "closed", "counted", "filled", "given", "items", "progress", "sent", "slots", "start", "stride",
+        "ticket", "tries", "worker",
     )  # fmt: skip
 
     def __init__(self, start: int, items: Sequence[Item], tries: int = 0) -> None:
@@ -75,6 +92,8 @@ class Span:
         self.begun = 0.0
         #: How often its first item was tried before. What is tried again is alone in its span.
         self.tries = tries
+        #: How far its only item has come, if the stage stands for several and the item does not begin with the first.
+        self.progress: Progress | None = None
         #: What its stage looks at before its only item starts, if it looks at anything.
         self.ticket: Any = None
         #: How many starts the stage's rate has counted for it, that have not begun as far as the rate knows.
@@ -110,5 +129,6 @@ class Span:
         """Keep the first *count* items; give the others, which no worker has started, as a span of their own."""
         tail = Span(self.start + count, self.items[count:], 0 if count else self.tries)
         tail.ticket = self.ticket
+        tail.progress = self.progress
         self.items = self.items[:count]
         return tail

@@ -51,31 +51,31 @@ class Costs:
         return None
 
 
-#: What `Parts` has, as it travels: dropped, failed, seconds.
-Numbers: TypeAlias = tuple[list[int], list[int], list[float]]
+#: What a worker that is far away counts of `Parts`, as it travels: dropped, seconds.
+Numbers: TypeAlias = tuple[list[int], list[float]]
 
 
 class Parts:
     """What the parts of a stage that stands for several count, each by itself."""
 
-    __slots__ = ("dropped", "failed", "seconds")
+    __slots__ = ("dropped", "failed", "retried", "seconds")
 
     def __init__(self, count: int) -> None:
-        #: How many items each part has dropped, and how many failed there.
+        #: How many items each part has left out, those that failed there among them.
         self.dropped = [0] * count
+        #: How many items failed there for good, and how many further tries there were.
         self.failed = [0] * count
+        self.retried = [0] * count
         #: What each part took of some items, in seconds.
         self.seconds = [0.0] * count
 
     def numbers(self) -> Numbers | None:
         """Give them all, if there are any."""
-        found = self.dropped, self.failed, self.seconds
-        return found if any(self.dropped) or any(self.failed) or any(self.seconds) else None
+        return (self.dropped, self.seconds) if any(self.dropped) or any(self.seconds) else None
 
     def add(self, more: Numbers) -> None:
-        dropped, failed, seconds = more
+        dropped, seconds = more
         self.dropped = [one + other for one, other in zip(self.dropped, dropped)]
-        self.failed = [one + other for one, other in zip(self.failed, failed)]
         self.seconds = [one + other for one, other in zip(self.seconds, seconds)]
 
 
@@ -109,6 +109,7 @@ class Tally:
         self.lone = 0
         self.lone_begun = 0.0
         self.costs = Costs()
+        #: What its parts count, if it stands for several stages.
         self.parts: Parts | None = None
 
     def come(self, now: float) -> None:
@@ -144,11 +145,6 @@ class Tally:
         return (
             (self.starved, self.blocked + seconds) if self.blocks else (self.starved + seconds, self.blocked)
         )
-
-    def add(self, parts: Numbers) -> None:
-        """What the parts have counted in a worker that is far away."""
-        self.parts = self.parts or Parts(len(parts[0]))
-        self.parts.add(parts)
 
     def begin_lone(self, now: float) -> None:
         """A worker takes a lone item."""

@@ -413,8 +413,8 @@ class Window(Upstream):
         self.done(span)
         return victim
 
-    def retry(self, span: Span, tries: int, again: Again) -> None:
-        """Close *span*, whose next item has failed so many times, and have that item tried *again*."""
+    def retry(self, span: Span, tries: int, again: Again) -> Span:
+        """Close *span*, whose next item has failed so many times, and have that item tried *again*; give its span."""
         assert self.pacing is not None
         failed = self.lose(span)
         assert failed is not None
@@ -426,6 +426,15 @@ class Window(Upstream):
             if not self.remote:
                 for span in list(self.ledger.stealable):
                     self.ledger.steal_from(span)
+        return failed
+
+    def resume(self, span: Span) -> Span:
+        """Close *span*, and have its next item go on where it is, with whoever comes next; give its span."""
+        rest = self.lose(span)
+        assert rest is not None
+        rest.tries = 0
+        self.ledger.requeue(rest)
+        return rest
 
     def keep_place(self, span: Span) -> None:
         """Hold *span*, an item that no worker is to run: its slot comes from elsewhere."""

@@ -127,8 +127,7 @@ def stage_parts(account: Account, number: int, entry: Entry, whole: float) -> It
     share = busy + narrow + held_up
     starved = entry.starved / time
     name = " | ".join(entry.names)
-    if entry.tally.parts is not None:
-        seconds = entry.tally.parts.seconds
+    if entry.tally.parts is not None and any(seconds := entry.tally.parts.seconds):
         name = entry.names[max(range(len(seconds)), key=seconds.__getitem__)]
     yield Part(name, share, entry, account, starved, narrow, hold, held_up)
 

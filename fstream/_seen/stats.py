@@ -147,11 +147,10 @@ def _stages_of(entry: Entry) -> Iterator[StageStats]:
     tally, whole, names = entry.tally, entry.whole or 1.0, entry.names
     quantiles = tally.costs.quantile(0.5), tally.costs.quantile(0.99)
     parts = tally.parts
-    seconds = parts.seconds if parts is not None else [0.0] * len(names)
-    dropped = parts.dropped if parts is not None else [0] * len(names)
-    failed = parts.failed if parts is not None else [0] * len(names)
-    if len(names) == 1:
-        seconds, dropped, failed = [1.0], [0], [tally.failed]
+    if parts is None:
+        seconds, dropped, failed, retried = [1.0], [0], [tally.failed], [tally.retried]
+    else:
+        seconds, dropped, failed, retried = parts.seconds, parts.dropped, parts.failed, parts.retried
     share_of = (
         [each / (sum(seconds) or 1.0) for each in seconds] if sum(seconds) else [1 / len(names)] * len(names)
     )
@@ -159,7 +158,7 @@ def _stages_of(entry: Entry) -> Iterator[StageStats]:
     for number, name in enumerate(names):
         share = share_of[number]
         last = number == len(names) - 1
-        given = entry.given if last else max(0, taken - dropped[number] - failed[number])
+        given = entry.given if last else max(0, taken - dropped[number])
         busy = entry.busy / whole
         starved = entry.starved / whole + busy * before
         before += share
@@ -167,7 +166,7 @@ def _stages_of(entry: Entry) -> Iterator[StageStats]:
         p50, p99 = (each if each is None else each * share for each in quantiles)
         blocked = max(0.0, 1.0 - busy - starved) if entry.whole else 0.0
         yield StageStats(
-            name, entry.kind, taken, given, failed[number], tally.retried, entry.held if last else 0, entry.workers,
+            name, entry.kind, taken, given, failed[number], retried[number], entry.held if last else 0, entry.workers,
             busy, starved, blocked, p50, p99,
         )  # fmt: skip
         taken = given

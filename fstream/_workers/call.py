@@ -4,23 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from inspect import BoundArguments, Parameter, signature
-from time import perf_counter
+from time import monotonic_ns, perf_counter
 from types import CoroutineType
 from typing import Any, Final, Protocol
 
 from fstream._flow.pacing import Again, further_try
-from fstream._flow.span import Failure
+from fstream._flow.span import Failure, Progress
 from fstream._flow.tally import Numbers, Parts
 from fstream._flow.tolerance import Tolerance
 from fstream._plan import kernels
 from fstream._plan.kernels import DROP
-from fstream._plan.stages import Stage, StageStatus, WorkerInfo, declared
+from fstream._plan.stages import MISSING, Stage, StageStatus, WorkerInfo, declared, gives_one_for_one
 from fstream._workers.failed import Failed
 from fstream._workers.memory import Unkept
 from fstream._workers.notes import annotate, annotate_item, describe, notes_of, shown
 from fstream.errors import TooManyFailures
 
 __all__ = [
+    "PART",
+    "SINCE",
     "Call",
     "FusedCall",
     "Place",
@@ -31,9 +33,15 @@ __all__ = [
     "is_failure",
     "judged",
     "replaced",
+    "tells",
     "tolerance_of",
+    "which",
 ]
 
+
+#: The words of a worker's cell that a `FusedCall` writes, by their positions: see `process/child.py`.
+SINCE: Final = 1
+PART: Final = 7
 
 #: After a span in which the time of each part of a stage is taken come so many in which it is not: it takes 0.1
 #: microseconds for each part of an item.
@@ -52,6 +60,15 @@ class Place(Protocol):
     @property
     def tries(self) -> int:
         """How often its first item was tried before, by workers that are gone."""
+        ...
+
+
+class PlaceInParts(Place, Protocol):
+    """The same, of a stage that stands for several."""
+
+    @property
+    def progress(self) -> Progress | None:
+        """How far its only item has come."""
         ...
 
 
@@ -229,6 +246,10 @@ class Call:
         annotate_item(error, self.stage, describe(self.stage, index, item))
         return Failure(index, item, error, tries, final=unkept)
 
+    def ends_span(self, failure: Failure) -> bool:
+        """Tell whether others have to see to *failure* before the items behind it are run."""
+        return failure.tries <= self.stage.retries or self.stage.on_error == "raise"
+
     def explain(self, error: BaseException, item: Any) -> None:
         """Note on *error* what to write, where f cannot be called as it is, or the item is none.
 
@@ -272,6 +293,31 @@ class Call:
         return stop
 
 
+class Reached(Exception):
+    """Raised in the place of a part that has failed already, where only its item is wanted."""
+
+
+class PlaceOfPart:
+    """The place of one part of a stage, for `attempt`: each part counts its own tries."""
+
+    def __init__(self, place: PlaceInParts, part: int) -> None:
+        self.place = place
+        self.part = part
+
+    @property
+    def start(self) -> int:
+        return self.place.start
+
+    @property
+    def slots(self) -> Sequence[Any]:
+        return self.place.slots
+
+    @property
+    def tries(self) -> int:
+        progress = self.place.progress
+        return 0 if progress is None else progress.tries[self.part]
+
+
 class FusedCall:
     """The calls of the stages that one stands for: f after f."""
 
@@ -284,6 +330,11 @@ class FusedCall:
         #: What each of them counts, and for how many more spans their time is not taken.
         self.parts = Parts(len(calls))
         self.untimed = 0
+        #: It writes into its worker's cell which part is at work.
+        self.told = tells(stage)
+        self.numbered = [(number, call, call.stage.timeout is not None) for number, call in enumerate(calls)]
+        self.cell: Any = [0] * (PART + 1)
+        self.place: PlaceInParts | None = None
 
     @property
     def index(self) -> int:
@@ -293,9 +344,17 @@ class FusedCall:
     def started(self) -> bool:
         return self.calls[-1].started
 
-    def set_place(self, place: Place | None) -> None:
-        for call in self.calls:
-            call.set_place(place)
+    def set_place(self, place: PlaceInParts | None) -> None:
+        self.place = place
+        for number, call in enumerate(self.calls):
+            if place is not None and "attempt" in call.stage.names:
+                call.set_place(PlaceOfPart(place, number))
+            else:
+                call.set_place(place)
+
+    @property
+    def progress(self) -> Progress | None:
+        return None if self.place is None else self.place.progress
 
     def begin(self) -> None:
         for call in self.calls:
@@ -316,9 +375,11 @@ class FusedCall:
     @property
     def step(self) -> Callable[[Any], Any]:
         """Item -> slot, for the items of a span: that of one span in `SPANS_UNTIMED` takes the time of each part."""
+        if self.progress is not None:
+            return self.go_on
         if self.untimed:
             self.untimed -= 1
-            return self.run
+            return self.run_told if self.told else self.run
         self.untimed = SPANS_UNTIMED
         return self.run_timed
 
@@ -332,10 +393,35 @@ class FusedCall:
                 return self.stage.kernel.kept(item)
         return item
 
-    def run_timed(self, item: Any) -> Any:
-        seconds = self.parts.seconds
-        for number, call in enumerate(self.calls):
+    def run_told(self, item: Any) -> Any:
+        cell = self.cell
+        for number, call, timed in self.numbered:
             self.at, self.item = call, item
+            if timed:
+                cell[SINCE] = monotonic_ns()  # before the part: its time must not be that of the part before
+            cell[PART] = number
+            item = call.step(item)
+            if item is DROP or item is kernels.SKIP:
+                return self.dropped()
+            if Failed._made and self.is_handed_on(item):
+                return self.stage.kernel.kept(item)
+        return item
+
+    def go_on(self, item: Any) -> Any:
+        """The same for an item that some of the parts have had, up to one that has failed already, if any."""
+        assert self.progress is not None
+        return self.run_timed(item, self.progress.part, self.progress.until)
+
+    def run_timed(self, item: Any, first: int = 0, until: int | None = None) -> Any:
+        seconds = self.parts.seconds
+        for number, call in enumerate(self.calls[first:], first):
+            self.at, self.item = call, item
+            if number == until:
+                raise Reached
+            if call.stage.timeout is not None:
+                self.cell[SINCE] = monotonic_ns()
+            if self.told:
+                self.cell[PART] = number
             begun = perf_counter()
             try:
                 item = call.step(item)
@@ -361,20 +447,30 @@ class FusedCall:
         return parts.numbers()
 
     def failure(self, error: BaseException, item: Any, index: int, tries: int) -> Failure:
-        """Say at which stage it failed: only here that is known."""
-        stage, error = self.at.stage, self.named(error)
-        self.parts.failed[self.calls.index(self.at)] += 1
-        before = self.stage.parts[: self.calls.index(self.at)]
-        if any(part.kernel.drops for part in before):
-            which = f"stage {stage.name!r} ({stage.kind}), {shown(self.item)}, made of item {index}: {shown(item)}"
-        else:
-            which = describe(stage, index, self.item)
+        """Say at which stage it failed, and what that was given: only here that is known."""
+        error, part, progress = self.named(error), self.calls.index(self.at), self.progress
+        tries = 1 if progress is None else progress.tries[part] + 1
+        failure = Failure(index, self.item, error, tries, part=part, given_to=part)
         self.at.explain(error, self.item)
-        annotate_item(error, stage, which)
-        return Failure(index, item, error, tries)
+        annotate_item(error, self.at.stage, which(self.stage, failure, MISSING if progress else item))
+        return failure
+
+    def ends_span(self, failure: Failure) -> bool:
+        return self.calls[failure.part].ends_span(failure)
+
+    def sends_item(self, failure: Failure) -> bool:
+        """Tell whether the parent is to know the item of *failure*, and does not."""
+        part, progress = self.calls[failure.part].stage, self.progress
+        known = failure.part == (0 if progress is None else progress.part)
+        return not known and (part.retries > 0 or part.on_error not in ("raise", "skip"))
 
     def named(self, error: BaseException) -> BaseException:
         return self.at.named(error)
+
+
+def tells(stage: Stage) -> bool:
+    """Tell whether what becomes of an item depends on the part of *stage* in which it is lost."""
+    return any(part.on_error != "raise" or part.retries or part.timeout is not None for part in stage.parts)
 
 
 def call_of(stage: Stage, index: int) -> Call | FusedCall:
@@ -382,6 +478,22 @@ def call_of(stage: Stage, index: int) -> Call | FusedCall:
     return (
         FusedCall(stage, [Call(part, index) for part in stage.parts]) if stage.parts else Call(stage, index)
     )
+
+
+def which(stage: Stage, failure: Failure, made_of: Any = MISSING) -> str:
+    """Name the item of *failure* in a message: which part of *stage* it was given to, and, where nobody knows its
+    position there, of which item of the stage it was made.
+    """
+    if not stage.parts:
+        return describe(stage, failure.index, failure.item)
+    part = stage.parts[failure.part]
+    where = f"stage {part.name!r} ({part.kind})"
+    if failure.part != failure.given_to:
+        return f"{where}, made of item {failure.index}: {shown(failure.item)}"
+    if all(map(gives_one_for_one, stage.parts[: failure.part])):
+        return describe(part, failure.index, failure.item)
+    of = "" if made_of is MISSING else f": {shown(made_of)}"
+    return f"{where}, {shown(failure.item)}, made of item {failure.index}{of}"
 
 
 def is_failure(slot: Any) -> bool:

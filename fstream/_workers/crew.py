@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from fstream._flow.observer import HowEnded
-from fstream._flow.span import Closed, Failure, Span
+from fstream._flow.span import Closed, Failure, Progress, Span
+from fstream._flow.tally import Parts
 from fstream._flow.window import Window
+from fstream._plan.kernels import DROP
 from fstream._plan.stages import Stage, StageStatus
 from fstream._workers.call import (
     Call,
@@ -17,7 +19,9 @@ from fstream._workers.call import (
     is_failure,
     judged,
     tolerance_of,
+    which,
 )
+from fstream._workers.failed import Failed
 from fstream._workers.memory import Memory, Unkept
 from fstream._workers.notes import annotate, annotate_item, describe
 from fstream.errors import NotPicklable
@@ -47,6 +51,8 @@ class Crew:
         self.stage = stage
         self.window = window
         self.observer = run.observer
+        if stage.parts:
+            window.tally.parts = Parts(len(stage.parts))
         #: The workers that take part. Abandoned ones do not.
         self.members: set[Any] = set()
         #: How many members have been started, and have not come for their first span yet.
@@ -152,6 +158,8 @@ class Crew:
         """An item has failed for good: give the failure that ``on_error`` is to decide about."""
         with self.run.lock:
             self.window.tally.failed += 1
+            if self.window.tally.parts is not None:
+                self.window.tally.parts.failed[failure.part] += 1
         if self.observer is not None and failure.error is not None:
             self.observer.failed(self.window.info, failure.index, failure.error, failure.tries)
         if self.memory is None and self.tolerance is None:
@@ -173,11 +181,13 @@ class Crew:
                     self.window.bring(*follower)
                 self.run.settle()
 
-    def retried(self, index: int, error: BaseException, tries: int) -> None:
+    def retried(self, failure: Failure) -> None:
         with self.run.lock:
             self.window.tally.retried += 1
-        if self.observer is not None:
-            self.observer.retried(self.window.info, index, error, tries)
+            if self.window.tally.parts is not None:
+                self.window.tally.parts.retried[failure.part] += 1
+        if self.observer is not None and failure.error is not None:
+            self.observer.retried(self.window.info, failure.index, failure.error, failure.tries)
 
     # ---------------------------------------------------------------------------------------------------- at work
 
@@ -250,10 +260,14 @@ class Crew:
         True if nobody has to see to that item any more, nor to those behind it in *span*, which is closed: they are the
         window's again. So they are, too, where the hook that is asked fails the stage.
         """
+        if span.progress is not None and span.progress.until == failure.part:
+            return False  # it was asked before
         try:
-            again = further_try_of(self.stage, failure, self.run.draw)  # user code: not under the lock
+            again = further_try_of(
+                self.part(failure), failure, self.run.draw
+            )  # user code: not under the lock
         except BaseException as raised:
-            self.fail(handler_failed(self.stage, failure, raised, "retry_on"))
+            self.fail(handler_failed(self.part(failure), failure, raised, "retry_on"))
             with self.run.lock:
                 self.window.done(span)
                 self.run.settle()
@@ -262,9 +276,10 @@ class Crew:
             return False
         with self.run.lock:
             if not self.window.stopped:
-                assert failure.error is not None
-                self.retried(failure.index, failure.error, failure.tries)
-                self.window.retry(span, failure.tries, again)
+                self.retried(failure)
+                rest = self.window.retry(span, failure.tries, again)
+                if self.stage.parts:
+                    rest.items, rest.progress = [failure.item], self.progress(rest, failure)
             self.run.settle()
         if again.hold:
             self.take_back()
@@ -287,21 +302,96 @@ class Crew:
 
     def slot_for(self, span: Span, failure: Failure) -> Any:
         """Give the slot that stands for the failed item behind the slots of *span*; or a failure, which ends *span*."""
-        if self.retry(span, failure):
+        if self.retry(span, failure) or self.looks_up(span, failure):
             return failure
-        slot = handled(self.stage, self.failed(failure))
+        slot = self.stands_for(self.failed(failure))
         if is_failure(slot):
             self.fail(slot)
         return slot
 
-    def too_late(self, failure: Failure) -> BaseException:
-        seconds = self.stage.timeout
-        return TimeoutError(
-            f"{describe(self.stage, failure.index, failure.item)}, ran over its {seconds} seconds"
-        )
+    def stands_for(self, failure: Failure) -> Any:
+        """Apply ``on_error``: give the slot, or the failure that stays."""
+        slot = handled(self.part(failure), failure)
+        if (parts := self.window.tally.parts) is None:
+            return slot
+        if slot is DROP or is_failure(slot):
+            with self.run.lock:
+                parts.dropped[failure.part] += 1
+        return self.stage.kernel.kept(slot) if type(slot) is Failed else slot
 
-    def lost(self, span: Span, error_of: Callable[[Failure], BaseException], at: int | None = None) -> None:
-        """Have the item tried again at which a worker was lost, position *at* of *span*; or let the item fail."""
+    # ------------------------------------------------------------------------ of a stage that stands for several
+
+    def part(self, failure: Failure) -> Stage:
+        """Give the stage at which an item has failed."""
+        return self.stage.parts[failure.part] if self.stage.parts else self.stage
+
+    def locate(self, span: Span, failure: Failure, part: int | None = None) -> None:
+        """Say in *failure* that it is of the item behind the slots of *span*, and how often that was tried.
+
+        Of a stage that stands for several, *part* failed; None for the one that gets the item next.
+        """
+        position, progress = len(span.slots), span.progress
+        failure.index, failure.item = span.start + position, span.items[position]
+        failure.tries = 1 if position else span.tries + 1
+        if self.stage.parts:
+            failure.given_to = 0 if progress is None else progress.part
+            failure.part = failure.given_to if part is None else part % len(self.stage.parts)
+            failure.tries = 1 if progress is None else progress.tries[failure.part] + 1
+
+    def progress(self, span: Span, failure: Failure) -> Progress:
+        """Note how often the parts have tried the item behind the slots of *span*, *failure* among the tries."""
+        progress = span.progress or Progress(0, (0,) * len(self.stage.parts))
+        tries = [*progress.tries]
+        tries[failure.part] = failure.tries
+        return progress._replace(part=failure.given_to, tries=tuple(tries))
+
+    def looks_up(
+        self, span: Span, failure: Failure, error_of: Callable[[Failure], BaseException] | None = None
+    ) -> bool:
+        """Have the parts before the one that failed run once more, where ``on_error`` needs what that was given.
+
+        It was lost with the worker. True if *span* is closed, and nobody has to see to its item any more.
+        """
+        if failure.part == failure.given_to or failure.final:
+            return False
+        if self.part(failure).on_error in ("raise", "skip"):
+            return False
+        error = failure.error
+        assert error is not None
+        with self.run.lock:
+            if not self.window.stopped:
+                rest = self.window.resume(span)
+                rest.items = [failure.item]
+                progress = self.progress(rest, failure)
+                rest.progress = progress._replace(until=failure.part, error_of=error_of or (lambda _: error))
+            self.window.done(span)
+            self.run.settle()
+        return True
+
+    def recall(self, span: Span, failure: Failure) -> None:
+        """Say in *failure* what the part has failed with, if only its item was still wanted."""
+        progress = span.progress
+        if progress is None or progress.until != failure.part or failure.final:
+            return
+        if progress.error_of is not None:
+            failure.error = progress.error_of(failure)
+            failure.tries = progress.tries[failure.part]
+
+    def too_late(self, failure: Failure) -> BaseException:
+        seconds = self.part(failure).timeout
+        return TimeoutError(f"{which(self.stage, failure)}, ran over its {seconds} seconds")
+
+    def lost(
+        self,
+        span: Span,
+        error_of: Callable[[Failure], BaseException],
+        at: int | None = None,
+        part: int | None = None,
+    ) -> None:
+        """Have the item tried again at which a worker was lost, position *at* of *span*; or let the item fail.
+
+        *part* is the part of the stage that was at work, None for the one that the item comes to next.
+        """
         with self.run.lock:
             self.window.tally.busy += self.run.clock() - span.begun
             victim = self.window.lose(span, at)
@@ -310,14 +400,17 @@ class Crew:
             self.run.settle()
         if victim is None:
             return
-        failure = Failure(victim.start, victim.items[0], None, victim.tries)
+        failure = Failure(0, None, None)
+        self.locate(victim, failure, part)
+        if not self.stage.parts:
+            failure.tries = victim.tries
         failure.error = error_of(failure)
-        if not self.retry(victim, failure):
+        if not (self.retry(victim, failure) or self.looks_up(victim, failure, error_of)):
             self.make_good(self.failed(failure), victim)
 
     def make_good(self, failure: Failure, victim: Span) -> None:
         """Have ``on_error`` decide about an item whose worker was lost. *victim* is the item's span."""
-        self.stand_in(victim, handled(self.stage, failure))  # on_error is user code: not under the lock
+        self.stand_in(victim, self.stands_for(failure))  # on_error is user code: not under the lock
 
     def stand_in(self, victim: Span, slot: Any) -> None:
         """Close the span *victim* with the *slot* that stands for the lost item, or with the failure that stays."""
@@ -336,10 +429,13 @@ class Crew:
                 self.window.requeue_apart(span)
                 self.run.settle()
             return
-        problem = NotPicklable(f"{describe(self.stage, span.start, span.items[0])}: {why}: {error}")
+        failure = Failure(0, None, None)
+        self.locate(span, failure)
+        problem = NotPicklable(f"{which(self.stage, failure)}: {why}: {error}")
         problem.__cause__ = error
         span.sent = True
-        self.put(span, Failure(span.start, span.items[0], problem))
+        failure.error, failure.tries = problem, 0
+        self.put(span, failure)
         with self.run.lock:
             self.window.done(span)
             self.run.settle()

@@ -274,7 +274,8 @@ class Workers(Crew):
             span.slots.extend(slots)
         with self.run.lock:
             if answer.parts is not None:
-                self.window.tally.add(answer.parts)
+                assert self.window.tally.parts is not None
+                self.window.tally.parts.add(answer.parts)
             self.window.requeue_tail(span, len(span.items) - len(slots))
         seconds: float = answer.seconds
         return seconds

@@ -33,6 +33,7 @@ __all__ = [
     "backend_for",
     "backend_of",
     "by_default",
+    "can_fuse",
     "is_kind",
     "late",
     "register",
@@ -82,8 +83,8 @@ class Backend:
     loses: Callable[[Stage], bool]
     #: It runs coroutine functions.
     awaits: bool = False
-    #: Neighbouring stages with default options are better run as one.
-    fuses: bool = False
+    #: Tells whether a stage is better run as one with a neighbour that is such a stage, too.
+    fuses: Callable[[Stage], bool] = lambda _: False
     #: Raises for what a stage asks for and this kind cannot give, when the transformer is built. The message says what
     #: to write.
     check: Callable[[Stage], None] = _no_renewal
@@ -107,6 +108,11 @@ def register(backend: Backend) -> Backend:
 
 def backend_of(stage: Stage) -> Backend:
     return _BACKENDS[stage.kind]
+
+
+def can_fuse(stage: Stage) -> bool:
+    """Tell whether *stage* may run as one with a neighbour of which this is true, too."""
+    return backend_of(stage).fuses(stage)
 
 
 def is_kind(kind: object) -> bool:
@@ -148,6 +154,16 @@ def runs_in_place(stage: Stage | Batch | None) -> TypeGuard[Stage]:
 
 def _timed(stage: Stage) -> bool:
     return stage.timeout is not None
+
+
+def _has_all_cpus(stage: Stage) -> bool:
+    """Tell whether one stage uses as many CPUs as two would."""
+    return stage.workers is None or stage.workers >= cpu_count()
+
+
+def _fails_as_a_whole(stage: Stage) -> bool:
+    """Tell whether any failure ends the stream: a cluster does not say at which of several stages a worker was lost."""
+    return stage.workers is None and stage.timeout is None and not stage.retries and stage.on_error == "raise"
 
 
 def _is_client(kind: object) -> bool:
@@ -198,7 +214,7 @@ register(
             remote=True,
         ),
         loses=lambda _: True,
-        fuses=True,
+        fuses=_has_all_cpus,
     )
 )
 register(
@@ -231,7 +247,7 @@ register(
             growth=8,
         ),
         loses=lambda _: True,
-        fuses=True,
+        fuses=_fails_as_a_whole,
     )
 )
 register(

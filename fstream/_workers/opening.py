@@ -24,7 +24,7 @@ from fstream._plan.fusion import fuse
 from fstream._plan.stages import Batch, Stage, has_memo
 from fstream._workers.failed import Failed
 from fstream._workers.feeder import ThreadFeeder
-from fstream._workers.kinds import backend_of
+from fstream._workers.kinds import backend_of, can_fuse
 from fstream._workers.memory import Memory
 from fstream._workers.sync import is_stream
 
@@ -145,7 +145,7 @@ def _link(
 ) -> None:
     stages = [
         backend_of(stage).prepare(stage) if isinstance(stage, Stage) else stage
-        for stage in fuse(stages, lambda stage: backend_of(stage).fuses)
+        for stage in fuse(stages, can_fuse)
     ]
     names = [(stage.name, stage.kind, workers_of(stage)) for stage in stages if isinstance(stage, Stage)]
     if (reports := reports_of(names, *observers)) is not None:

@@ -79,10 +79,10 @@ class Answer(NamedTuple):
     #: What could not be begun, "stage", "on_start" or "items", for what error; "" if all could.
     broken: str
     error: tuple[Any, ...] | None = None
-    #: The slots, from the first; and of those that are failures, by their positions, the error and how often the item
-    #: was tried.
+    #: The slots, from the first; and of those that are failures, by their positions, the error, how often the item was
+    #: tried, and which part of the stage has failed, if it stands for several.
     slots: Packed = []  # noqa: RUF012  (nobody changes it)
-    failed: dict[int, tuple[tuple[Any, ...], int]] = {}  # noqa: RUF012
+    failed: dict[int, tuple[tuple[Any, ...], int, int]] = {}  # noqa: RUF012
     seconds: float = 0.0
     #: What the parts of the stage have counted, if it stands for several.
     parts: Numbers | None = None
@@ -151,8 +151,9 @@ class Parcels:
     def slots_of(self, answer: Answer, span: Span) -> list[Any]:
         """The slots of *span* that have come back, failures among them."""
         slots: list[Any] = loads(answer.slots)
-        for position, (error, tries) in answer.failed.items():
-            slots[position] = Failure(span.start + position, span.items[position], decode_error(error), tries)
+        for position, (error, tries, part) in answer.failed.items():
+            index, item = span.start + position, span.items[position]
+            slots[position] = Failure(index, item, decode_error(error), tries, part=part)
         return slots
 
 
@@ -207,7 +208,7 @@ class Work:
         self.at = "stage"
         self.call: Call | FusedCall | None = None
         self.span = Span(order.start, [], order.tries)
-        self.failed: dict[int, tuple[tuple[Any, ...], int]] = {}
+        self.failed: dict[int, tuple[tuple[Any, ...], int, int]] = {}
         #: When the item at work was begun, in seconds of `monotonic`; None between items.
         self.begun: float | None = None
         self.abandoned = False
@@ -263,7 +264,7 @@ class Work:
                     self.begun = None
             if type(slot) is Failure:
                 assert slot.error is not None
-                failed[len(slots)] = encode_error(slot.error), slot.tries
+                failed[len(slots)] = encode_error(slot.error), slot.tries, slot.part
                 slot = None
             slots.append(slot)
             if perf_counter() > until or (failed and (stage.retries or stage.on_error == "raise")):
@@ -281,8 +282,8 @@ class Work:
                 except Exception as error:
                     index, item = span.start + position, span.items[position]
                     problem = blame_output(stage, index, item, slot, error)
-                    tries = 1 if position else span.tries + 1
-                    failed[position], slots[position] = (encode_error(problem), tries), None
+                    tries, part = 1 if position else span.tries + 1, max(0, len(stage.parts) - 1)
+                    failed[position], slots[position] = (encode_error(problem), tries, part), None
             packed = dumps(slots)
         parts = self.call.counted() if isinstance(self.call, FusedCall) else None
         return Answer("", None, _plain(packed), failed, seconds, parts)
@@ -305,7 +306,7 @@ class Work:
         span, slots = self.span, self.span.slots
         where = describe(self.stage, span.start + len(slots), span.items[len(slots)])
         error = TimeoutError(f"{where}, ran over its {timeout} seconds")
-        self.failed[len(slots)] = encode_error(error), 1 if slots else span.tries + 1
+        self.failed[len(slots)] = encode_error(error), 1 if slots else span.tries + 1, 0
         slots.append(None)
         return True
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
 from typing import Any
 
 from fstream._flow.span import Failure, Span
-from fstream._workers.notes import annotate, describe
+from fstream._workers.call import which
+from fstream._workers.notes import annotate
 from fstream._workers.process import child
 from fstream._workers.process.errors import decode_error
 from fstream._workers.process.recovery import Recovery
@@ -36,7 +38,9 @@ class Answers:
             self.receive(worker, header[1:], body)
         elif what == child.COUNTED:
             with self.crew.run.lock:
-                self.crew.window.tally.add(header[1])
+                tally = self.crew.window.tally
+                assert tally.parts is not None
+                tally.parts.add(header[1])
         elif what == child.STOLEN:
             self.requeue_tail(worker, header[1], header[2])
         elif what == child.READY:
@@ -114,22 +118,37 @@ class Answers:
         """Append *slots*, some of which are failures, up to one that ends *span*."""
         for number, slot in enumerate(slots):
             if number in failed:
-                position = len(span.slots)
-                slot.index, slot.item = span.start + position, span.items[position]
-                slot.tries = 1 if position else span.tries + 1
+                item = slot.item
+                self.crew.locate(span, slot, slot.part)
                 slot.error = decode_error(slot.error)
+                if item is not None:
+                    self.unpack_item(slot, item)
+                self.crew.recall(span, slot)
             if not self.crew.put(span, slot):
                 return
+
+    def unpack_item(self, failure: Failure, item: bytes) -> None:
+        """Note the *item* that one part of the stage has given to the next, which has failed."""
+        try:
+            failure.item, failure.given_to = pickle.loads(item), failure.part
+        except BaseException as error:
+            where = which(self.crew.stage, failure)
+            problem = NotPicklable(f"{where}: it failed, and its item cannot be unpickled: {error}")
+            problem.__cause__ = failure.error
+            failure.error, failure.tries, failure.final = problem, 0, True
 
     def unloadable(self, span: Span, count: int, closed: bool, error: BaseException) -> None:
         """Find the output that cannot be unpickled here: run the items of *span* one by one. A single item fails."""
         first = len(span.slots)
         if count - first == 1:
-            position, item = first, span.items[first]
-            what = f"{describe(self.crew.stage, span.start + position, item)}: its output cannot be unpickled: {error}"
-            problem = NotPicklable(what)
+            failure = Failure(0, None, None)
+            self.crew.locate(span, failure, -1)
+            problem = NotPicklable(
+                f"{which(self.crew.stage, failure)}: its output cannot be unpickled: {error}"
+            )
             problem.__cause__ = error
-            self.crew.put(span, Failure(span.start + position, item, problem))
+            failure.error, failure.tries = problem, 0
+            self.crew.put(span, failure)
             if closed:
                 with self.crew.run.lock:
                     self.crew.window.done(span)

@@ -28,9 +28,9 @@ from queue import Empty, SimpleQueue
 from time import monotonic_ns, perf_counter
 from typing import Any, Final
 
-from fstream._flow.span import Failure, Span
-from fstream._plan.stages import StageStatus
-from fstream._workers.call import Call, FusedCall, call_of
+from fstream._flow.span import Failure, Progress, Span
+from fstream._plan.stages import Stage, StageStatus
+from fstream._workers.call import PART, SINCE, Call, FusedCall, call_of, which
 from fstream._workers.process.arena import arenas
 from fstream._workers.process.blame import blame_output
 from fstream._workers.process.errors import decode_error, encode_error
@@ -38,7 +38,8 @@ from fstream._workers.process.fresh import FOR_THE_PARENT
 from fstream._workers.process.imported import Imported
 from fstream._workers.process.relay import Relay
 from fstream._workers.process.surroundings import Surroundings, adopt, surroundings
-from fstream._workers.process.wire import Packed, Wire, dumps, loads
+from fstream._workers.process.wire import Packed, Wire, _pickled, dumps, loads
+from fstream.errors import NotPicklable
 
 __all__ = [
     "BROKEN",
@@ -56,6 +57,7 @@ __all__ = [
     "OPEN",
     "OPENED",
     "OPENING",
+    "PART",
     "READY",
     "SENDING",
     "SINCE",
@@ -74,7 +76,7 @@ __all__ = [
 
 # To the child ...
 OPEN: Final = "open"  # work for a stage: (key, surroundings, index, stays), call; no call: it is loaded
-SPAN: Final = "span"  # run these items: (start, tries), items
+SPAN: Final = "span"  # run these items: (start, tries, progress if any), items
 STEAL: Final = "steal"  # give back what is not started, send what is finished
 FINISH: Final = "finish"  # run on_done: (active workers, error that ended the stage or None)
 STOP: Final = "stop"  # the same, even in the middle of f
@@ -100,9 +102,11 @@ FINISHED: Final = "finished"  # (error of on_done or None)
 #: of a span whose slots the parent has.
 CELL_SIZE: Final = 4096
 DOING: Final = 0  # the index of the item in f, or one of the four numbers below
-SINCE: Final = 1  # when the item in f was begun: monotonic nanoseconds, if the stage has a time-out
+# SINCE, 1: when the item in f was begun: monotonic nanoseconds, if the stage has a time-out
 FLUSHING: Final = 2  # 1 while the reader thread pickles finished slots, else 0
 SPAN_START: Final = 3  # the start of the span at work
+#: Word 7, PART, is which part of the stage has the item in f, if it stands for several and they differ in what becomes
+#: of an item. Where each has a time-out of its own, SINCE is when that part was begun. `FusedCall` writes both.
 
 #: What DOING says where no item is in f. An index is never negative.
 IDLE: Final = -1
@@ -198,6 +202,10 @@ class Child:
     def tries(self) -> int:
         return self.span.tries
 
+    @property
+    def progress(self) -> Progress | None:
+        return self.span.progress
+
     # --------------------------------------------------------------------------------------- the reader thread
 
     def read(self) -> None:
@@ -292,7 +300,7 @@ class Child:
         if what == OPEN:
             self.open(header[1], header[2], header[3], body)
         elif what == SPAN:
-            self.context.run(self.work, header[1], header[2], body)
+            self.context.run(self.work, header[1], header[2], body, *header[3:])
         elif what in (FINISH, STOP):
             self.context.run(self.finish, *header[1:])
         elif what == CLOSE:
@@ -318,6 +326,7 @@ class Child:
             return
         self.fresh = False
         self.cell[DOING] = OPENING
+        self.cell[PART] = 0
         stage = self.stages.setdefault(key, Loaded())
         self.context = stage.context
         try:
@@ -336,13 +345,17 @@ class Child:
             shape, variables = self.loaded(body)
             for variable, value in variables:
                 variable.set(value)
-            stage.call = call_of(shape, index)
-            stage.call.set_place(self)
+            self.call_for(stage, shape, index)
         elif (
             stage.call is not None and index != stage.call.index
         ):  # it has no resources: any worker's will do
-            stage.call = call_of(stage.call.stage, index)
-            stage.call.set_place(self)
+            self.call_for(stage, stage.call.stage, index)
+
+    def call_for(self, stage: Loaded, shape: Stage, index: int) -> None:
+        stage.call = call = call_of(shape, index)
+        call.set_place(self)
+        if isinstance(call, FusedCall):
+            call.cell = self.cell
 
     def loaded(self, body: Packed) -> Any:
         """Unpickle a stage.
@@ -367,7 +380,7 @@ class Child:
         self.context = copy_context()
         self.stopping = False
 
-    def work(self, start: int, tries: int, body: Packed) -> None:
+    def work(self, start: int, tries: int, body: Packed, progress: Progress | None = None) -> None:
         """Run the items in *body* and send their slots; run ``on_start`` before the first ones."""
         call = self.call
         if call is None or self.stopping:
@@ -395,6 +408,7 @@ class Child:
             return
         with self.sending:
             self.span, self.sent = Span(start, items, tries), 0
+            self.span.progress = progress
             self.failed = set()
         self.begun = perf_counter()
         try:
@@ -456,8 +470,8 @@ class Child:
                     raise
                 except BaseException as error:
                     tries = tries + 1 if index == self.start else 1
-                    slot = self.failure(call.failure(error, item, index, tries))
-                    if tries <= call.stage.retries or call.stage.on_error == "raise":
+                    slot = self.failure(failure := call.failure(error, item, index, tries))
+                    if call.ends_span(failure):
                         slots.append(slot)
                         return
                 slots.append(slot)
@@ -482,11 +496,25 @@ class Child:
 
     def failure(self, failure: Any) -> Failure:
         """Make *failure* a slot that can be sent."""
-        failure.item = None  # the parent has it
+        if isinstance(self.call, FusedCall) and self.call.sends_item(failure):
+            self.pack_item(failure)
+        else:
+            failure.item = None  # the parent has it, or has no use for it
         failure.error = encode_error(failure.error)
         with self.sending:
             self.failed.add(failure.index - self.start)
         return failure  # type: ignore[no-any-return]
+
+    def pack_item(self, failure: Any) -> None:
+        """Make the item of *failure*, which one part has given to the next, what can be sent; or fail with that."""
+        assert self.call is not None
+        try:
+            failure.item = _pickled(failure.item)
+        except Exception as error:
+            where = which(self.call.stage, failure)
+            problem = NotPicklable(f"{where}: it failed, and its item cannot be pickled: {error}")
+            problem.__cause__ = failure.error
+            failure.item, failure.error, failure.tries, failure.final = None, problem, 0, True
 
     def send_slots(self, *, closed: bool) -> None:
         """Send the slots that were not sent yet; *closed* says that there are no more. With `sending` held."""
@@ -517,7 +545,7 @@ class Child:
             index, item = self.start + position, self.span.items[position]
             problem = blame_output(self.call.stage, index, item, slot, error)
             self.failed.add(position)
-            failure: Any = Failure(self.start + position, None, None)
+            failure: Any = Failure(self.start + position, None, None, part=-1)
             failure.error = encode_error(problem)
             return failure
         return slot

@@ -201,10 +201,18 @@ class Pump(Workers):
 
     def time_left(self, worker: Worker) -> float:
         """Give the seconds until the item of *worker* is over its time. An item that has not begun has all of it."""
-        assert self.stage.timeout is not None
-        if worker.link.state(child.DOING) < 0:
-            return self.stage.timeout
-        return self.stage.timeout - (monotonic_ns() - worker.link.state(child.SINCE)) / 1e9
+        most = self.stage.timeout
+        assert most is not None
+        doing, part, since = self.at_work(worker)
+        own = self.stage.parts[part].timeout if self.stage.parts else most
+        if doing < 0 or own is None:
+            return most
+        return min(own - (monotonic_ns() - since) / 1e9, most)  # the next part may have less
+
+    def at_work(self, worker: Worker) -> tuple[int, int, int]:
+        """Give what the cell of *worker* says: its item, the part of the stage that has it, and since when."""
+        state = worker.link.state
+        return state(child.DOING), state(child.PART), state(child.SINCE)
 
     def listen(self, timeout: float | None) -> None:
         """Wait up to *timeout* seconds for messages, or until there is something to take; see to what came."""
@@ -256,13 +264,9 @@ class Pump(Workers):
                     self.run.settle()
         if self.stage.timeout is not None:
             for worker in list(self.workers):
-                doing, since = worker.link.state(child.DOING), worker.link.state(child.SINCE)
-                if (
-                    worker.flight
-                    and self.time_left(worker) <= 0
-                    and (worker.link.state(child.DOING), worker.link.state(child.SINCE)) == (doing, since)
-                ):
-                    self.recovery.bury(worker, doing, worker.link.kill(), self.too_late)
+                at = self.at_work(worker)
+                if worker.flight and self.time_left(worker) <= 0 and self.at_work(worker) == at:
+                    self.recovery.bury(worker, at[0], worker.link.kill(), self.too_late, at[1])
 
     def look_at_the_pool(self, now: float) -> None:
         """Take from a worker that is to go what it has not started; while this stage waits, see who sleeps."""
@@ -295,4 +299,5 @@ class Pump(Workers):
                         worker.heard = perf_counter()
                     self.answers.answer(worker, header, body)
         except (EOFError, OSError):
-            self.recovery.bury(worker, worker.link.state(child.DOING), worker.link.died())
+            doing, part = worker.link.state(child.DOING), worker.link.state(child.PART)
+            self.recovery.bury(worker, doing, worker.link.died(), part=part)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Final
 
 from fstream._flow.span import Failure, Span
+from fstream._workers.call import tells, which
 from fstream._workers.notes import describe
 from fstream._workers.process import child
 from fstream._workers.process.workers import Worker, Workers
@@ -42,8 +43,10 @@ class Recovery:
         #: How many workers died that had been sent the span with this start, and had not begun it.
         self.unbegun: Counter[int] = Counter()
 
-    def bury(self, worker: Worker, doing: int, status: int | None, error_of: ErrorOf | None = None) -> None:
-        """See to the spans of a dead *worker*. *doing* is what its cell said, *status* how its process ended."""
+    def bury(
+        self, worker: Worker, doing: int, status: int | None, error_of: ErrorOf | None = None, part: int = 0
+    ) -> None:
+        """See to the spans of a dead *worker*. *doing* and *part* are what its cell said, *status* how it ended."""
         crew, window = self.crew, self.crew.window
         crew.ended(worker, "died" if error_of is None else "timed out")
         crew.leave_out(worker)
@@ -65,7 +68,7 @@ class Recovery:
                 at, doing = start, child.LOADING
         for span in spans:
             if guilty and span.start == at:
-                self.recover(span, doing, status, flushing=flushing, error_of=error_of)
+                self.recover(span, doing, status, flushing=flushing, error_of=error_of, part=part)
             elif not span.closed:
                 self.requeue_unfinished(span)
         if not at_work and not window.stopped:
@@ -94,11 +97,13 @@ class Recovery:
         *,
         flushing: bool,
         error_of: ErrorOf | None,
+        part: int = 0,
     ) -> None:
         """Blame the item that a dead worker was busy with, and requeue the other unfinished ones of its *span*."""
 
         def died(failure: Failure) -> BaseException:
-            where = describe(self.crew.stage, failure.index, failure.item)
+            stage = self.crew.stage
+            where = which(stage, failure) if tells(stage) else describe(stage, failure.index, failure.item)
             return WorkerDied(f"{where}: its worker {_ended(status)}", status, failure.item)
 
         first, at = len(span.slots), doing - span.start
@@ -111,7 +116,8 @@ class Recovery:
                 self.crew.run.settle()
             return
         if first <= at < len(span.items):
-            self.crew.lost(span, error_of or died, at)
+            other = {child.LOADING: None, child.SENDING: -1}  # what is next, and what is last
+            self.crew.lost(span, error_of or died, at, other.get(doing, part))
         else:
             self.requeue_unfinished(span)
 

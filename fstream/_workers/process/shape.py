@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from contextvars import Context
-from dataclasses import replace
 
 import cloudpickle
 
@@ -13,17 +12,21 @@ from fstream._workers.process.blame import blame
 from fstream._workers.process.wire import Packed, dumps
 from fstream.errors import NotPicklable
 
-__all__ = ["packed_stage"]
+__all__ = ["packed_stage", "shape_of"]
+
+
+def shape_of(stage: Stage) -> Stage:
+    """What workers have to know of *stage*: handlers (``on_error``) run in the parent, and need not be picklable."""
+    return Stage(
+        stage.kernel, stage.f, stage.kind, timeout=stage.timeout, retries=stage.retries, on_start=stage.on_start,
+        on_error=stage.on_error if isinstance(stage.on_error, str) else "handler", on_done=stage.on_done,
+        name=stage.name, parts=tuple(map(shape_of, stage.parts)), rate=None if stage.rate is None else 1.0,
+    )  # fmt: skip
 
 
 def packed_stage(stage: Stage, context: Context) -> Packed:
     """Give *stage* as its workers get it, with its variables as they are in *context*; raise NotPicklable."""
-    # Handlers (`on_error`) run in the parent, and need not be picklable.
-    shape = Stage(
-        stage.kernel, stage.f, stage.kind, timeout=stage.timeout, retries=stage.retries, on_start=stage.on_start,
-        on_error="raise" if stage.on_error == "raise" else "skip", on_done=stage.on_done, name=stage.name,
-        parts=tuple(replace(part, engine=None) for part in stage.parts), rate=None if stage.rate is None else 1.0,
-    )  # fmt: skip
+    shape = shape_of(stage)
     main = sys.modules["__main__"]
     if main.__name__ == "__mp_main__":  # a child of multiprocessing has the script under another name
         cloudpickle.register_pickle_by_value(main)

@@ -261,7 +261,8 @@ class Workers(Crew):
         if not worker.begun:
             self.begin(worker)
         self.weigh("there", body, len(span.items))
-        worker.link.wire.push((child.SPAN, span.start, span.tries), body)
+        progress = () if span.progress is None else (span.progress._replace(error_of=None),)
+        worker.link.wire.push((child.SPAN, span.start, span.tries, *progress), body)
         self.flush(worker)
 
     def begin(self, worker: Worker) -> None:

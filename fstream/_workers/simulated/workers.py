@@ -17,7 +17,7 @@ import reprlib
 from collections import Counter
 from collections.abc import AsyncIterable, Callable, Coroutine, Generator, Iterable
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -26,17 +26,18 @@ from fstream._engine.run import Run
 from fstream._flow.buffers import Credits, Work
 from fstream._flow.observer import Observer, StageInfo
 from fstream._flow.protocols import Buffer
-from fstream._flow.span import Closed, Failure, Span
+from fstream._flow.span import Closed, Failure, Progress, Span
 from fstream._flow.window import Window
 from fstream._plan.stages import Batch, Stage
 from fstream._workers import sync
-from fstream._workers.call import Call, FusedCall, handled, is_failure
+from fstream._workers.call import Call, FusedCall, is_failure
 from fstream._workers.crew import Crew
 from fstream._workers.memory import Unkept
 from fstream._workers.notes import describe
 from fstream._workers.opening import lay
 from fstream._workers.process.blame import blame
 from fstream._workers.process.errors import decode_error, encode_error
+from fstream._workers.process.shape import shape_of
 from fstream._workers.process.wire import dumps, loads
 from fstream._workers.simulated.loop import CONSUMER, Loop
 from fstream._workers.simulated.schedule import Actor, Fault, SimulatedError, Simulation, Steps
@@ -338,13 +339,12 @@ class Workers(Crew):
 
     def fault(self, index: int) -> Fault | None:
         """What the item of *index* meets with in f."""
-        fault = self.run.simulation.fault(self.faults[index] >= self.stage.retries)
+        first = self.stage.parts[0] if self.stage.parts else self.stage  # f of no other part meets with any
+        fault = self.run.simulation.fault(self.faults[index] >= first.retries)
         if fault is None:
             return None
         self.faults[index] += 1
-        if (fault == "dies" and self.stage.kind != "process") or (
-            fault == "times out" and self.stage.timeout is None
-        ):
+        if (fault == "dies" and first.kind != "process") or (fault == "times out" and first.timeout is None):
             return "raises"
         return fault
 
@@ -363,6 +363,7 @@ class Place:
     start: int
     slots: list[Any]
     tries: int
+    progress: Progress | None
 
 
 class FaultyCall(Call):
@@ -432,9 +433,7 @@ class Worker(Member):
 
     def load(self) -> None:
         """A process has a stage of its own; handlers stay in the parent."""
-        shape = replace(
-            self.stage, on_error="raise", memo=None, memo_key=None, retry_on=Exception, rate=None, key=None, ticket=None
-        )  # fmt: skip
+        shape = shape_of(self.stage)
         try:
             stage: Stage = loads(dumps(shape))
         except Exception as error:
@@ -465,7 +464,7 @@ class Worker(Member):
         crew.taken(span, self)
         self.span, self.slots = span, span.slots if self.stage.kind != "process" else []
         span.filled = self.slots
-        self.call.set_place(Place(span.start, self.slots, span.tries))
+        self.call.set_place(Place(span.start, self.slots, span.tries, span.progress))
         self.in_f = True
         fresh = not self.call.started
         try:
@@ -486,7 +485,8 @@ class Worker(Member):
             self.send()
             self.span = None
             if isinstance(self.call, FusedCall) and (parts := self.call.counted()):
-                crew.window.tally.add(parts)
+                assert crew.window.tally.parts is not None
+                crew.window.tally.parts.add(parts)
             crew.window.done(span, self.simulation.now - begun)
             self.run.settle()
 
@@ -558,7 +558,7 @@ class Worker(Member):
             except BaseException as error:
                 slot = call.failure(error, item, index, tries)
         if is_failure(slot) and not self.sees_to(slot):
-            slot = handled(self.stage, self.crew.failed(slot))
+            slot = self.crew.stands_for(self.crew.failed(slot))
         return slot
 
     def sees_to(self, failure: Failure) -> bool:
@@ -567,7 +567,7 @@ class Worker(Member):
             return True
         self.send()
         assert self.span is not None
-        return self.crew.retry(self.span, failure)
+        return self.crew.retry(self.span, failure) or self.crew.looks_up(self.span, failure)
 
     def slot_of_process(self, call: Call | FusedCall, item: Any, index: int, tries: int) -> Any:
         """The same of copies, as what a process gets and gives is pickled."""
@@ -581,15 +581,21 @@ class Worker(Member):
         except BaseException as error:
             slot = call.failure(error, own, index, tries)
         if is_failure(slot):
-            lost = type(slot.error) is Lost
-            return Failure(
-                index, item, slot.error if lost else decode_error(encode_error(slot.error)), slot.tries
-            )
+            if type(slot.error) is not Lost:
+                slot.error = decode_error(encode_error(slot.error))
+            slot.item = loads(dumps(slot.item)) if slot.part else item
+            assert self.span is not None
+            self.crew.recall(self.span, slot)
+            return slot
         try:
             came = loads(dumps(slot))
         except Exception as error:
             problem = self.not_picklable(f"{where}: its output, of type {type(slot).__name__},", error)
-            return Failure(index, item, problem, tries)
+            failure = Failure(0, None, problem)
+            self.send()
+            assert self.span is not None
+            self.crew.locate(self.span, failure, -1)
+            return failure
         try:
             if self.crew.keep is not None:
                 self.crew.keep(index, came)
