@@ -11,6 +11,7 @@ from fstream._flow.window import Window
 from fstream._plan.stages import Stage, StageStatus
 from fstream._workers.call import (
     Call,
+    forgotten,
     further_try_of,
     handled,
     handler_failed,
@@ -157,7 +158,11 @@ class Crew:
         if self.memory is None and self.tolerance is None:
             return failure
         with self.run.lock:
-            if self.memory is not None and (follower := self.memory.failed(failure.index)) is not None:
+            try:
+                follower = None if self.memory is None else self.memory.failed(failure.index)
+            except Unkept as unkept:
+                return forgotten(self.stage, failure, unkept)
+            if follower is not None:
                 self.window.run_alone(*follower)
                 self.run.settle()
             return judged(self.stage, self.tolerance, failure, lambda: self.window.ledger.worked_off + 1)
