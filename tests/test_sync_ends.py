@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import threading
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from fstream import Stream, pmap
+from tests.functions import identity
 from tests.gates import PATIENCE
 
 
@@ -88,3 +90,37 @@ def test_an_interrupt_behind_the_taking_of_the_lock_of_all_streams_leaves_it_fre
     thread.start()
     thread.join(PATIENCE)
     assert outputs == [0, 1, 2]
+
+
+# ------------------------------------------------------------------------------------- closed in the middle of f
+
+
+@pytest.mark.parametrize("under", ["for", "async for"])
+@pytest.mark.parametrize("where", ["f", "source"])
+@pytest.mark.parametrize("behind", [False, True])
+def test_a_stream_that_is_closed_while_f_or_the_source_is_at_work_ends_with_that_item(
+    under: str, where: str, behind: bool
+):
+    def source() -> Iterator[int]:
+        try:
+            for number in count():
+                if (where, number) == ("source", 3):
+                    stream.close()
+                yield number
+        finally:
+            closed.append(True)
+
+    def f(number: int) -> int:
+        if (where, number) == ("f", 3):
+            stream.close()
+        return number
+
+    async def taken() -> list[int]:
+        return [output async for output in stream]
+
+    closed: list[bool] = []
+    stream = pmap(f, source(), kind="sync")
+    if behind:
+        stream = pmap(identity, stream, kind="sync")
+    assert (list(stream) if under == "for" else asyncio.run(taken())) == [0, 1, 2, 3]
+    assert closed == [True]
