@@ -543,11 +543,7 @@ def iterate(
             if bare:
                 for item in rest:
                     try:
-                        if (slot := step(item)) is not SKIP:
-                            yield slot
-                            if ends.draining:
-                                return
-                            continue
+                        slot = step(item)
                     except BaseException as error:
                         slot = failed(error, item)
                     if slot is not SKIP:
