@@ -275,8 +275,9 @@ _OPEN: Final[WeakValueDictionary[int, Journal]] = WeakValueDictionary()
 
 
 def _close_all() -> None:
-    """In a fork: the lock is the parent's, and ends with the parent."""
+    """In a fork: the lock is the parent's, and ends with the parent. A thread of the parent may have been writing."""
     for journal in list(_OPEN.values()):
+        journal._lock = RLock()
         if journal._closer.detach() is not None:
             os.close(journal._fd)
 

@@ -609,7 +609,8 @@ class _Outputs:
         self.over = self.started = True  # first: who is just starting the run looks at it last
         self.tap.rest.stop()
         run, current = self.run, self.current
-        give_up(current)
+        if not give_up(current) or self.here is not None:
+            self.end_after_item()
         if run is not None:
             run.close()
         self.note_end()
@@ -617,6 +618,13 @@ class _Outputs:
             from fstream._workers.task import consumer
 
             consumer.close_soon(self.loop, self.here)
+
+    def end_after_item(self) -> None:
+        """Without workers f or the source is at work, or calls this: end when it is through with the present item."""
+        self.tap.draining = True
+        for stream in self.streams:
+            if (upstream := stream()) is not None:
+                upstream.close()
 
     async def aclose(self) -> None:
         self.closing = True
@@ -626,7 +634,8 @@ class _Outputs:
         self.over = self.started = True  # first: who is just starting the run looks at it last
         self.tap.rest.stop()
         run, current = self.run, self.current
-        give_up(current)
+        if not give_up(current):
+            self.end_after_item()
         if run is not None:
             from fstream._workers.task import consumer
 
@@ -650,15 +659,17 @@ class _Outputs:
             self.run.drop()
 
 
-def give_up(outputs: Iterator[Any]) -> None:
-    """Have *outputs* give no more."""
+def give_up(outputs: Iterator[Any]) -> bool:
+    """Have *outputs* give no more; False if they are being made just now, in another thread or in this one."""
     try:
         if isinstance(outputs, Generator):
             outputs.close()
         deque(outputs, 0)
-    except ValueError as error:  # without workers another thread may be in f just now: nothing can stop it
+    except ValueError as error:
         if str(error) != "generator already executing":
             raise
+        return False
+    return True
 
 
 #: Held while streams are taken into a row, and while an account is made of them: two threads may want the same one.

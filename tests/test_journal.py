@@ -13,6 +13,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 import tracemalloc
 from collections import Counter
@@ -24,7 +25,7 @@ import pytest
 from fstream import Journal, peach, pflat_map, pmap
 from fstream._workers import opening
 from tests.functions import square, suited
-from tests.gates import PATIENCE
+from tests.gates import PATIENCE, Gate
 from tests.scripts import environment_with, write_script
 
 
@@ -279,6 +280,35 @@ def test_a_fork_does_not_hold_the_lock(path: Path):
     finally:
         os.close(writing)
         os.waitpid(pid, 0)
+
+
+class Held(dict[Any, Any]):
+    """Values that a thread is storing until the *gate* opens."""
+
+    def __init__(self, gate: Gate) -> None:
+        self.gate = gate
+        self.storing = threading.Event()
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.storing.set()
+        self.gate.wait()
+        super().__setitem__(key, value)
+
+
+def test_a_fork_closes_it_while_a_thread_writes(path: Path, gate: Gate):
+    with Journal(path) as journal:
+        held = journal._texts = Held(gate)
+        thread = threading.Thread(target=journal.__setitem__, args=("a", 1))
+        thread.start()
+        assert held.storing.wait(PATIENCE)
+        if not (pid := os.fork()):
+            signal.alarm(int(PATIENCE / 4))  # or it would be there for ever
+            journal.close()
+            os._exit(0)
+        assert os.waitpid(pid, 0)[1] == 0
+        gate.open()
+        thread.join()
+        assert dict(journal) == {"a": 1}
 
 
 def test_a_journal_that_is_collected_lets_go_of_its_file(path: Path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any
 
@@ -351,6 +351,54 @@ def test_a_mapping_that_fails_ends_the_stream(kind: str, on_error: Any):
         next(stream)
     assert "item 2: 3" in "\n".join(caught.value.__notes__)
     assert memo == {1: 1, 2: 4}
+
+
+class Fickle:
+    """A key that can be hashed until it *ends*."""
+
+    def __init__(self) -> None:
+        self.ends = False
+
+    def __hash__(self) -> int:
+        if self.ends:
+            raise LookupError("no hash any more")
+        return 1
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("on_error", ["raise", "skip", "keep"])
+def test_a_key_that_cannot_be_hashed_any_more_ends_the_stream(
+    concurrent_kind: str, on_error: Any, fails: bool, gate: Gate
+):
+    key = Fickle()
+
+    def held(number: int) -> int:
+        gate.wait()
+        return number // (not fails)
+
+    def items() -> Iterator[int]:
+        yield from [1, 2, 3]  # the first is under way, the others wait for it
+        key.ends = True
+        gate.open()
+
+    options: Any = {"kind": concurrent_kind, "workers": 2, "on_error": on_error}
+    stream = pmap(suited(held, concurrent_kind), items(), **options, memo={}, memo_key=lambda _: key)
+    with pytest.raises(LookupError, match="no hash any more") as caught:
+        next(stream)
+    assert "item 0: 1" in "\n".join(caught.value.__notes__)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_key_that_cannot_be_hashed_any_more_in_place(fails: bool):
+    def last(number: int) -> int:
+        key.ends = True
+        return number // (not fails)
+
+    key = Fickle()
+    stream = pmap(last, [1], kind="sync", on_error="skip", memo={}, memo_key=lambda _: key)
+    with pytest.raises(LookupError, match="no hash any more") as caught:
+        next(stream)
+    assert "item 0: 1" in "\n".join(caught.value.__notes__)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import threading
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from typing import Any
 import pytest
 
 from fstream import Stream, pmap
+from fstream._workers.sync import iterate
+from tests.functions import identity
 from tests.gates import PATIENCE
 
 
@@ -88,3 +91,59 @@ def test_an_interrupt_behind_the_taking_of_the_lock_of_all_streams_leaves_it_fre
     thread.start()
     thread.join(PATIENCE)
     assert outputs == [0, 1, 2]
+
+
+# ------------------------------------------------------------------------------------- closed in the middle of f
+
+
+@pytest.mark.parametrize("under", ["for", "async for"])
+@pytest.mark.parametrize("where", ["f", "source"])
+@pytest.mark.parametrize("behind", [False, True])
+def test_a_stream_that_is_closed_while_f_or_the_source_is_at_work_ends_with_that_item(
+    under: str, where: str, behind: bool
+):
+    def source() -> Iterator[int]:
+        try:
+            for number in count():
+                if (where, number) == ("source", 3):
+                    stream.close()
+                yield number
+        finally:
+            closed.append(True)
+
+    def f(number: int) -> int:
+        if (where, number) == ("f", 3):
+            stream.close()
+        return number
+
+    async def taken() -> list[int]:
+        return [output async for output in stream]
+
+    closed: list[bool] = []
+    stream = pmap(f, source(), kind="sync")
+    if behind:
+        stream = pmap(identity, stream, kind="sync")
+    assert (list(stream) if under == "for" else asyncio.run(taken())) == [0, 1, 2, 3]
+    assert closed == [True]
+
+
+@pytest.mark.parametrize("options", [{"retries": 1, "backoff": 0}, {"on_error": lambda error, item: "again"}])
+def test_what_a_signal_handler_raises_behind_an_output_is_no_error_of_f(options: Any):
+    def tracer(frame: Any, event: str, _: Any) -> Any:
+        if frame.f_code is not iterate.__code__:
+            return None
+        if event == "line" and len(given) == 5:  # it goes on behind the yield
+            raise TimeoutError("of an alarm")
+        return tracer
+
+    given: list[Any] = []
+    stream = pmap(identity, range(8), kind="sync", **options)
+    before = sys.gettrace()
+    sys.settrace(tracer)
+    try:
+        with pytest.raises(TimeoutError, match="of an alarm"):
+            for output in stream:
+                given.append(output)
+    finally:
+        sys.settrace(before)
+    assert given == [0, 1, 2, 3, 4]

@@ -205,6 +205,23 @@ def test_a_stderr_that_is_closed_harms_nobody(monkeypatch: pytest.MonkeyPatch, t
         assert list(pmap(identity, [1], kind="thread")) == [1]
 
 
+@pytest.mark.parametrize("flushes", [True, False])
+def test_a_stderr_of_ones_own_needs_to_write_alone(monkeypatch: pytest.MonkeyPatch, flushes: bool):
+    class Tee:
+        """What scripts put in place of stderr, to have it in a file, too."""
+
+        def __init__(self) -> None:
+            self.write = written.append
+            if flushes:
+                self.flush = lambda: None
+
+    written: list[str] = []
+    monkeypatch.setattr(sys, "stderr", Tee())
+    with watch():
+        assert list(pmap(identity, [1], kind="thread")) == [1]
+    assert "identity (thread): 1 given" in "".join(written)
+
+
 def test_a_line_of_many_runs_says_how_many(seen: Seen):
     with watch():
         for _ in range(3):

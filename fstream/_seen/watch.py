@@ -237,7 +237,7 @@ class Lines:
         with suppress(OSError, ValueError):  # stderr is closed: that is no reason to end a job
             if sys.stderr is not None:
                 sys.stderr.write(text)
-                sys.stderr.flush()
+                getattr(sys.stderr, "flush", int)()
 
     end = show
 
@@ -321,7 +321,7 @@ def drawing_of(pipeline: Pipeline) -> Any:
 def _is_terminal(file: TextIO | None) -> bool:
     try:
         return file is not None and file.isatty()
-    except ValueError:  # it is closed
+    except (AttributeError, ValueError):  # it is closed, or can write and nothing else
         return False
 
 

@@ -27,6 +27,7 @@ __all__ = [
     "FusedCall",
     "Place",
     "call_of",
+    "forgotten",
     "further_try_of",
     "handled",
     "handler_failed",
@@ -552,6 +553,12 @@ def handler_failed(stage: Stage, failure: Failure, raised: BaseException, role: 
     """The failure that stays where ``on_error`` itself has *raised*, or another hook."""
     annotate_item(raised, stage, describe(stage, failure.index, failure.item), f"{role} of ")
     return Failure(failure.index, failure.item, raised, failure.tries)
+
+
+def forgotten(stage: Stage, failure: Failure, unkept: Unkept) -> Failure:
+    """The failure that stays where the memo cannot even note that an item has failed."""
+    annotate_item(unkept.error, stage, describe(stage, failure.index, failure.item), "memo of ")
+    return Failure(failure.index, failure.item, unkept.error, failure.tries, final=True)
 
 
 def replaced(stage: Stage, item: Any, result: Any) -> Any:

@@ -13,6 +13,7 @@ from fstream._plan.kernels import DROP
 from fstream._plan.stages import Stage, StageStatus
 from fstream._workers.call import (
     Call,
+    forgotten,
     further_try_of,
     handled,
     handler_failed,
@@ -165,7 +166,10 @@ class Crew:
         if self.memory is None and self.tolerance is None:
             return failure
         # Not under the run's lock: the memo's is held while the user's mapping is called.
-        follower = None if self.memory is None else self.memory.failed(failure.index)
+        try:
+            follower = None if self.memory is None else self.memory.failed(failure.index)
+        except Unkept as unkept:
+            return forgotten(self.stage, failure, unkept)
         with self.run.lock:
             if follower is not None:
                 self.window.run_alone(*follower)

@@ -25,7 +25,7 @@ __all__ = ["Memory", "Unkept"]
 
 
 class Unkept(BaseException):
-    """Out of `Memory.remember`: the result of an item cannot be kept, for an *error* that ends the stream."""
+    """Out of a `Memory`: what has become of an item cannot be noted there, for an *error* that ends the stream."""
 
     def __init__(self, error: BaseException) -> None:
         self.error = error
@@ -84,13 +84,13 @@ class Memory:
         with self.lock:
             if (key := self.keys.pop(index, MISSING)) is MISSING:
                 return []
-            followers = self.followers.pop(key)
-            value = self._value_of(slot)
-            if slot is not kernels.SKIP:
-                try:
+            try:
+                followers = self.followers.pop(key)
+                value = self._value_of(slot)
+                if slot is not kernels.SKIP:
                     self._keep(key, value)
-                except BaseException as error:
-                    raise Unkept(error) from None
+            except BaseException as error:
+                raise Unkept(error) from None
         for _, known in followers:
             known.slot = slot if slot is kernels.SKIP else self.stage.kernel.slot(known.item, value)
         return followers
@@ -110,10 +110,13 @@ class Memory:
         with self.lock:
             if (key := self.keys.pop(index, MISSING)) is MISSING:
                 return None
-            followers = self.followers[key]
-            if not followers:
-                del self.followers[key]
-                return None
+            try:
+                followers = self.followers[key]
+                if not followers:
+                    del self.followers[key]
+                    return None
+            except BaseException as error:
+                raise Unkept(error) from None
             next_index, known = followers.pop(0)
             self.keys[next_index] = key
             known.alone = True

@@ -24,6 +24,7 @@ from fstream._plan.kernels import DROP, MAP, SKIP
 from fstream._plan.stages import MISSING, Stage, StageStatus
 from fstream._workers.call import (
     Call,
+    forgotten,
     further_try_of,
     handled,
     handler_failed,
@@ -427,8 +428,11 @@ class Here:
     def given_up(self, failure: Failure) -> Failure:
         """An item has failed for good: give the failure that ``on_error`` is to decide about."""
         self.tally.failed += 1
-        if self.memory is not None:
-            self.memory.failed(failure.index)
+        try:
+            if self.memory is not None:
+                self.memory.failed(failure.index)
+        except Unkept as unkept:
+            return forgotten(self.stage, failure, unkept)
         if self.observer is not None and failure.error is not None:
             self.observer.failed(self.observer.run.stages[0], failure.index, failure.error, failure.tries)
         return judged(self.stage, self.tolerance, failure, self.count)
@@ -539,11 +543,7 @@ def iterate(
             if bare:
                 for item in rest:
                     try:
-                        if (slot := step(item)) is not SKIP:
-                            yield slot
-                            if ends.draining:
-                                return
-                            continue
+                        slot = step(item)
                     except BaseException as error:
                         slot = failed(error, item)
                     if slot is not SKIP:
