@@ -4,7 +4,7 @@
 
 VERSIONS := 3.11 3.12 3.13 3.14 3.15 3.13t
 VENV     ?= .venv
-# How many tests run at once: most of them wait, so more than there are CPUs.
+# How many tests run at once. Most of them wait, so it may be more than there are CPUs.
 JOBS     ?= 4
 PY       := $(VENV)/bin/python
 

@@ -1,7 +1,7 @@
 """Three pipelines made faster, step by step, each step the one that `stats().bottleneck` asks for.
 
-Each step does the same work as the one before, gives the same outputs, and prints how long it took and what it says of
-itself. `--traces FOLDER` leaves a timeline of each step there.
+Each step does the same work as the one before, and gives the same outputs, some in another order. It prints how long
+it took, and what it says of itself. `--traces FOLDER` leaves a timeline of each step there.
 """
 
 import argparse
@@ -52,7 +52,7 @@ def parsed_on_processes(count: int) -> Stream[int]:
 
 
 def ask(number: int) -> int:
-    """Stands for a service that answers within 5 ms, but one time in forty after 400."""
+    """Stands for a service that answers within 5 ms, but one time in forty after 400 ms."""
     time.sleep(0.4 if number % 40 == 20 else 0.005)
     return number
 
@@ -151,7 +151,7 @@ def main() -> None:
     steps = [
         Step("in order", in_order),
         Step("as they come", as_they_come),
-        Step("as they come, to 32 workers", more_workers),
+        Step("as they come, 32 workers, no maxsize", more_workers),
     ]
     found = list(timed(steps, 4 * options.count, options.traces))
     same &= all(sorted(outputs) == list(range(4 * options.count)) for outputs in found)

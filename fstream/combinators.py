@@ -198,7 +198,8 @@ def pmap(f: Any = MISSING, source: Any = MISSING, /, *more: Any, **options: Any)
     *ordered* False gives outputs as they complete. Default True.
 
     *timeout* is in seconds, for one item, from the start of f. Beyond it the item fails with `TimeoutError`; its
-    process is killed, its task cancelled, its thread left to itself. Default None: no limit.
+    process is killed, its task cancelled, its thread left to itself. Default None: no limit. It has no effect on kind
+    "sync", nor have *workers* and *maxsize*.
 
     *retries* is how many more times an item is tried that failed, ran over its time, or whose worker died; each try has
     the whole *timeout*. Default 0. An item that waits for its next try holds no worker, and keeps its place in the
@@ -260,12 +261,13 @@ def pmap(f: Any = MISSING, source: Any = MISSING, /, *more: Any, **options: Any)
     what it declares: ``stage_status``, ``worker_info``, and resources where they are a dict. Without parameters it is
     given nothing.
 
-    *name* is what errors call the stage; f's name by default.
+    *name* is what errors call the stage; by default f's name.
 
     *context* is a list of context variables whose values, as whoever iterates the stream has them, f sees in other
     processes, too. Default None. Threads and tasks see all of them without it.
 
-    *max_items_per_worker* replaces a worker process after so many items, against C libraries that leak. Default None.
+    *max_items_per_worker* replaces a worker process after so many items, against C libraries that leak. Default None:
+    never. For other kinds than "process" it is an error.
 
     f, *on_start* and *on_done* may have a parameter ``worker_info`` (its ``index`` is in ``range(workers)``), and f
     parameters ``element_index``, the item's position, and ``attempt``, how often it was tried before.
@@ -356,7 +358,7 @@ def pflat_map(*, on_error: Later[Iterable[D]], **options: Unpack[Options]) -> _F
 @overload
 def pflat_map(*, on_error: OnError[Iterable[D]] = "raise", **options: Unpack[Options]) -> _FlatMap[D]: ...
 def pflat_map(f: Any = MISSING, source: Any = MISSING, /, *more: Any, **options: Any) -> Any:
-    """Apply *f* to each item and give out all that the iterable holds which it returns.
+    """Apply *f*, which returns an iterable, to each item, and give the elements.
 
         >>> pflat_map(str.split, ["to be", "or not"]) | list
         ['to', 'be', 'or', 'not']
@@ -483,7 +485,7 @@ def divert(
 @overload
 def divert(*, where: type | tuple[type, ...] | Callable[[Any], object] | None = None) -> _Divert: ...
 def divert(sink: Any = MISSING, source: Any = MISSING, /, *more: Any, where: Any = None) -> Any:
-    """Give what is an instance of *where* to *sink*, and everything else on.
+    """Hand each item that *where* picks to *sink*, and give all others.
 
         >>> dead = []
         >>> pmap(lambda x: 1 / x, [4, 0, 2], on_error="keep") | divert(dead.append) | list
@@ -524,8 +526,9 @@ def merge(*sources: Source[T]) -> Stream[T]:
         >>> sorted(merge([1, 3], pmap(abs, [-2, -4])))
         [1, 2, 3, 4]
 
-    Each source keeps its own order. Each is iterated in a thread of its own (an async one in a task), lazily and a few
-    items ahead; all are closed when one raises.
+    Each source keeps its own order; between them there is none. Each is iterated in a thread of its own (an async one
+    in a task), lazily: two items of each are held at first, and up to 4,096 in all while the consumer waits for them.
+    The first error closes all sources and is raised.
     """
     _check_sources("merge", sources)
     return Stream(tuple(sources), None)
@@ -539,7 +542,7 @@ def run(*streams: Source[object]) -> None:
         >>> sorted(seen)
         [1, 2, 3]
 
-    The first error ends all of them and is raised.
+    It returns when all have ended. The first error ends all of them and is raised.
     """
     _check_sources("run", streams)
     only = streams[0] if len(streams) == 1 else None

@@ -67,7 +67,7 @@ class Stream(_Chain[T_co], AsyncGenerator[T_co, None]):
 
     # `itertools.chain` gives __next__ at the speed of C: it iterates the lists that `_Outputs` hands it.
 
-    # Slots, and no __getattr__: __anext__ costs a quarter more without.
+    # With slots, and without __getattr__, `__anext__` takes a fifth less time.
     __slots__ = ("__dict__", "__weakref__", "_current", "_outputs", "_parts")
 
     _outputs: _Outputs
@@ -184,9 +184,10 @@ class Stream(_Chain[T_co], AsyncGenerator[T_co, None]):
             True
 
         It returns at once, and may be called in any thread and in a signal handler. A source that blocks is not waited
-        for: what it brings before the last output is given out still comes out, later it is dropped. Before the first
-        ``next`` the stream is then empty. An error ends it as ever. An iterator between two stages that is not
-        fstream's ends the reach of this: it is a source that nothing more is pulled from.
+        for. What it brings before the last output still comes out. What it brings later is dropped. What is held is
+        worked off with all its tries: that may last *retries* times *timeout* and the waits between, and `close` ends
+        it. Before the first ``next`` the stream is then empty. An error ends it as ever. An iterator between two stages
+        that is not fstream's ends the reach of this: it is a source that nothing more is pulled from.
         """
         self._outputs.drain()
 
@@ -197,7 +198,9 @@ class Stream(_Chain[T_co], AsyncGenerator[T_co, None]):
     def close(self) -> None:
         """End the pipeline at once: its workers, threads, tasks and processes, and its source.
 
-        A thread that is busy in f or in the source cannot be stopped; it is left to itself and ends thereafter.
+        A thread that is busy in f or in the source cannot be stopped; it is left to itself and ends thereafter. A
+        worker process that is busy in f is ended, and another one is started when it is needed. It waits up to 0.25 s
+        for threads in f or in the source, and up to 5 s for the rest. An error of *on_done* is raised.
         """
         self._outputs.close()
 

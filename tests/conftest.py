@@ -50,7 +50,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     seed = f"{os.environ['FSTREAM_DRAW']} {sys.version}"
     left_out = [item for item in items if Random(f"{seed} {item.nodeid}").random() > share_of(item)]
     config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item in items if item not in set(left_out)]
+    out = set(left_out)
+    items[:] = [item for item in items if item not in out]
 
 
 def share_of(item: pytest.Item) -> float:

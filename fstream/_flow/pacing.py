@@ -41,8 +41,8 @@ MOST_DOUBLINGS: Final = 1000
 #: A limit's window is longer by this factor than it has to be.
 MARGIN: Final = 1.01
 
-#: How much faster than the limit starts may follow each other until it is reached: a machine that is busy wakes those
-#: who wait late.
+#: Until the limit is reached, starts may follow each other faster than it by this factor. It makes up for a busy
+#: machine, which wakes waiters late.
 FASTER: Final = 1.1
 
 #: What part of a limit may start in one burst.

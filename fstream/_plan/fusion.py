@@ -1,8 +1,7 @@
 """Neighbouring stages that may as well be one: rewrites descriptions, runs nothing.
 
-Two process stages with a pool of their own each would send every item through the parent between them, and have twice
-as many processes as there are CPUs. One pool that runs f after f does neither. Of which kinds that is so, the caller
-says.
+Two process stages would send each item through the parent between them, and compete for the same CPUs. One stage that
+runs f after f does neither. Of which kinds that is so, the caller says.
 """
 
 from __future__ import annotations

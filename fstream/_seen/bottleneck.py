@@ -27,12 +27,16 @@ CONSUMER: Final = "the consumer"
 MUCH_CPU: Final = 0.35
 ONE_CPU: Final = 1.25
 
+#: More than this many threads at work, in the mean, are several.
+SEVERAL: Final = 1.25
+
 
 #: What to say of what holds a stage up.
 _HOLDS: Final = {
     Hold.RATE: "its rate lets no try start for {:.0%} of the time: a higher rate",
     Hold.KEY: "items wait for others of their key for {:.0%} of the time: a larger per_key, or more different keys",
-    Hold.WORKERS: "it waits for worker processes, which start or work for other stages, for {:.0%} of the time",
+    Hold.WORKERS: "it waits for worker processes, which start or work for other stages, for {:.0%} of the time: "
+    "more CPUs, or a Processes of its own",
     Hold.RETRIES: "items wait for their next try for {:.0%} of the time: fewer failures, or a shorter backoff",
 }
 
@@ -41,7 +45,8 @@ _HOLDS: Final = {
 class Bottleneck:
     """What holds a pipeline back: its *name*, and *why*; the two are its ``str``.
 
-    *name* is that of a stage, "the source" or "the consumer"; *share* is for how much of the time it was at work.
+    *name* is that of a stage, "the source" or "the consumer"; *share* is the share of the time in which it was at work
+    or held up, 1 at most.
     """
 
     name: str
@@ -194,4 +199,4 @@ def bound_by_the_gil(part: Part, entry: Entry) -> bool:
         return False
     seconds = part.account.seconds or 1.0
     at_once = entry.busy / seconds
-    return at_once > 1.25 and MUCH_CPU <= part.account.cpu / seconds <= ONE_CPU
+    return at_once > SEVERAL and MUCH_CPU <= part.account.cpu / seconds <= ONE_CPU

@@ -39,7 +39,7 @@ LONGEST_WAIT: Final = 24 * 3600.0
 
 
 class Crew:
-    """The pool of a stage's workers, of any kind: who takes part, whose turn it is, what becomes of failures."""
+    """All workers of one stage, of any kind: who takes part, whose turn it is, what becomes of failures."""
 
     queue: Any  # a TakerQueue, and its `get` as the kind's takers call it
     worker: Any  # the class of the members

@@ -24,7 +24,7 @@ import pickle
 import sys
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError, Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache, partial
@@ -340,11 +340,11 @@ class Workers(executor.Workers):
                 raise cluster.gone()
             keys = [next(self.keys) for _ in flights]
             tasks = cluster.client.map(operator.call, calls, key=keys, pure=False)
-            if self.pulse is None or self.pulse.done():
+            if self.pulse is None:
                 self.pulse = cluster.call(self.look_after())
         except BaseException as error:
             for flight in flights:
-                flight.future.set_exception(error)
+                self.put_down(flight, error)
             return
         for flight, task in zip(flights, tasks):
             flight.task = task
@@ -354,6 +354,9 @@ class Workers(executor.Workers):
 
     def arrived_at(self, flight: Flight, _task: Any) -> None:
         """A task has ended. In the thread of all callbacks of this process: others wait for it."""
+        if not self.cluster.is_there():  # a loop that is closed would call nothing back
+            self.put_down(flight, self.cluster.gone())
+            return
         self.finished.append(flight)
         self.cluster.client.loop.add_callback(self.fetch)
 
@@ -384,15 +387,18 @@ class Workers(executor.Workers):
 
     def put_down(self, flight: Flight, error: BaseException) -> None:
         flight.task = None
-        if not flight.future.done():
+        with suppress(InvalidStateError):  # it has an answer, or `look_after` was here
             flight.future.set_exception(error)
 
     async def look_after(self) -> None:
         """While there are tasks, see that the scheduler is there, and how many threads there are."""
         cluster = self.cluster
         silent = 0
-        while self.flights:
+        while True:  # `wind_up` cancels it
             await asyncio.sleep(PULSE)
+            if not self.flights:
+                silent = 0
+                continue
             why: BaseException | None = None
             try:
                 threads = await asyncio.wait_for(cluster.client.scheduler.ncores(), PATIENCE)

@@ -76,7 +76,7 @@ class Order(NamedTuple):
 class Answer(NamedTuple):
     """What has become of a span in a worker."""
 
-    #: What could not be begun, "stage", "on_start" or "items", for what error; "" if all could.
+    #: What could not be begun: "stage", "on_start", "items", or "worker" if there was no thread; "" if all could.
     broken: str
     error: tuple[Any, ...] | None = None
     #: The slots, from the first; and of those that are failures, by their positions, the error, how often the item was
@@ -177,8 +177,11 @@ def serve(*fields: Any) -> Answer:
 def _served(order: Order) -> Answer:
     if not order.aside:
         return Work(order).run()
-    for place in [place for place in list(_ASIDE) if _is_over(place, order)]:
-        _ASIDE.pop(place).close()
+    for place in list(_ASIDE):
+        if (
+            _is_over(place, order) and (over := _ASIDE.pop(place, None)) is not None
+        ):  # `forget` may have it, too
+            over.close()
     place = order.key, threading.get_ident()
     aside = _ASIDE.get(place)
     if aside is None:

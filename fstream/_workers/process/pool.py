@@ -217,15 +217,15 @@ class Pool:
             self.leases.remove(worker)
             self.warm.put(worker.link)
             worker.link.tell_owed()
-            if not self._end_if_worn(worker.link):
-                self._deal()
+            self._end_if_worn(worker.link)
+            self._deal()
 
     def gone(self, worker: Worker) -> None:
         """A lease is over because its process is: those that had resources there are told."""
         with self._lock:
             self.leases.remove(worker)
             if not worker.new:
-                for tenant in worker.link.homes:
+                for tenant in list(worker.link.homes):  # they discard themselves in their own time
                     tenant.mourned.append(worker.link)
                     self._poke(tenant)
             self._deal()
@@ -325,12 +325,9 @@ class Pool:
             found.recalled = True
             self._poke(found.crew)
 
-    def _end_if_worn(self, link: Link) -> bool:
-        if not (self.closed or link.worn) or link.homes:
-            return False
-        self.warm.end(link)
-        self._deal()
-        return True
+    def _end_if_worn(self, link: Link) -> None:
+        if (self.closed or link.worn) and not link.homes:
+            self.warm.end(link)
 
     @staticmethod
     def _poke(tenant: Tenant) -> None:

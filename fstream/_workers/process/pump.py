@@ -85,12 +85,14 @@ class Pump(Workers):
             self.break_down(error)
         finally:
             self.waiting = None
-            self.leaving.leave_pool()
-            self.selector.close()
-            with self.run.lock:
-                self.queue.takers = 0
-                self.queue.close()
-                self.run.leave(self)
+            try:
+                self.leaving.leave_pool()
+            finally:  # whatever it raises, nobody waits for this thread
+                self.selector.close()
+                with self.run.lock:
+                    self.queue.takers = 0
+                    self.queue.close()
+                    self.run.leave(self)
 
     def over(self) -> bool:
         return self.stopped or (self.exhausted() and not any(w.flight for w in self.workers))
