@@ -22,7 +22,7 @@ from fstream import Stream, batch, peach, pfilter, pmap, trace
 # ---------------------------------------------------------------- what is fetched is parsed, as most scripts do it
 
 
-PAGES = json.dumps([{"page": page, "words": [f"word {n}" for n in range(2000)]} for page in range(20)])
+PAGES = json.dumps([{"page": page, "words": [f"word {n}" for n in range(200)]} for page in range(8)])
 
 
 def fetch(number: int) -> tuple[int, str]:
@@ -33,7 +33,7 @@ def fetch(number: int) -> tuple[int, str]:
 
 def parse(answer: tuple[int, str]) -> int:
     number, text = answer
-    return number + sum(len(set(page["words"])) for page in json.loads(text))
+    return number + sum(len(set(page["words"])) for _ in range(12) for page in json.loads(text))
 
 
 def on_threads(count: int) -> Stream[int]:
