@@ -18,6 +18,7 @@ import pytest
 
 from fstream import Stream, pmap
 from fstream._engine.interrupts import Uninterrupted
+from tests.functions import identity, suited
 from tests.gates import Gate
 from tests.leaks import Running, check_no_leaks
 
@@ -232,3 +233,17 @@ def test_a_signal_while_the_consumer_waits_is_raised_there(
         assert list(stream) == []
     gate.open()
     check_no_leaks(no_leaks)
+
+
+def test_a_handler_that_closes_the_stream_in_the_middle_of_what_its_consumer_does_does_not_wait(
+    concurrent_kind: str,
+):
+    stream = pmap(suited(identity, concurrent_kind), count(), kind=concurrent_kind, workers=2)
+    next(stream)
+    run = stream._outputs.run
+    assert run is not None
+    begun = time.perf_counter()
+    with run.lock:  # a signal comes now: its handler runs in this thread
+        stream.close()
+    assert time.perf_counter() - begun < run.LONGEST / 2
+    assert list(stream) == []

@@ -519,10 +519,14 @@ class Run:
         """End the run: stop its members and wait for them, but for `GRACE` only if they are in user code."""
         if self.pid != os.getpid():
             return
+        # This is a signal handler, in the middle of what this thread does under the lock: nobody can leave meanwhile.
+        held: bool = self.lock._is_owned()  # type: ignore[attr-defined]
         try:
             with self.lock:
                 members = list(self.members)
             self.stop()
+            if held:
+                return
             self.wait(self.GRACE)
         except BaseException:
             let_go(self.lock)
