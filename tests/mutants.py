@@ -37,7 +37,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 
-COPIED = ("fstream", "tests", "property_tests", "pyproject.toml")
+COPIED = ("fstream", "tests", "property_tests", "benchmarks", "docs", "pyproject.toml")
 
 #: Seconds after which a test counts as hung, and after which it is given up that one fails.
 EACH, WHOLE = 25, 600
