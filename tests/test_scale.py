@@ -40,7 +40,7 @@ def test_what_comes_back_at_once_is_answered_by_one_message():
 
 
 @pytest.mark.parametrize("workers", [2, 100])
-@pytest.mark.parametrize(("cost", "items"), [(1e-6, 30_000), (1e-4, 20_000), (0.01, 300)])
+@pytest.mark.parametrize(("cost", "items"), [(1e-6, 30_000), (1e-4, 20_000), (0.01, 300), (1.0, 40)])
 def test_an_item_that_kills_its_workers_is_found_by_few_deaths_among_thousands(
     workers: int, cost: float, items: int
 ):
