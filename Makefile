@@ -2,9 +2,9 @@
 # environment in .venv, with fstream (editable) and the extras of pyproject.toml that the target needs. It is
 # brought up to date whenever pyproject.toml changes.
 
-VERSIONS := 3.11 3.12 3.13 3.14
+VERSIONS := 3.11 3.12 3.13 3.14 3.15
 # Tested by `make further`, until all tests have been seen to pass there.
-FURTHER  := 3.15 3.13t
+FURTHER  := 3.13t
 VENV     ?= .venv
 # How many tests run at once. Most of them wait, so it may be more than there are CPUs.
 JOBS     ?= 4
@@ -77,8 +77,8 @@ clean:  ## remove the environments and the caches
 	rm -rf .venv .venv-* *.egg-info build dist .coverage* .pytest_cache .hypothesis .mypy_cache .ruff_cache
 
 # `make test-3.12` tests on that version, in .venv-3.12; `make test-3.13t` on its free-threaded build. The interpreter is
-# one of pyenv's or the one on PATH. A tenth of the fault matrix runs there, a fifth of the tests marked `drawn` and three
-# in ten of the other slow ones, drawn anew each day, and hypothesis tries fewer examples: all of it would take most of the
+# one of pyenv's or the one on PATH. A tenth of the fault matrix and of the tests marked `drawn` runs there and a fifth
+# of the other slow ones, drawn anew each day, and hypothesis tries fewer examples: all of it would take most of the
 # time, for what `make test` has seen on its own Python. `FSTREAM_MATRIX=pairs` runs all.
 test-%:
 	@for python in $${PYENV_ROOT:-$$HOME/.pyenv}/versions/$(*:t=)*/bin/python python$*; do \

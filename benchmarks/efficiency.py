@@ -7,7 +7,7 @@ measured in the same run.
 
 import os
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from time import perf_counter
@@ -22,7 +22,18 @@ from benchmarks.floors import (
     two_forks,
     two_scheduled_forks,
 )
-from benchmarks.rows import Bound, Mapper, Row, bare, best_chunk, mapping, serial, timed
+from benchmarks.rows import (
+    Adapter,
+    Bound,
+    ChunkAdapter,
+    Mapper,
+    Row,
+    bare,
+    best_chunk,
+    mapping,
+    serial,
+    timed,
+)
 
 TURNS = "BENCHMARK_TURNS_PER_US"
 FLOOR = "two forks, two spans in flight, best chunk"
@@ -69,31 +80,51 @@ def percent_of_two(value: float, reference: float) -> float:
     return reference / 2 / value * 100
 
 
-def efficiency_row(cost: float, seconds: float = 2) -> Row:
-    """Items of *cost* microseconds, *seconds* of serial work in all."""
+def computing_row(
+    name: str,
+    where: str,
+    cost: float,
+    ours: Adapter,
+    rivals: Mapping[str, ChunkAdapter],
+    chunks: Iterable[int],
+    bound: Bound,
+    peers: Mapping[str, Adapter],
+    *,
+    quick: Callable[[int], int] = lambda size: max(size // 10, 200),
+    needless: str = "",
+) -> Row:
+    """Items of *cost* microseconds, two seconds of serial work in all; *quick* says how many a quick run has."""
 
     def items(n: int) -> list[int]:
         return [turns(cost)] * n
 
-    size = round(seconds * 1e6 / cost)
-    bound = (
-        Bound(50, at_least=True) if cost < 10 else Bound(0.95 if cost < 100 else 0.97, FLOOR, at_least=True)
-    )
+    size = round(2e6 / cost)
     return Row(
-        f"efficiency-{cost:g}us",
-        f"CPU-bound items of {cost:g} us on 2 processes",
+        f"{name}-{cost:g}us",
+        f"CPU-bound items of {cost:g} us on {where}",
         "% of two cores",
         {
             "serial": timed(serial, burn, items),
-            "fstream": timed(fstream("process", 2), burn, items),
-            FLOOR: best_chunk(partial(two_forks, map_span), burn, items, CHUNKS),
+            "fstream": timed(ours, burn, items),
+            **{rival: best_chunk(adapter, burn, items, chunks) for rival, adapter in rivals.items()},
         },
         {"fstream": bound},
         size,
-        min(size, max(size // 10, 200)),
+        min(size, quick(size)),
         percent_of_two,
         "serial",
-        mapping(peers("process"), burn, items),
+        mapping(peers, burn, items),
+        needless=needless,
+    )
+
+
+def efficiency_row(cost: float) -> Row:
+    bound = (
+        Bound(50, at_least=True) if cost < 10 else Bound(0.95 if cost < 100 else 0.97, FLOOR, at_least=True)
+    )
+    rivals = {FLOOR: partial(two_forks, map_span)}
+    return computing_row(
+        "efficiency", "2 processes", cost, fstream("process", 2), rivals, CHUNKS, bound, peers("process")
     )
 
 

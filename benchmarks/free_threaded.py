@@ -4,9 +4,9 @@ import sys
 from functools import partial
 
 from benchmarks.adapters import chunked_imap, fstream, peers
-from benchmarks.efficiency import burn, percent_of_two, turns
+from benchmarks.efficiency import computing_row
 from benchmarks.floors import two_threads
-from benchmarks.rows import Bound, Row, best_chunk, mapping, serial, timed
+from benchmarks.rows import Bound, Row
 
 POOL = "ThreadPool.imap, best chunk"
 FLOOR = "two threads that claim strides, best stride"
@@ -18,28 +18,16 @@ def has_gil() -> bool:
 
 
 def _row(cost: float, least: float) -> Row:
-    """Items of *cost* microseconds, two seconds of serial work in all; *least* is the part of the floor to be had."""
-
-    def items(n: int) -> list[int]:
-        return [turns(cost)] * n
-
-    size = round(2e6 / cost)
-    return Row(
-        f"free-threaded-{cost:g}us",
-        f"CPU-bound items of {cost:g} us on 2 threads without a GIL",
-        "% of two cores",
-        {
-            "serial": timed(serial, burn, items),
-            "fstream": timed(fstream("thread", 2), burn, items),
-            POOL: best_chunk(partial(chunked_imap, "thread"), burn, items, CHUNKS),
-            FLOOR: best_chunk(two_threads, burn, items, CHUNKS),
-        },
-        {"fstream": Bound(least, FLOOR, at_least=True)},
-        size,
-        max(size // 10, 200),
-        percent_of_two,
-        "serial",
-        mapping(peers("thread"), burn, items),
+    """Items of *cost* microseconds; *least* is the part of the floor to be had."""
+    return computing_row(
+        "free-threaded",
+        "2 threads without a GIL",
+        cost,
+        fstream("thread", 2),
+        {POOL: partial(chunked_imap, "thread"), FLOOR: two_threads},
+        CHUNKS,
+        Bound(least, FLOOR, at_least=True),
+        peers("thread"),
         needless="with a GIL two threads are as fast as one" if has_gil() else "",
     )
 

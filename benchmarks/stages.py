@@ -1,8 +1,9 @@
-"""Rows of many stages: what an item costs in each."""
+"""Rows of many stages: what an item costs in each; and stages that run as one, whatever their options."""
 
 from collections.abc import Iterable
+from typing import Any
 
-from benchmarks.rows import Bound, Mapper, Row, bare, timed
+from benchmarks.rows import Bound, Mapper, Row, bare, serial, timed
 from fstream import pmap
 
 SIZE = 2_000
@@ -21,6 +22,54 @@ def row_of(stages: int) -> Mapper:
         return items
 
     return mapper
+
+
+def split(line: str) -> list[str]:
+    return line.strip().split(",")
+
+
+def numbers(fields: list[str]) -> list[int]:
+    return [int(field) for field in fields]
+
+
+def parsed(line: str) -> int:
+    """What the three process stages do with a line."""
+    return sum(numbers(split(line)))
+
+
+def lines(n: int) -> list[str]:
+    return [f"{number},{number + 1},{number + 2}\n" for number in range(n)]
+
+
+def fused(first: dict[str, Any], others: dict[str, Any]) -> Mapper:
+    """Three process stages in a row, the first with options of its own."""
+
+    def mapper(job: object, items: Iterable[str]) -> Iterable[int]:
+        fields = pmap(split, items, kind="process", **first)
+        return pmap(sum, pmap(numbers, fields, kind="process", **others), kind="process", **others)
+
+    return mapper
+
+
+def _fused() -> Row:
+    retries: dict[str, Any] = {"retries": 2}
+    timeout: dict[str, Any] = {"timeout": 60}
+    contenders = {
+        "fstream": fused({}, {}),
+        "fstream, on_error of the first": fused({"on_error": "skip"}, {}),
+        "fstream, retries of all": fused(retries, retries),
+        "fstream, timeout of all": fused(timeout, timeout),
+    }
+    return Row(
+        "fused",
+        "three process stages in a row over 300,000 lines: split, numbers, sum",
+        "us a line",
+        {name: timed(bare(mapper), parsed, lines) for name, mapper in contenders.items()}
+        | {"in process, serial": timed(serial, parsed, lines)},
+        {name: Bound(1.15, "fstream") for name in contenders if name != "fstream"},
+        300_000,
+        30_000,
+    )
 
 
 def _name(stages: int) -> str:
@@ -45,4 +94,5 @@ ROWS = (
         SIZE,
         SIZE // 4,
     ),
+    _fused(),
 )

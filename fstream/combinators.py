@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Generator, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from functools import partial
 from inspect import Parameter, Signature, isasyncgenfunction
 from typing import (
@@ -187,13 +187,13 @@ def pmap(f: Any = MISSING, source: Any = MISSING, /, *more: Any, **options: Any)
     *workers* is how many items are worked on at once: by default ``min(32, cpus + 4)`` threads, as many processes as
     this process may use CPUs, 100 tasks, as many as a cluster has threads. All process stages of a program share that
     many processes, or as many as the largest *workers* at work asks for. Neighbouring ones are run as one, each with
-    its own *on_error*, *retries* and *timeout*, unless one has *maxsize*, *rate*, *key*, *memo* or *max_failures*, or
-    *workers* of its own, or the first a function as *on_error*. Those with the same number of *workers* are, if that is
-    no less than the CPUs.
+    its own *on_error*, *retries* and *timeout*. A stage with *maxsize*, *rate*, *key*, *memo* or *max_failures* runs by
+    itself. So do two with different *workers*, two with the same *workers* if that is less than the CPUs, and one with
+    a function as *on_error* from those behind it.
 
     *maxsize* is how many items the stage may hold: pulled, but not yet given out. ``None`` (the default) lets it size
-    itself: twice *workers* at first, more only while both workers and taker wait for it, and no more than 64 MiB of
-    them, by estimate. ``0`` is no bound.
+    itself: twice *workers* at first; more only while its workers and its consumer wait for items, and not for the
+    *rate* alone; and no more than 64 MiB of them, by estimate. ``0`` is no bound.
 
     *ordered* False gives outputs as they complete. Default True.
 
@@ -551,7 +551,7 @@ def run(*streams: Source[object]) -> None:
 
 def _check_sources(verb: str, sources: tuple[object, ...]) -> None:
     for source in sources:
-        if isinstance(source, list | tuple) and source and isinstance(source[0], Generator | AsyncGenerator):
+        if isinstance(source, list | tuple) and source and isinstance(source[0], Iterator | AsyncIterator):
             raise TypeError(
                 f"{verb}() takes each source as an argument of its own, got a {type(source).__name__} of them: "
                 f"write {verb}(*sources)"

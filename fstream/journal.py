@@ -91,6 +91,10 @@ class Journal(MutableMapping[Any, Any]):
         value = json.loads(text)
         return value if self._loads is None else self._loads(value)
 
+    def get(self, key: Any, default: Any = None) -> Any:
+        # Not as `Mapping` has it: there a KeyError of *loads* says that the key is not known, and f is run once more.
+        return self[key] if key in self._texts else default
+
     def __setitem__(self, key: Any, value: Any) -> None:
         self._write(key, self._text_of(value))
 
@@ -120,7 +124,15 @@ class Journal(MutableMapping[Any, Any]):
     def _fstream_begin(self, name: str, user: object) -> None:
         """The stage *name* of a stream uses it from now on, as *user*."""
         if self._user is not None:
-            raise RuntimeError(f"the journal {self.path!r} serves another stream: it serves one at a time")
+            at_work = (
+                f"another stream, or another stage {name!r} of this one"
+                if name == self.stage
+                else f"stage {self.stage!r}, and cannot serve stage {name!r} beside it"
+            )
+            raise RuntimeError(
+                f"the journal {self.path!r} serves {at_work}: give each a journal of its own, "
+                "by memo=Journal(path) with another path"
+            )
         self._fstream_check_stage(name)
         if not self._closer.alive:
             raise ValueError(f"the journal {self.path!r} is closed")

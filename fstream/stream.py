@@ -5,18 +5,20 @@ from __future__ import annotations
 import warnings
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
+from math import inf
 from operator import length_hint
+from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
 from weakref import ReferenceType, ref
 
 from fstream._engine.interrupts import Uninterrupted
-from fstream._engine.run import RLock, Run, let_go
+from fstream._engine.run import RLock, Run, holding, let_go
 from fstream._plan.kernels import EACH, MAP
-from fstream._plan.stages import Batch, Stage, gives_one_for_one, has_memo
+from fstream._plan.options import check_within
+from fstream._plan.stages import NO_LIMIT, Batch, Stage, gives_one_for_one, has_memo
 from fstream._seen.account import Account
 from fstream._seen.stats import Stats, stats_of
 from fstream._workers.failed import Failed
@@ -171,7 +173,7 @@ class Stream(_Chain[T_co], AsyncGenerator[T_co, None]):
             typ = typ() if val is None else val if isinstance(val, BaseException) else typ(val)
         raise typ.with_traceback(tb) if tb is not None else typ
 
-    def drain(self) -> None:
+    def drain(self, *, within: float | None = None) -> None:
         """Pull nothing more from the source, give out what is held, and end.
 
             >>> from itertools import count
@@ -183,13 +185,29 @@ class Stream(_Chain[T_co], AsyncGenerator[T_co, None]):
             >>> number >= 3
             True
 
-        It returns at once, and may be called in any thread and in a signal handler. A source that blocks is not waited
-        for. What it brings before the last output still comes out. What it brings later is dropped. What is held is
-        worked off with all its tries: that may last *retries* times *timeout* and the waits between, and `close` ends
-        it. Before the first ``next`` the stream is then empty. An error ends it as ever. An iterator between two stages
-        that is not fstream's ends the reach of this: it is a source that nothing more is pulled from.
+        It returns at once, and may be called in any thread and in a signal handler. A handler has two arguments, so it
+        is ``lambda *_: stream.drain()``.
+
+        What is held is worked off with all its tries: that may last *retries* times *timeout* and the waits between.
+        `close` ends it. A source that blocks is not waited for. What it brings before the last output still comes out.
+        What it brings later is dropped. A stream that is drained before its first ``next`` is empty. An error ends it
+        as ever. It does not reach beyond an iterator of your own between two stages: that is then the source. Drain the
+        stream before it instead.
+
+        *within* is a number of seconds, at least 0. Default None: no limit. After so long the stream ends as by
+        `close`, and what is at work is cut off. Nor is a longer *on_done* waited for. A consumer that is away with an
+        output sees the end when it asks for the next one. Of several calls the earliest end counts. Another *within*
+        raises `TypeError` or `ValueError`.
+
+            >>> from time import sleep
+            >>> stream = pmap(sleep, [0, 3600], kind="process")
+            >>> next(stream)
+            >>> stream.drain(within=0.1)
+            >>> list(stream)
+            []
         """
-        self._outputs.drain()
+        check_within(within)
+        self._outputs.drain(None if within is None or within >= NO_LIMIT else within)
 
     def _blame(self, error: BaseException) -> None:
         """Note that this stream will be closed for an *error* of whoever takes its outputs."""
@@ -286,6 +304,11 @@ class _Outputs:
     another one over it.
     """
 
+    # What `__del__` looks at: an interrupt may come at any step of `__init__`.
+    started = replaced = False
+    stage: Stage | Batch | None = None
+    run: Run | None = None
+
     def __init__(self, source: Any, stage: Stage | Batch | None) -> None:
         #: What the stage iterates; a tuple of sources if there is no stage.
         self.source = source
@@ -305,7 +328,7 @@ class _Outputs:
         if runs_in_place(stage) and isinstance(source, Stream):
             self.tap.depth += source._outputs.tap.depth
         self.current: Iterator[Any] = iter(())
-        self.run: Run | None = None
+        self.run = None
         self.queue: ConsumerQueue | None = None
         #: The outputs of a stage without workers, where an ``async for`` takes them.
         self.here: AsyncGenerator[Iterable[Any], None] | None = None
@@ -387,43 +410,44 @@ class _Outputs:
         """Start to run in the thread of who takes the outputs: give the source, whether f awaits, and the account."""
         awaits = isinstance(self.stage, Stage) and backend_of(self.stage).awaits
         self.stage = in_place(self.stage)
-        with linking():
-            account = self.ready([self])
+        _, sources, account = self.take_sources(alone=True)
+        for source in sources:
+            if isinstance(source, Stream):
+                source._outputs.tap.rest = self.tap.rest
+        return sources if self.stage is None else sources[0], awaits, account
+
+    def take_sources(self, *, alone: bool = False) -> tuple[list[_Outputs], list[Any], Account]:
+        """Give the row that starts here, or this stage *alone*; the sources of it, which are its own from now on; and
+        the account of this stage.
+        """
         self.total = self._total()
-        self.started, source, self.source = True, self.source, None
-        sources = source if self.stage is None else [source]
-        self.streams = [ref(each) for each in sources if isinstance(each, Stream)]
-        for each in sources:
-            if isinstance(each, Stream):
-                each._outputs.tap.rest = self.tap.rest
-        return source, awaits, account
+        with holding(_LINKING):
+            row = [self] if alone else self._row()
+            for outputs in row:
+                outputs.started = True
+                outputs._taker = ref(self) if outputs is not self else None
+            self.account = account = self.account or self.account_of(row)
+        first = row[0]
+        sources = [first.source] if first.stage is not None else list(first.source)
+        for outputs in row:
+            outputs.source = None
+        self.streams = [ref(source) for source in sources if isinstance(source, Stream)]
+        for source in sources:
+            if isinstance(source, Stream) and self.loop is not None:
+                source._outputs.loop = self.loop
+        return row, sources, account
 
     def start(self) -> None:
         if is_inline():
             source, awaits, account = self.start_inline()
             self.current = iterate_inline(self.stage, awaits, source, self.tap, account)
             return
-        self.total = self._total()
-        with linking():
-            row = self._row()
-            for outputs in row:
-                outputs.started = True
-                outputs._taker = ref(self) if outputs is not self else None
-            account = self.ready(row)
-        first = row[0]
+        row, sources, account = self.take_sources()
         stages = [outputs.stage for outputs in row if outputs.stage is not None]
-        sources = [first.source] if first.stage is not None else list(first.source)
         for number, outputs in enumerate(row[:-1]):
             outputs.account = account
             outputs.place = sum(isinstance(each.stage, Stage) for each in row[: number + 1])
-        self.streams = [ref(source) for source in sources if isinstance(source, Stream)]
         self.own = [not isinstance(source, Stream) for source in sources]
-        for outputs in row:
-            outputs.source = None
-        if self.loop is not None:
-            for source in sources:
-                if isinstance(source, Stream):
-                    source._outputs.loop = self.loop
         if runs_in_place(self.stage):
             source = sources[0]
             if isinstance(source, Stream):
@@ -439,12 +463,7 @@ class _Outputs:
                 account.opens(self.run, sources)
                 self.run.start()
         if self.tap.draining:
-            self.drain()
-
-    def ready(self, row: list[_Outputs]) -> Account:
-        """Give the account of this stage, the last of *row*. While streams are linked."""
-        self.account = self.account or self.account_of(row)
-        return self.account
+            self.drain(None if (until := self.tap.rest.until) == inf else until - perf_counter())
 
     def account_of(self, row: list[_Outputs]) -> Account:
         """Make the account of this stage, the last of *row*, that knows those of what the row iterates."""
@@ -464,7 +483,7 @@ class _Outputs:
         return made
 
     def stats(self) -> Stats:
-        with linking():  # what it will be made of may change until it starts
+        with holding(_LINKING):  # what it will be made of may change until it starts
             account = self.account or self.account_of(self._row())
         return stats_of(account, self.place)
 
@@ -496,16 +515,10 @@ class _Outputs:
             source, _, account = self.start_inline()
             self.here = iterate_inline_async(self.stage, source, self, account)
             return self.here
-        self.total = self._total()
         if not runs_in_place(self.stage):
             self.start()
             return self._give_async()
-        with linking():
-            account = self.ready([self])
-        self.started, source, self.source = True, self.source, None
-        if isinstance(source, Stream):
-            source._outputs.loop = self.loop
-            self.streams = [ref(source)]
+        _, (source,), account = self.take_sources()
         self.here = iterate_async(self.stage, source, self, bool(self.streams), account)
         return self.here
 
@@ -513,11 +526,12 @@ class _Outputs:
         from fstream._workers.task import consumer
 
         self.taken()
-        if self.run is None or self.over:
+        if self.run is None:
             return
         queue = consumer.queue_of(self.run)
         try:
-            while (taken := await consumer.take(self.run, queue)) is not None:
+            # A close has dropped what was taken: what comes next would leave a gap.
+            while not self.over and (taken := await consumer.take(self.run, queue)) is not None:
                 self.given += len(taken)
                 yield taken
         finally:
@@ -573,19 +587,21 @@ class _Outputs:
 
     # ------------------------------------------------------------------------------------------------ ending
 
-    def drain(self) -> None:
-        """Pull nothing more: in any thread, in the middle of anything."""
+    def drain(self, within: float | None) -> None:
+        """Pull nothing more, and end after *within* seconds: in any thread, in the middle of anything."""
         if (taker := self.taken_by) is not None:
-            taker.drain()
+            taker.drain(within)
             return
         self.tap.draining = True
+        if within is not None:
+            self.tap.rest.stop_at(perf_counter() + within)
         if not self.started:
             self.over = self.started = True
         for stream in self.streams:
             if (upstream := stream()) is not None:
-                upstream.drain()
+                upstream._outputs.drain(within)
         if (run := self.run) is not None:
-            run.drain(self.own)
+            run.drain(self.own, within)
 
     def blame(self, error: BaseException) -> None:
         self.tap.blamed = error
@@ -677,14 +693,3 @@ def give_up(outputs: Iterator[Any]) -> bool:
 
 #: Held while streams are taken into a row, and while an account is made of them: two threads may want the same one.
 _LINKING: Final = RLock()
-
-
-@contextmanager
-def linking() -> Iterator[None]:
-    """Keep the others from linking streams meanwhile."""
-    try:
-        with _LINKING:
-            yield
-    except BaseException:
-        let_go(_LINKING)
-        raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from inspect import Parameter, Signature
 from numbers import Real
@@ -18,13 +18,14 @@ from typing import (
     overload,
 )
 
-from fstream._flow.pacing import Ticket
+from fstream._flow.pacing import Places, Ticket
 from fstream._plan import kernels
 from fstream._plan.kernels import BATCH, DIVERT, MAP, Kernel
 from fstream._plan.options import _NONE_IS_DEFAULT, Options, U, check_n, checked, checks_of
 from fstream._plan.stages import MISSING, NO_LIMIT, Batch, Stage, is_async, name_of
 from fstream._workers.failed import Failed
 from fstream._workers.kinds import IN_PLACE, backend_for, by_default, is_kind, that_await
+from fstream._workers.notes import OptionFailed, annotate, shown
 
 if TYPE_CHECKING:
     from fstream.stream import Stream
@@ -88,13 +89,12 @@ def resolve(kernel: Kernel, f: Any, options: dict[str, Any]) -> Stage:
         "name": name,
         "timeout": timeout,
         "engine": engine,
-        "ticket": ticketing(name, options),
         "context": tuple(options.get("context", ())),
     }
     stage = Stage(kernel, f, **{**options, **resolved})
     _check_together(stage)
     backend.check(stage)
-    return stage
+    return replace(stage, ticket=ticketing(stage))
 
 
 def _check_together(stage: Stage) -> None:
@@ -134,35 +134,35 @@ def _check_none_awaits(f: Any, kind: str, options: dict[str, Any]) -> None:
             )
 
 
-def ticketing(name: str, options: dict[str, Any]) -> Stage | None:
-    """The stage before one of these *options*, where that looks at more of an item than the item; else None."""
-    key, rate = options.get("key"), options.get("rate")
-    cost = getattr(rate, "cost", None)
-    if key is None and cost is None:
+def ticketing(stage: Stage) -> Stage | None:
+    """The stage before *stage*, where that looks at more of an item than the item; else None."""
+    if stage.key is None and getattr(stage.rate, "cost", None) is None:
         return None
-    return Stage(
-        MAP, partial(_ticket, key, cost, getattr(rate, "n", 0)), IN_PLACE.name, name=f"before {name}"
-    )
+    return Stage(MAP, partial(_ticket, stage), IN_PLACE.name, name=f"before {stage.name}", on_start=Places)
 
 
-def _ticket(
-    key_of: Callable[[Any], Any] | None, cost_of: Callable[[Any], Any] | None, n: float, item: Any
-) -> Ticket:
-    key = cost = None
-    if key_of is not None:
-        key = key_of(item)
-        try:
-            hash(key)
-        except TypeError:
-            raise TypeError(f"key must give what can be hashed, got {key!r}") from None
-    if cost_of is None:
-        return Ticket(item, key)
-    cost = cost_of(item)
+def _ticket(stage: Stage, item: Any, places: Places) -> Ticket:
+    role, key, place = "key", None, None
+    try:
+        if stage.key is not None:
+            key = stage.key(item)
+            place = places.of(key)
+        if (rate := stage.rate) is None:
+            return Ticket(item, place)
+        role, cost = "cost", getattr(rate, "cost", None)
+        return Ticket(item, place) if cost is None else Ticket(item, place, _cost(cost(item), rate.n))
+    except BaseException as error:
+        if role == "key" and key is not None and type(error) is TypeError and "unhashable" in str(error):
+            annotate(error, f"key must give what can be hashed, got {shown(key)}")
+        raise OptionFailed(error, role, stage) from None
+
+
+def _cost(cost: Any, n: float) -> float:
     if isinstance(cost, bool) or not isinstance(cost, Real):
         raise TypeError(f"cost must give a number, got {cost!r}")
     if not 0 <= cost <= max(n, 1):  # type: ignore[operator]  # nor is what is not a number
         raise ValueError(f"cost must give a number from 0 to the {n} of its rate, got {cost!r}")
-    return Ticket(item, key, float(cost))
+    return float(cost)
 
 
 def resolve_batch(n: Any, options: dict[str, Any]) -> Batch:

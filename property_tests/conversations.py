@@ -49,9 +49,9 @@ class Heard:
             while self.count < count:
                 changed = asyncio.Event()
                 with self._changed:
-                    self._waiting.append((loop, changed))
                     if self.count >= count:
                         break
+                    self._waiting.append((loop, changed))
                 await changed.wait()
 
 

@@ -7,9 +7,9 @@ worker that had it, ("source failed", None), or the end.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
-from itertools import takewhile
+from itertools import islice, takewhile
 from math import inf
 from typing import Any
 
@@ -108,6 +108,8 @@ class Model:
         self.to_come: dict[int, deque[Event]] = {}
         #: Items whose gate is closed.
         self.blocked: set[int] = set()
+        #: Items that are tried more than once.
+        self.tried_again: set[int] = set()
         #: The item of the output that the consumer has in its hands.
         self.in_hand: int | None = None
         #: Items whose workers may have been killed, for good.
@@ -118,6 +120,8 @@ class Model:
         events = self.options.events(item)
         if item.gate is not None:
             self.blocked.add(item.number)
+        if self.options.tries(item) > 1:
+            self.tried_again.add(item.number)
         if events or (self.blocked if self.options.in_order else item.gate):
             self.to_come[item.number] = events
 
@@ -152,7 +156,8 @@ class Model:
 
     def may(self) -> set[Event]:
         """What else it may bring: the death of a worker, in its item's place, or what came out of turn."""
-        early = set() if self.options.in_order else {events[0] for events in self._free() if events}
+        free = islice(filter(None, self._before_blocked()), 1) if self.options.in_order else self._free()
+        early = {events[0] for events in free if events}
         deaths = self.killed - self.to_come.keys()
         for number, events in self.to_come.items():
             deaths |= self.killed & {number}
@@ -189,12 +194,23 @@ class Model:
     def _reached(self) -> Iterator[deque[Event]]:
         """What comes of the items that blocked ones keep neither from a worker nor from their turn.
 
-        An item may wait behind a blocked one in its worker's hands, until another worker is free.
+        An item may wait behind a blocked one in its worker's hands, until another worker is free. A process has its
+        next item at hand while it is at one. So it may be at a blocked one when an item before that is to be tried
+        again.
         """
-        if not self.options.in_order and len(self.blocked) < self.options.at_once:
+        a_worker_is_free = len(self.blocked) < self.options.at_once
+        if a_worker_is_free and not self.options.in_order:
             return self._free()
+        is_at_hand = self.options.kind == "process" and not a_worker_is_free
+        return self._before_blocked(self.tried_again if is_at_hand else ())
+
+    def _before_blocked(self, others: Collection[int] = ()) -> Iterator[deque[Event]]:
+        """What comes of the items before the first one that is blocked, or is one of *others*."""
         return (
-            events for _, events in takewhile(lambda pair: pair[0] not in self.blocked, self.to_come.items())
+            events
+            for _, events in takewhile(
+                lambda pair: pair[0] not in self.blocked and pair[0] not in others, self.to_come.items()
+            )
         )
 
     def _free(self) -> Iterator[deque[Event]]:

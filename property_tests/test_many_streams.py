@@ -59,7 +59,7 @@ class Notes:
 
 
 @dataclass(frozen=True)
-class Work:
+class Functions:
     """The f of a stage, and what its workers start and end with."""
 
     stage: int
@@ -103,13 +103,13 @@ class Step:
     others: dict[str, Any]
 
     def stage(self, position: int, notes: Notes, fails_at: int | None) -> Any:
-        work = Work(position, self.workers, notes, fails_at, PAUSE * self.is_slow)
+        functions = Functions(position, self.workers, notes, fails_at, PAUSE * self.is_slow)
         options: dict[str, Any] = {"workers": self.workers, "ordered": self.ordered, "maxsize": self.maxsize}
         if self.most_items:
             options["max_items_per_worker"] = self.most_items
         if self.has_resources:
-            options |= {"on_start": work.on_start, "on_done": work.on_done}
-        f = work.resourceful if self.has_resources else work.number
+            options |= {"on_start": functions.on_start, "on_done": functions.on_done}
+        f = functions.resourceful if self.has_resources else functions.number
         return pmap(f, kind="process", **options, **self.others)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import tempfile
@@ -14,7 +15,9 @@ from random import Random
 
 import pytest
 
-from tests.gates import Gate, Log
+from fstream._engine.run import Run
+from tests.faults.faulty import HAS_GIL
+from tests.gates import PATIENCE, Gate, Log
 from tests.leaks import no_leaks
 from tests.scripts import Script, ScriptResult, run_script
 
@@ -24,10 +27,17 @@ KINDS = ("sync", "thread", "process", "task")
 CONCURRENT_KINDS = ("thread", "process", "task")
 SHARED_MEMORY_KINDS = ("sync", "thread", "task")
 
+OF_FORKS = r"ignore:This process .* is multi-threaded, use of fork(pty)?\(\):DeprecationWarning"
+
 
 def pytest_configure() -> None:
     # Before xdist's workers are started, which inherit it: all of them have to draw the same tests.
     os.environ.setdefault("FSTREAM_DRAW", date.today().isoformat())
+    # Keep the test modules as pytest rewrites them for their asserts: that is half of what it takes to collect them.
+    sys.dont_write_bytecode = False
+    if not HAS_GIL:
+        # It looks at the frames of threads that run meanwhile: the process ends by a segmentation fault at some time.
+        os.environ.setdefault("DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED", "False")
 
 
 def pytest_report_header() -> str:
@@ -45,6 +55,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if item.name == "testing.md":  # hypothesis traces each line that it runs there
             item.add_marker(pytest.mark.slow)
             item.add_marker(pytest.mark.timeout(240))
+        if item.get_closest_marker("forks"):
+            # From Python 3.15 on, a warning that is an error is raised by `os.fork`, when the child is there already.
+            item.add_marker(pytest.mark.filterwarnings(OF_FORKS))
     if os.environ.get("FSTREAM_MATRIX") != "drawn":
         return
     seed = f"{os.environ['FSTREAM_DRAW']} {sys.version}"
@@ -54,11 +67,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for item in items if item not in out]
 
 
+def pytest_collection_finish() -> None:
+    """Leave what pytest has of its own out of each later collection of garbage: twelve thousand tests take long."""
+    sys.dont_write_bytecode = bool(sys.flags.dont_write_bytecode)
+    gc.collect()
+    gc.freeze()
+
+
 def share_of(item: pytest.Item) -> float:
     """What share is drawn of tests like *item*."""
     if item.get_closest_marker("drawn"):
-        return 0.2
-    return 0.3 if item.get_closest_marker("slow") else 1.0
+        return 0.1
+    return 0.2 if item.get_closest_marker("slow") else 1.0
+
+
+@pytest.fixture
+def waits_in_vain_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits for a run to end as long as may be has waited in vain: that lasts longer than such a test may."""
+    monkeypatch.setattr(Run, "LONGEST", 2 * PATIENCE)
 
 
 @pytest.fixture(params=KINDS)

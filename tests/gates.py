@@ -17,6 +17,16 @@ from typing import Any
 PATIENCE = 20.0  # seconds after which something that must happen counts as hung
 
 
+class Clock:
+    """The time, in seconds, as the test says."""
+
+    def __init__(self, now: float) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
 class Gate:
     """Holds whoever waits on it, in any thread, task or process, until the test opens it.
 
@@ -60,6 +70,7 @@ class Log:
         self._reader = os.open(path, os.O_RDWR | os.O_NONBLOCK)
         self._unread = b""
         self._entries: list[Any] = []
+        self._reading = threading.RLock()
 
     def __getstate__(self) -> dict[str, str]:
         return {"_path": self._path}
@@ -78,12 +89,13 @@ class Log:
 
     def entries(self) -> list[Any]:
         """Everything written so far."""
-        with suppress(BlockingIOError):
-            while True:
-                self._unread += os.read(self._reader, 65536)
-        *lines, self._unread = self._unread.split(b"\n")
-        self._entries += [ast.literal_eval(line.decode()) for line in lines]
-        return list(self._entries)
+        with self._reading:  # threads of a test may look at once
+            with suppress(BlockingIOError):
+                while True:
+                    self._unread += os.read(self._reader, 65536)
+            *lines, self._unread = self._unread.split(b"\n")
+            self._entries += [ast.literal_eval(line.decode()) for line in lines]
+            return list(self._entries)
 
     def wait_until(self, satisfied: Callable[[list[Any]], bool], what: str) -> list[Any]:
         """Block until the entries satisfy the condition; give them back."""

@@ -8,6 +8,7 @@ import multiprocessing
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -19,21 +20,26 @@ from fstream._workers.process.workers import WARM
 SETTLING = 2.0  # seconds that threads, tasks and processes have to be gone after a test
 
 
-#: How many references there were to the class of tasks when it had no instance. Each instance has one.
-no_task = 0
+#: How many references there are to the class of tasks besides those of its instances, each of which has one; and those
+#: instances that have ended and are kept by somebody.
+other_references = 0
+ended_tasks: weakref.WeakSet[asyncio.Task[object]] = weakref.WeakSet()
 
 
 def pending_tasks() -> list[asyncio.Task[object]]:
     """Every task of this process that has not ended, on whatever loop."""
-    global no_task
+    global other_references, ended_tasks
     known: Iterable[object]
     if sys.version_info >= (3, 14):
-        # Its list of tasks is one of C's. To look at all objects takes longer than most tests: not where there is none.
-        if sys.getrefcount(asyncio.Task) <= no_task:
+        # Its list of tasks is one of C's. To look at all objects takes longer than most tests: not where there is none
+        # but those that have ended. Of a run of all tests it would take two thirds.
+        references = sys.getrefcount(asyncio.Task)
+        if references <= other_references + len(ended_tasks):
             return []
         known = [each for each in gc.get_objects() if isinstance(each, asyncio.Task)]
-        if not known:
-            no_task = sys.getrefcount(asyncio.Task)
+        ended_tasks = weakref.WeakSet(each for each in known if each.done())
+        # Of the two the smaller: another thread may have made a task meanwhile, or let go of one.
+        other_references = min(references, sys.getrefcount(asyncio.Task)) - len(known)
     else:
         names = ("_all_tasks", "_scheduled_tasks", "_eager_tasks")
         known = chain.from_iterable(vars(asyncio.tasks).get(name, ()) for name in names)

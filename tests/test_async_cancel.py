@@ -500,6 +500,7 @@ def test_a_loop_ends_with_an_unfinished_stream(kind: str) -> None:
     assert closed_where_pulled(source)
 
 
+@pytest.mark.usefixtures("waits_in_vain_show")
 @pytest.mark.parametrize("after", range(5))
 def test_a_loop_ends_while_a_consumer_waits(kind: str, after: int) -> None:
     """It ends some turns after the start: before, while, and after the tasks of the stream begin."""
@@ -524,7 +525,7 @@ def test_a_loop_ends_while_a_consumer_waits(kind: str, after: int) -> None:
     run_strictly(main, unfinished=True)
     with no_complaints():
         kept.close()
-    assert time.monotonic() - begin < 4
+    assert time.monotonic() - begin < PATIENCE
     assert closed == opened
 
 

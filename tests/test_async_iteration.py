@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from toolz import pipe
 
 from fstream import Stream, merge, ordered, pfilter, pflat_map, pmap
+from fstream._workers.task.consumer import take as take_outputs
+from fstream._workers.task.queues import TaskQueue
 from tests.conftest import KINDS
 from tests.functions import MEANINGS, Meaning, countdown, is_odd, square, square_async, suited
 from tests.gates import Gate, Log, holding
@@ -311,6 +315,24 @@ def test_a_stream_that_one_loop_left_does_not_hang_in_another(kind: str) -> None
     stream.close()
 
 
+@pytest.mark.parametrize("is_elsewhere", [False, True])
+def test_a_close_in_the_body_of_the_loop_ends_it_with_no_more_outputs(kind: str, is_elsewhere: bool) -> None:
+    async def main() -> list[int]:
+        outputs = []
+        stream = pmap(suited(square, kind), range(1000), kind=kind)
+        async for output in stream:
+            outputs.append(output)
+            if len(outputs) < 4:
+                await asyncio.sleep(0.01)  # so that more is there, in the hands of the loop and not
+            elif is_elsewhere:
+                await asyncio.to_thread(stream.close)
+            else:
+                stream.close()
+        return outputs
+
+    assert run_strictly(main) == [0, 1, 4, 9]
+
+
 # The loop is not blocked.
 
 
@@ -378,6 +400,47 @@ async def test_a_heartbeat_keeps_its_rhythm(kind: str, f: Callable[[int], Any]) 
     gap = await longest_gap(consumer)
     assert await consumer == list(range(100))
     assert gap < 1.0
+
+
+class AlwaysReady:
+    """The consumer's buffer, which has outputs at once, each time 10 ms later."""
+
+    def __init__(self) -> None:
+        self.clock = itertools.count(0.0, 0.01).__next__
+        self.came = 0.0
+
+    def release_taken(self) -> None:
+        self.came = self.clock()
+
+    def ready(self) -> bool:
+        return True
+
+    def take(self) -> list[int]:
+        return [1]
+
+
+def test_a_consumer_that_finds_outputs_at_once_leaves_others_their_turns():
+    async def main() -> int:
+        count = 0
+
+        async def other() -> None:
+            nonlocal count
+            while True:
+                count += 1
+                await asyncio.sleep(0)
+
+        outlet: Any = AlwaysReady()
+        run: Any = SimpleNamespace(
+            pid=os.getpid(), lock=threading.RLock(), clock=outlet.clock, settle=lambda: None, outlet=outlet
+        )
+        queue = TaskQueue(outlet, run.lock, run.settle)
+        beside = asyncio.create_task(other())
+        for _ in range(10):
+            assert await take_outputs(run, queue) == [1]
+        beside.cancel()
+        return count
+
+    assert asyncio.run(main()) >= 5
 
 
 @in_every_loop

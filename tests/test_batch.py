@@ -9,6 +9,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from inspect import signature
 from itertools import chain, count
+from time import perf_counter
 from typing import Any
 
 import pytest
@@ -548,6 +549,8 @@ def test_a_worker_insists_when_its_node_is_due_or_its_own_spans_are():
 class Due:
     """A buffer whose taker is to request_flush at a time that the test brings nearer."""
 
+    clock = staticmethod(perf_counter)
+
     def __init__(self) -> None:
         self.flush_delay = LONG
         self.insisted = False
@@ -583,6 +586,49 @@ class LaidOut(Run):
             assert self.queues[0].watched
             self.buffer.flush_delay = 0.0
             self.settle()
+
+
+def test_a_thread_minds_a_deadline_that_was_nearer_before_it_waited():
+    run = LaidOut(lambda run, buffer: ThreadQueue(buffer, run.lock, run.settle))
+    queue: Any = run.queues[0]
+    with run.lock:
+        run.buffer.flush_delay, queue.takers = 0.0, 1
+        run.settle()  # while the taker is on its way
+        run.buffer.flush_delay, queue.takers = LONG, 0
+    taken: list[Any] = []
+    taker = threading.Thread(target=lambda: taken.append(queue.get()), daemon=True)
+    taker.start()
+    wait_until(lambda: queue.minder is not None)
+    with run.lock:
+        run.buffer.flush_delay = 0.0
+        run.settle()
+    wait_until(lambda: bool(taken))
+    taker.join(PATIENCE)
+
+
+def test_a_task_minds_a_deadline_that_was_nearer_before_its_time_began():
+    async def main() -> Any:
+        run = LaidOut(lambda run, buffer: TaskQueue(buffer, run.lock, run.settle))
+        queue: Any = run.queues[0]
+
+        def settle(delay: float) -> None:
+            with run.lock:
+                run.buffer.flush_delay = delay
+                run.settle()
+
+        taker = asyncio.create_task(queue.get())
+        await asyncio.sleep(0)
+        elsewhere = threading.Thread(target=settle, args=(0.0,))
+        elsewhere.start()
+        elsewhere.join(PATIENCE)  # this loop has no turn meanwhile
+        run.buffer.flush_delay = LONG
+        for _ in range(3):
+            await asyncio.sleep(0)
+        settle(0.0)
+        async with asyncio.timeout(PATIENCE):
+            return await taker
+
+    assert asyncio.run(main()) == "taken"
 
 
 def test_a_thread_minds_the_deadline_that_comes_nearer():

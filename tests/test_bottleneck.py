@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,11 +14,14 @@ from typing import Any
 import pytest
 
 from fstream import Bottleneck, Processes, Stream, merge, pfilter, pflat_map, pmap
-from fstream._flow.tally import Hold
+from fstream._flow.tally import Hold, Tally
 from fstream._plan.kernels import MAP
 from fstream._plan.stages import Stage
 from fstream._seen.account import Account, Entry
 from fstream._seen.bottleneck import find
+from fstream._workers.cpu_time import counted
+from tests.faults.faulty import HAS_GIL
+from tests.gates import PATIENCE
 
 pytestmark = pytest.mark.slow
 
@@ -64,6 +69,18 @@ def flaky(item: int, attempt: int) -> int:
     if not attempt:
         raise ConnectionError
     return item
+
+
+class Heavy:
+    """What takes 5 ms to be pickled."""
+
+    def __reduce__(self) -> Any:
+        time.sleep(0.005)
+        return Heavy, ()
+
+
+def weigh(item: Heavy) -> int:
+    return 1
 
 
 def generate(count: int, seconds: float = 0.0) -> Iterator[int]:
@@ -130,6 +147,14 @@ PIPELINES: dict[str, tuple[str, Callable[[], Stream[Any]]]] = {
             | pmap(crunch, kind="process")
             | pmap(abs, kind="process")
         ),
+    ),
+    "items of a process stage that take long to be pickled": (
+        "weigh",
+        lambda: take([Heavy() for _ in range(100)] | pmap(weigh, kind="process")),
+    ),
+    "I/O before a process stage that has little to do": (
+        "wait",
+        lambda: take(generate(60) | pmap(wait, kind="thread", workers=1) | pmap(cheap, kind="process")),
     ),
     "threads that wait for the GIL": (
         "crunch",
@@ -210,7 +235,7 @@ PIPELINES: dict[str, tuple[str, Callable[[], Stream[Any]]]] = {
     ),
     "a rate in place": (
         "cheap",
-        lambda: take(generate(60, QUICK) | pmap(cheap, kind="sync", rate=100) | pmap(quick, kind="thread")),
+        lambda: take(generate(20, QUICK) | pmap(cheap, kind="sync", rate=20) | pmap(quick, kind="thread")),
     ),
     "a key that all items have": (
         "wait",
@@ -251,12 +276,79 @@ def bottleneck(name: str) -> str:
     return str(PIPELINES[name][1]().stats().bottleneck)
 
 
-@pytest.mark.skipif(not getattr(sys, "_is_gil_enabled", lambda: True)(), reason="there is no GIL")
+@pytest.mark.skipif(not HAS_GIL, reason="there is no GIL")
 def test_the_gil_is_named():
     for _ in range(5):  # a machine that is busy with other things gives this process less than one CPU
         if "the GIL" in (named := bottleneck("threads that wait for the GIL")):
             return
     raise AssertionError(named)
+
+
+@pytest.mark.skipif(not HAS_GIL, reason="there is no GIL")
+@pytest.mark.parametrize(
+    ("at_once", "expected"),
+    [(1.0, "it has the GIL for 90% of the time"), (1.6, "its threads wait for the GIL")],
+)
+def test_a_stage_that_has_the_gil_is_named_and_not_one_whose_threads_wait_for_it(
+    at_once: float, expected: str
+):
+    account = Account(
+        [
+            Stage(MAP, wait, "thread", workers=8, name="wait"),
+            Stage(MAP, crunch, "thread", workers=2, name="crunch"),
+        ]
+    )
+    account.began, account.ended = 0.0, 10.0
+    waiting, working = account.entries
+    for entry, at_work, cpu in (waiting, 7.6, 0.3), (working, at_once, 9.0):
+        entry.taken = 100
+        entry.busy, entry.whole, entry.cpu = 10 * at_work, 10.0 * entry.workers, cpu
+        entry.starved = entry.whole - entry.busy
+    found = find([account])
+    assert found is not None and found.name == "crunch" and expected in found.why and "'process'" in found.why
+    working.cpu = 3.0  # it leaves the GIL to others for most of the time: they do what they seem to do
+    found = find([account])
+    assert found is not None and found.name == "wait" and "more workers" in found.why
+
+
+def test_threads_count_their_cpu_time_while_they_work_and_when_they_have_ended():
+    tally, has_worked, ends = Tally(), threading.Event(), threading.Event()
+
+    def work() -> None:
+        with counted(tally, threading.Lock()):
+            crunch(0)
+            has_worked.set()
+            assert ends.wait(PATIENCE)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert has_worked.wait(PATIENCE)
+    if hasattr(time, "pthread_getcpuclockid"):
+        assert SLOW <= tally.cpu_seconds() < PATIENCE
+    ends.set()
+    thread.join(PATIENCE)
+    assert SLOW <= tally.cpu_seconds() < PATIENCE and not tally.clocks
+
+
+def test_a_stage_knows_the_cpu_time_of_its_threads(monkeypatch: pytest.MonkeyPatch):
+    made: list[Account] = []
+
+    class Kept(Account):
+        def begin(self, *args: Any) -> None:
+            made.append(self)
+            super().begin(*args)
+
+    monkeypatch.setattr("fstream.stream.Account", Kept)
+    take(range(20) | pmap(cheap, kind="thread") | pmap(crunch, kind="thread", workers=4))
+    (account,) = made
+    assert [20 * SLOW <= entry.cpu < PATIENCE for entry in account.entries] == [False, True]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="how it numbers the clocks of threads")
+def test_threads_that_are_not_of_this_process_count_nothing():
+    tally = Tally()
+    tally.clocks.add(~os.getppid() << 3 | 6)  # as in a fork
+    assert tally.cpu_seconds() == 0.0
 
 
 def test_threads_that_wait_for_something_else_do_not_wait_for_the_gil():
@@ -282,9 +374,29 @@ def test_what_holds_a_stage_up_is_named(name: str, expected: str):
     assert f"{expected} " in bottleneck(name)
 
 
+def test_what_is_slow_to_pickle_is_named():
+    take(generate(100) | pmap(quick, kind="process"))
+    assert "to pickle its items and outputs" in bottleneck(
+        "items of a process stage that take long to be pickled"
+    )
+
+
 def test_a_stage_whose_processes_start_is_named():
     with Processes(2) as new:
         stats = take(generate(20) | pmap(quick, kind="thread") | pmap(cheap, kind=new)).stats()
+    assert str(stats.bottleneck).startswith("cheap (process): it waits for worker processes")
+
+
+def slow_to_start(worker_info: Any) -> None:
+    if worker_info.index == 0:
+        time.sleep(2.0)  # far longer than all else takes, on a machine that is busy, too
+
+
+def test_a_stage_is_named_whose_first_process_begins_after_the_others():
+    with Processes(2) as both:
+        take(generate(20) | pmap(quick, kind=both))  # they have started
+        stage = pmap(cheap, kind=both, on_start=slow_to_start)
+        stats = take(generate(200) | stage).stats()
     assert str(stats.bottleneck).startswith("cheap (process): it waits for worker processes")
 
 
@@ -301,6 +413,25 @@ def test_time_that_nobody_saw_is_of_the_sort_that_was_seen():
     entry.divide(whole=1.0, busy=0.1, starved=0.2, blocked=0.1)
     assert entry.held_up == {Hold.WORKERS: pytest.approx(0.6)}
     assert entry.starved == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize(("at_once", "expected"), [(0.08, "wait"), (1.1, "quick")])
+def test_a_full_window_is_to_blame_only_while_an_item_is_at_work(at_once: float, expected: str):
+    stages = [
+        Stage(MAP, quick, "thread", workers=2, name="quick"),
+        Stage(MAP, wait, "thread", workers=4, name="wait"),
+    ]
+    account = Account(stages)
+    account.began, account.ended = 0.0, 10.0
+    first, second = account.entries
+    # The second stage waits for items, though the first has no room: for a slow item, or for a machine that is slow.
+    for entry, at_work in (first, at_once), (second, 0.8):
+        entry.taken = 100
+        entry.whole, entry.busy = 10.0 * entry.workers, 10 * at_work
+    first.blocked = first.whole - first.busy
+    second.starved = second.whole - second.busy
+    found = find([account])
+    assert found is not None and found.name == expected
 
 
 def test_an_order_that_has_to_wait_is_named():

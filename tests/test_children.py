@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import socket
 import threading
@@ -9,10 +10,10 @@ import weakref
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stdout
 from time import perf_counter
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -28,6 +29,7 @@ from fstream._workers.process.child import Child
 from fstream._workers.process.pool import Worker
 from fstream._workers.process.pump import Pump
 from fstream._workers.process.recovery import Recovery
+from fstream._workers.process.relay import OUT, SAID, Relayed
 from fstream._workers.process.surroundings import surroundings
 from fstream._workers.process.wire import Wire, dumps, loads
 from fstream._workers.process.workers import Workers
@@ -133,6 +135,19 @@ def test_what_is_asked_for_in_the_middle_of_a_span_goes_out_and_what_is_not_star
     check_together(later, 5, [3], [])
 
 
+def test_what_was_asked_for_in_a_span_that_was_stopped_is_not_sent_of_the_next_stage(parent: Parent):
+    def stopped(_: int) -> int:
+        parent.child.steal()  # as its reader thread does
+        raise child.Stopped
+
+    parent.give(stopped)
+    parent.work(0, [-1])
+    parent.child.close(1, True)
+    parent.give(abs)
+    parent.work(0, [-1, -2])
+    assert parent.heard() == [(child.SLOTS, 0, [1, 2], [], True)]
+
+
 def test_of_a_span_that_is_over_nothing_more_is_said(parent: Parent):
     parent.give(abs)
     parent.work(5, [-1, -2])
@@ -217,6 +232,25 @@ def test_a_stop_does_not_interrupt_on_start_and_no_item_is_begun_after_it(
     assert parent.heard() == [(child.FINISHED, None)]
 
 
+def test_what_was_sent_of_a_span_that_was_stopped_does_not_count_for_the_next(
+    parent: Parent, stop: Callable[[], None]
+):
+    def f(item: int) -> int:
+        if item == -3:
+            parent.child.steal()  # as its reader thread does
+            stop()
+        return -item
+
+    parent.give(f)
+    parent.work(0, [-1, -2, -3])
+    parent.child.close(0, True)
+    parent.give(abs)
+    parent.work(7, [-4])
+    ahead, *later = parent.heard()
+    assert ahead == (child.SLOTS, 0, [1, 2], [], False)
+    check_together(later, 7, [4], [])
+
+
 def test_late_answers_to_the_stage_before_are_no_answers_to_this_one():
     """A warm worker may have been asked to give something back, and then be given to another run."""
     run = open_run([range(3)], [Stage(MAP, abs, "process", 1, name="abs")])
@@ -232,6 +266,22 @@ def test_late_answers_to_the_stage_before_are_no_answers_to_this_one():
     assert worker.flight == []
     assert run.windows[0].available() == 1
     assert run.windows[0].draw(9)[0] == [0]
+    crew.selector.close()
+    crew.queue.close()
+
+
+def test_items_are_weighed_on_their_way_there_and_back(monkeypatch: pytest.MonkeyPatch):
+    items = [bytes(2000)]
+    run = open_run([items], [Stage(MAP, bytes, "process", 1, name="bytes")])
+    crew: Any = run.crews[0]
+    monkeypatch.setattr(crew, "flush", lambda worker: None)
+    worker: Any = Worker(crew, None)
+    worker.begun, worker.link = True, SimpleNamespace(wire=SimpleNamespace(push=lambda *_: None))
+    crew.send(worker, run.windows[0].take(0.0))
+    assert (crew.bytes["there"] > 1000, crew.bytes["back"]) == (True, 0)
+    crew.answers.answer(worker, (child.OPENED,), [])
+    crew.answers.answer(worker, (child.SLOTS, 0, 1, [], True, 0.0), dumps([bytes(4000)]))
+    assert crew.bytes["back"] > 2000
     crew.selector.close()
     crew.queue.close()
 
@@ -307,6 +357,24 @@ def test_what_waits_behind_a_slow_item_is_recalled_also_if_there_is_enough_to_do
 def test_nothing_is_sent_to_wait_behind_a_slow_item(silent: float, spans: int, expected: bool):
     worker = heard(silent, spans)
     assert (worker in Workers.ready_workers(pump_of(worker, []))) == expected
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        ((SAID, 0, OUT, b"still at it\n"), False),
+        ((child.STOLEN, 5, 2), False),  # what it has not begun
+        ((child.SLOTS, 5, 1, [], False, 0.1), True),
+    ],
+)
+def test_a_worker_that_says_something_is_slow_until_it_says_what_it_has_finished(
+    header: tuple[Any, ...], expected: bool
+):
+    link = SimpleNamespace(relayed=Relayed(), wire=SimpleNamespace(receive=lambda: [(header, [])]))
+    worker: Any = SimpleNamespace(heard=0.0, link=link)
+    with redirect_stdout(io.StringIO()):
+        Pump.hear(SimpleNamespace(answers=SimpleNamespace(answer=lambda *_: None)), worker)  # type: ignore[arg-type]
+    assert (worker.heard > 0) == expected
 
 
 @pytest.fixture
@@ -419,6 +487,19 @@ def test_a_death_at_what_others_have_by_now_is_blamed_on_nobody(doing: int):
     closed = in_hand(items=1)
     closed.closed = True
     assert Death(closed, in_hand(0, 1), doing=doing).became == [("handed on", 3)]
+
+
+def test_what_a_dead_worker_has_not_begun_is_run_again():
+    run = open_run([range(9)], [Stage(MAP, abs, "process", 1, name="abs")])
+    window, crew = run.windows[0], cast(Pump, run.crews[0])
+    first, second = window.take(0.0), window.take(0.0)
+    assert first is not None and second is not None
+    crew.recovery.requeue_unfinished(second)
+    again = window.take(0.0)
+    assert again is not None
+    assert (again.start, list(again.items)) == (second.start, [1])
+    crew.selector.close()
+    crew.queue.close()
 
 
 def test_answers_are_about_the_span_that_the_worker_got_first():

@@ -13,10 +13,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -36,7 +37,8 @@ from fstream import (
 from fstream._flow.span import Span
 from fstream._plan.kernels import MAP
 from fstream._plan.stages import Stage
-from fstream._workers.dask import Answered, answered
+from fstream._workers import dask
+from fstream._workers.dask import Answered, Workers, answered
 from fstream._workers.parcels import Parcels
 from fstream._workers.process.wire import loads
 from tests.faults.faulty import eventually
@@ -47,8 +49,6 @@ from tests.sources import Source
 from tests.test_glossary import absolute, called, steps
 from tests.test_observer import recorded
 
-if not getattr(sys, "_is_gil_enabled", lambda: True)():
-    pytest.skip("what dask is built on would enable the GIL for all tests", allow_module_level=True)
 distributed = pytest.importorskip("distributed")
 
 pytestmark = [pytest.mark.drawn, pytest.mark.slow, pytest.mark.timeout(180)]
@@ -62,7 +62,11 @@ def local_cluster(**options: Any) -> Iterator[Any]:
         "dashboard_address": ":0",
         "silence_logs": 50,
     } | options
-    with distributed.LocalCluster(**options) as cluster:
+    import dask
+
+    # Else the cluster does without a worker that takes 15 s to start again, as on a machine that is busy.
+    patient = {"distributed.deploy.lost-worker-timeout": "120s"}
+    with dask.config.set(patient), distributed.LocalCluster(**options) as cluster:
         yield cluster
 
 
@@ -767,6 +771,71 @@ def test_a_scheduler_that_is_gone_is_an_error_within_seconds(scheduler: tuple[An
     process.kill()
 
 
+class Looked:
+    """Workers that look after their cluster of one thread, which answers so; an answer of None is an error."""
+
+    def __init__(self, *answers: dict[str, int] | None) -> None:
+        self.answers = list(answers)
+        self.flights = {"flight"}
+        self.down: list[str] = []
+        self.sizes: list[int] = []
+        self.resize = self.sizes.append
+        client = SimpleNamespace(scheduler=self)
+        self.cluster = SimpleNamespace(client=client, threads=1, is_there=lambda: True, gone=lambda why: why)
+        with suppress(asyncio.CancelledError):
+            asyncio.run(Workers.look_after(self))  # type: ignore[arg-type]
+
+    async def ncores(self) -> dict[str, int]:
+        if self.down or not self.answers:
+            raise asyncio.CancelledError
+        if (threads := self.answers.pop(0)) is None:
+            raise OSError
+        return threads
+
+    def put_down(self, flight: str, _: Any) -> None:
+        self.down.append(flight)
+
+
+def test_a_scheduler_that_is_silent_twice_in_a_row_is_gone(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(dask, "PULSE", 0.0)
+    answers = None, {"tcp://a:1": 1}, None
+    assert not Looked(*answers).down
+    assert Looked(*answers, None).down == ["flight"]
+
+
+def test_a_stage_has_as_many_workers_as_its_cluster_has_threads_now(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(dask, "PULSE", 0.0)
+    assert Looked({"tcp://a:1": 1}, {"tcp://a:1": 1, "tcp://b:1": 2}, None).sizes == [3]
+
+
+@pytest.mark.parametrize("turns", range(4))
+def test_the_end_is_heard_in_the_turn_in_which_the_scheduler_answers(
+    monkeypatch: pytest.MonkeyPatch, turns: int
+):
+    monkeypatch.setattr(dask, "PULSE", 0.0)
+
+    async def is_over() -> bool:
+        asked, answer = asyncio.Event(), asyncio.get_running_loop().create_future()
+
+        async def ncores() -> dict[str, int]:
+            asked.set()
+            return await answer  # type: ignore[no-any-return]
+
+        client = SimpleNamespace(scheduler=SimpleNamespace(ncores=ncores))
+        cluster = SimpleNamespace(client=client, threads=1, is_there=lambda: True)
+        workers = SimpleNamespace(flights={"flight"}, cluster=cluster)
+        looking = asyncio.create_task(Workers.look_after(workers))  # type: ignore[arg-type]
+        await asked.wait()
+        answer.set_result({"tcp://a:1": 1})
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        looking.cancel()
+        await asyncio.wait({looking}, timeout=PATIENCE)
+        return looking.cancelled()
+
+    assert asyncio.run(is_over())
+
+
 def test_a_scheduler_that_went_while_nothing_was_in_flight(scheduler: tuple[Any, Any]):
     process, client = scheduler
 
@@ -784,7 +853,7 @@ def test_a_scheduler_that_went_while_nothing_was_in_flight(scheduler: tuple[Any,
 def test_a_stream_that_is_dropped_leaves_nothing(client: Any, cluster: Any):
     stream = endless(client)
     assert next(stream) == 0
-    assert cluster.scheduler.tasks
+    assert eventually(lambda: cluster.scheduler.tasks)  # between two spans there may be none
     del stream
     assert eventually(partial(nothing_is_left, cluster, client))
 
@@ -792,10 +861,26 @@ def test_a_stream_that_is_dropped_leaves_nothing(client: Any, cluster: Any):
 def test_a_stream_that_is_closed_leaves_nothing(client: Any, cluster: Any):
     stream = endless(client)
     assert next(stream) == 0
-    assert cluster.scheduler.tasks
+    assert eventually(lambda: cluster.scheduler.tasks)  # between two spans there may be none
     stream.close()
     assert eventually(partial(nothing_is_left, cluster, client))
     assert list(stream) == []
+
+
+def test_the_tasks_of_a_stage_that_is_over_are_cancelled():
+    cancelled: list[Any] = []
+
+    async def cancel(tasks: list[Any], *, asynchronous: bool) -> None:
+        cancelled.extend(tasks)
+
+    crew: Any = SimpleNamespace(
+        cluster=SimpleNamespace(client=SimpleNamespace(cancel=cancel)),
+        parcels=SimpleNamespace(key="stage"),
+        stage=SimpleNamespace(on_done=None),
+        pulse=None,
+    )
+    assert asyncio.run(Workers.leave(crew, ["one", "two"])) == []
+    assert cancelled == ["one", "two"]
 
 
 def test_ctrl_c_leaves_nothing(script: Script):

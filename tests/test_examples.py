@@ -28,7 +28,6 @@ def test_stdlib_names_counts_the_same_as_map():
     assert output.endswith("both counts are equal\n")
 
 
-@pytest.mark.skipif(not getattr(sys, "_is_gil_enabled", lambda: True)(), reason="dask would enable the GIL")
 def test_stdlib_names_counts_the_same_on_a_cluster():
     pytest.importorskip("distributed")
     output = run("stdlib_names.py", "--limit", "60", "--cluster", shows=True)

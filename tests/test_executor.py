@@ -58,12 +58,15 @@ if find_spec("loky") is not None:
 
     MAKERS["loky"] = reusable
 FORKS = MAKERS["fork"]
-PROCESSES = [FORKS, MAKERS["forkserver"]]
+EACH = {
+    name: pytest.param(make, id=name, marks=[pytest.mark.forks] if make is FORKS else [])
+    for name, make in MAKERS.items()
+}
 
 
-@pytest.fixture(params=MAKERS)
+@pytest.fixture(params=EACH.values())
 def pool(request: pytest.FixtureRequest) -> Iterator[Executor]:
-    with MAKERS[request.param]() as executor:
+    with request.param() as executor:
         executor.submit(
             square, 1
         ).result()  # its processes are forked before there is a gate: they would keep it shut
@@ -131,7 +134,7 @@ def is_shut(executor: Executor) -> bool:
     return False
 
 
-@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+@pytest.mark.parametrize("make", EACH.values())
 def test_a_factory_is_called_at_the_first_output_and_its_executor_closed_at_the_end(
     make: Callable[[], Executor],
 ):
@@ -349,7 +352,7 @@ def _refuse() -> None:
     raise ValueError("not here")
 
 
-@pytest.mark.parametrize("make", PROCESSES, ids=["fork", "forkserver"])
+@pytest.mark.parametrize("make", [EACH["fork"], EACH["forkserver"]])
 class TestPickling:
     def test_a_function(self, make: Callable[[], Executor]):
         lock = threading.Lock()
@@ -402,12 +405,14 @@ def die_at_first(folder: Path, deadly: set[int], number: int) -> int:
     return number
 
 
+@pytest.mark.forks
 def test_the_callers_executor_that_breaks_is_an_error(forks: Executor):
     with pytest.raises(WorkerDied, match=r"\(executor\).*executor broke") as caught:
         list(pmap(partial(die_at, 5), range(10), kind=forks, retries=3, backoff=0, on_error="skip"))
     assert isinstance(caught.value.__cause__, BrokenExecutor)
 
 
+@pytest.mark.forks
 def test_a_factory_has_the_item_named_that_the_executor_breaks_with():
     outputs: list[int] = []
     with pytest.raises(WorkerDied, match="item 5: 5: its executor broke") as caught:
@@ -416,11 +421,13 @@ def test_a_factory_has_the_item_named_that_the_executor_breaks_with():
     assert caught.value.item == 5
 
 
+@pytest.mark.forks
 def test_with_a_factory_only_the_item_is_lost_that_the_executor_breaks_with():
     f = partial(die_at, 50)
     assert list(pmap(f, range(100), kind=FORKS, on_error="skip")) == [n for n in range(100) if n != 50]
 
 
+@pytest.mark.forks
 def test_with_a_factory_retries_overcome_what_breaks_executors(tmp_path: Path, is_ordered: bool):
     f = partial(die_at_first, tmp_path, {3, 4, 40})
     outputs = list(pmap(f, range(60), kind=FORKS, retries=1, backoff=0, ordered=is_ordered))
@@ -429,6 +436,7 @@ def test_with_a_factory_retries_overcome_what_breaks_executors(tmp_path: Path, i
         assert outputs == sorted(outputs)
 
 
+@pytest.mark.forks
 def test_an_executor_that_cannot_be_made_again(tmp_path: Path):
     made: list[Executor] = []
 
@@ -453,7 +461,7 @@ def test_an_executor_whose_workers_cannot_start():
 # Beside other stages
 
 
-@pytest.mark.parametrize("make", [MAKERS["threads"], FORKS], ids=["threads", "fork"])
+@pytest.mark.parametrize("make", [EACH["threads"], EACH["fork"]])
 def test_a_row_with_other_kinds(make: Callable[[], Executor]):
     row = pmap(square, kind="thread") | pmap(square, kind=make) | pmap(suited(square, "task"), kind="task")
     for transformer in (row, row | pmap(square, kind="sync") | pmap(identity, kind=make)):
@@ -499,6 +507,7 @@ def nested_in_a_fork(number: int) -> list[int]:
     return list(pmap(square, [number], kind=INHERITED[0]))
 
 
+@pytest.mark.forks
 def test_a_stream_inside_f_on_an_inherited_executor_is_an_error(forks: Executor):
     INHERITED[:] = [forks]
     with pytest.raises(RuntimeError, match="stream inside f on the executor that runs f"):
@@ -619,6 +628,7 @@ def test_an_observer_is_told_of_an_item_that_is_over_its_time(threads: Executor,
     assert record.items() == 10
 
 
+@pytest.mark.forks
 def test_an_observer_is_told_of_an_item_that_breaks_executors():
     with recorded() as record:
         outputs = list(pmap(partial(die_at, 5), range(10), kind=FORKS, on_error="skip"))

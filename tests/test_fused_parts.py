@@ -18,6 +18,7 @@ from fstream._plan.fusion import fuse
 from fstream._workers import opening
 from fstream._workers.kinds import can_fuse
 from tests.faults.faulty import Boom, Tally
+from tests.test_fusion import outputs_and_error
 
 #: The items for which the part of that number fails, in the comparisons.
 BAD = {0: 3, 1: 7, 2: 11}
@@ -176,6 +177,8 @@ LOST += [
 ]
 
 
+@pytest.mark.slow
+@pytest.mark.drawn
 @pytest.mark.parametrize(("how", "number", "policy"), LOST)
 def test_a_lost_worker_is_charged_to_the_part_that_it_was_at(
     number: int, policy: str, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -184,14 +187,6 @@ def test_a_lost_worker_is_charged_to_the_part_that_it_was_at(
     row = row_with(number, policy, how=how, **more)
     # What the worker had done is lost with it, so the parts before run again.
     assert_same(row, range(20), tmp_path, monkeypatch, "f0", "f1", "f2", "error")
-
-
-def outputs_and_error(stream: Any) -> tuple[list[Any], BaseException]:
-    outputs = []
-    with pytest.raises(BaseException) as raised:
-        for output in stream:
-            outputs.append(output)
-    return outputs, raised.value
 
 
 def test_a_lost_worker_names_the_part_and_the_item_that_its_item_was_made_of():

@@ -16,9 +16,10 @@ import pytest
 
 from fstream import Stream, pmap
 from fstream._engine.interrupts import Uninterrupted
+from tests.gates import PATIENCE
 from tests.leaks import Running, check_no_leaks
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("waits_in_vain_show")]
 
 
 @pytest.fixture(autouse=True)
@@ -141,7 +142,7 @@ def interrupt_everywhere(
             pass
         finally:
             sys.setprofile(None)
-        assert time.monotonic() - began < 4.9
+        assert time.monotonic() - began < PATIENCE
         del stream
         check_no_leaks(before)
         if interrupting.left > 0:

@@ -204,6 +204,16 @@ def test_other_values_by_functions_of_ones_own(kind: str, path: Path):
     assert len(path.read_text().splitlines()) == 3
 
 
+def test_a_value_that_loads_does_not_find_its_way_in_is_an_error_and_not_made_again(kind: str, path: Path):
+    fill(path, {2: '{"old": 4}'})
+    with Journal(path, dumps=json.dumps, loads=lambda text: json.loads(text)["new"]) as journal:
+        with pytest.raises(KeyError, match="new") as caught:
+            list(pmap(suited(square, kind), [2], kind=kind, name="square", memo=journal))
+        assert journal.get(3) is None
+        assert journal.get(3, 9) == 9
+    assert caught.value.__notes__ == [f"in memo of stage 'square' ({kind}), item 0: 2"]
+
+
 def test_outputs_of_flat_map(path: Path):
     for _ in range(2):
         with Journal(path) as journal:
@@ -255,6 +265,18 @@ def test_it_serves_one_stream_at_a_time(path: Path):
         assert list(pmap(square, [4], kind="sync", memo=journal)) == [16]
 
 
+@pytest.mark.parametrize("names", [("first", "second"), ("same", "same")])
+def test_two_stages_of_one_stream_are_told_to_have_a_journal_each(
+    kind: str, names: tuple[str, str], path: Path
+):
+    with Journal(path) as journal:
+        first, second = (pmap(suited(square, kind), kind=kind, name=name, memo=journal) for name in names)
+        with pytest.raises(RuntimeError, match="give each a journal of its own, by memo=Journal") as caught:
+            list((first | second)([1]))
+        assert all(repr(name) in str(caught.value) for name in names)
+    assert path.read_text().count("\n") <= 1  # neither has kept anything
+
+
 def test_two_at_once_on_one_file_are_refused(path: Path):
     with Journal(path):
         with pytest.raises(BlockingIOError, match="the journal is in use"):
@@ -267,6 +289,7 @@ def test_two_at_once_on_one_file_are_refused(path: Path):
     Journal(path).close()
 
 
+@pytest.mark.forks
 def test_a_fork_does_not_hold_the_lock(path: Path):
     with Journal(path):
         reading, writing = os.pipe()
@@ -295,6 +318,7 @@ class Held(dict[Any, Any]):
         super().__setitem__(key, value)
 
 
+@pytest.mark.forks
 def test_a_fork_closes_it_while_a_thread_writes(path: Path, gate: Gate):
     with Journal(path) as journal:
         held = journal._texts = Held(gate)

@@ -236,10 +236,44 @@ def test_a_task_that_has_swallowed_a_cancellation_is_cancelled_when_its_time_is_
     assert time.monotonic() - began < 3
 
 
+@pytest.mark.parametrize("take", ["for", "await"])
+def test_nobody_waits_for_a_task_that_swallows_the_cancellation_when_its_time_is_over(take: str):
+    released = threading.Event()
+    ends: list[bool] = []
+
+    async def deaf(x: int) -> int:
+        while x < 2 and not released.is_set():
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.01)
+        return x
+
+    async def end(_: Any) -> None:
+        await asyncio.sleep(0.05)
+        ends.append(released.is_set())
+
+    async def main(stream: Any) -> list[int]:
+        outputs: list[int] = await stream
+        released.set()  # else `asyncio.run` waits for it
+        return outputs
+
+    releasing = threading.Timer(PATIENCE, released.set)
+    releasing.start()
+    began = time.monotonic()
+    try:
+        stream = pmap(deaf, range(3), workers=1, timeout=0.1, on_error="skip", on_done=end)
+        assert (list(stream) if take == "for" else asyncio.run(main(stream))) == [2]
+        assert time.monotonic() - began < 3
+        assert ends[0] is False  # that of the one who could be waited for
+    finally:
+        released.set()
+        releasing.cancel()
+
+
 def test_what_is_cleaned_up_after_a_cancellation_is_not_cut_short():
-    cleaned = []
+    begun, cleaned = [], []
 
     async def f(x: int) -> int:
+        begun.append(x)
         try:
             await asyncio.Event().wait()
         finally:
@@ -250,7 +284,8 @@ def test_what_is_cleaned_up_after_a_cancellation_is_not_cut_short():
     async def main() -> None:
         stream = pmap(f, range(3), workers=3, timeout=60)
         taking = asyncio.create_task(stream._list())
-        await asyncio.sleep(0.05)
+        while len(begun) < 3:
+            await asyncio.sleep(0)
         for task in asyncio.all_tasks() - {asyncio.current_task(), taking}:
             task.cancel()  # by others first
         await asyncio.sleep(0)
@@ -335,10 +370,11 @@ def test_a_task_that_has_swallowed_a_cancellation_before_is_cancelled_without_de
 
 
 def test_a_scope_that_cancels_again_and_again_waits_for_on_done():
-    done = []
+    begun, done = [], []
 
     async def connect() -> str:
-        return "connection"
+        begun.append("connection")
+        return begun[-1]
 
     async def query(x: int, _: str) -> int:
         await asyncio.sleep(0.001)
@@ -356,4 +392,4 @@ def test_a_scope_that_cancels_again_and_again_waits_for_on_done():
                     pass
         return len(done)
 
-    assert asyncio.run(main()) == 3
+    assert asyncio.run(main()) == len(begun) > 0

@@ -7,6 +7,7 @@ import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -319,6 +320,7 @@ def test_a_key_that_cannot_be_hashed_is_an_error_that_names_the_item(kind: str, 
     with pytest.raises(TypeError, match="unhashable type: 'list'") as caught:
         next(stream)
     assert "item 1: [2, 3]" in "\n".join(caught.value.__notes__)
+    assert "write memo_key=f" in "\n".join(caught.value.__notes__)
 
 
 def test_an_error_of_memo_key_names_the_item(kind: str):
@@ -407,6 +409,8 @@ def test_a_key_that_cannot_be_hashed_any_more_in_place(fails: bool):
         ({"memo": 3}, TypeError, "memo must be a mutable mapping or None, got 3"),
         ({"memo": dict}, TypeError, "memo must be a mutable mapping or None, got <class 'dict'>"),
         ({"memo": ()}, TypeError, "memo must be a mutable mapping"),
+        ({"memo": "a.jsonl"}, TypeError, r"write memo=Journal\('a.jsonl'\) for a file"),
+        ({"memo": Path("a.jsonl")}, TypeError, r"write memo=Journal\('a.jsonl'\) for a file"),
         ({"memo_key": str}, ValueError, "memo_key is for memo"),
         ({"memo": {}, "memo_key": 3}, TypeError, "memo_key must be a function or None, got 3"),
     ],

@@ -15,16 +15,7 @@ from fstream._flow.sources import Slices
 from fstream._flow.span import Failure, Span
 from fstream._flow.window import Window
 from fstream._plan.kernels import MAP
-
-
-class Clock:
-    """The time, in seconds, as the test says."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.gates import Clock
 
 
 class Paced:
@@ -41,13 +32,17 @@ class Paced:
         remote: bool = False,
         cost: float = 1.0,
     ) -> None:
-        self.clock = Clock()
+        self.clock = Clock(100.0)
         self.limit = None if n is None else Limit(n, 1.0)
         keys = None if per_key is None else Keys(per_key)
         ticketed = per_key is not None or cost != 1.0
+
+        def ticket(item: Any) -> Any:
+            return item if isinstance(item, Known) else Ticket(item, item if per_key else None, cost)
+
         pacing = Pacing(self.clock, self.limit, keys, ticketed=ticketed)
         self.window = Window(
-            Slices([Ticket(item, item if per_key else None, cost) for item in items] if ticketed else items),
+            Slices([ticket(item) for item in items] if ticketed else items),
             Room(0, 2),
             workers=len(items),
             ordered=True,
@@ -151,6 +146,16 @@ def test_where_some_need_no_worker_the_starts_of_the_others_stay_counted():
     paced.finish(second)
     assert paced.window.available() == 4
     assert paced.window.draw(9)[0] == ["a", "B", "C", "d"]
+
+
+def test_what_needs_no_worker_and_comes_among_tickets_is_given_out_as_it_is():
+    paced = Paced(["a", Known("b", "B"), "c"], per_key=1, may_come=racing([False, True]))
+    first = paced.taken()
+    paced.finish(first)
+    paced.finish(paced.taken())
+    assert first.items == ["a"]
+    assert paced.window.available() == 3
+    assert paced.window.draw(9)[0] == ["a", "B", "c"]
 
 
 def test_no_more_is_taken_than_may_start():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from typing import Any
 
@@ -13,6 +14,7 @@ from fstream._plan.stages import Stage
 from fstream._workers import parcels
 from fstream._workers.parcels import Parcels, serve
 from tests.faults.faulty import eventually
+from tests.gates import PATIENCE, Gate, holding
 
 
 class Late:
@@ -39,3 +41,18 @@ def test_a_span_that_comes_as_its_stage_ends_leaves_nothing(options: dict[str, A
     assert eventually(
         lambda: not [place for place in [*parcels._CALLS, *parcels._ASIDE] if place[0] == made.key]
     )
+
+
+def test_an_item_that_is_over_its_time_ends_its_span_where_it_is_at_work(gate: Gate):
+    made = Parcels(Stage(MAP, holding("dask", {2: gate}), "dask", timeout=0.2), copy_context())
+    made.open()
+    span = Span(7, [1, 2, 3])
+    with ThreadPoolExecutor(1) as threads:
+        answered = threads.submit(serve, *made.pack(span, 1.0, frozenset()))
+        try:
+            slot, late = made.slots_of(answered.result(PATIENCE), span)
+        finally:
+            gate.open()
+    made.close()
+    assert slot == 1
+    assert (type(late.error), late.index, late.item) == (TimeoutError, 8, 2)

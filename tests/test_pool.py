@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import decimal
 import gc
+import math
 import multiprocessing
 import os
 import pickle
@@ -240,6 +241,29 @@ def test_one_worker_is_recalled_for_each_who_waits():
     assert sum(worker.recalled for worker in workers) == 1
 
 
+def test_each_who_waits_has_another_worker_recalled():
+    pool = Pool(2)
+    a, b, c = entered(pool, 3)
+    workers = leased(pool, a), leased(pool, a)
+    pool.hire(b)
+    pool.hire(c)
+    assert all(worker.recalled for worker in workers)
+
+
+def test_of_a_hundred_who_wait_only_the_first_are_asked_what_they_can_use():
+    pool = Pool(2)
+    first, second, *others = entered(pool, 102)
+    worker = leased(pool, first)
+    leased(pool, second)
+    for tenant in others:
+        pool.hire(tenant)
+    asked: list[Tenant] = []
+    for tenant in others:
+        tenant.takes = lambda _, tenant=tenant: asked.append(tenant) or True  # type: ignore[method-assign,misc]
+    pool.release(worker)
+    assert others[0].granted and len(set(map(id, asked))) < 5
+
+
 def test_who_can_use_certain_workers_alone_is_given_those():
     pool = Pool(2)
     a, b = entered(pool, 2)
@@ -423,6 +447,29 @@ def test_a_stream_gets_its_turn_beside_one_that_always_has_more_to_do(one: Proce
         assert list(pmap(square, range(100), kind=one)) == [n * n for n in range(100)]
 
 
+def test_a_stream_that_asks_while_the_only_worker_is_starting_gets_its_turn(
+    one: Processes, monkeypatch: pytest.MonkeyPatch
+):
+    def slow(item: int) -> int:
+        time.sleep(0.001)
+        return item
+
+    def start_when_another_one_waits() -> Any:
+        assert eventually(lambda: one.pool().waiting)
+        return Pool.start(one.pool())
+
+    monkeypatch.setattr(one.pool(), "start", start_when_another_one_waits)
+    with (
+        ThreadPoolExecutor() as threads,
+        pmap(slow, range(10**9), kind=one, maxsize=0) as endless,
+        pmap(square, range(100), kind=one) as other,
+    ):
+        first = threads.submit(next, endless)
+        assert eventually(lambda: one.pool().leases)
+        assert threads.submit(list, other).result(PATIENCE) == [n * n for n in range(100)]
+        assert first.result(PATIENCE) == 0
+
+
 def test_a_stage_whose_room_is_full_has_no_worker(one: Processes):
     with pmap(square, count(), kind=one, maxsize=3) as full:
         assert next(full) == 0
@@ -470,6 +517,13 @@ def test_workers_that_nobody_needs_end_after_their_time():
         pids = set(pmap(pid_of, range(100), kind=processes))
         assert eventually(lambda: not pids & {each.pid for each in multiprocessing.active_children()})
         assert set(pmap(pid_of, range(100), kind=processes)).isdisjoint(pids)
+
+
+@pytest.mark.parametrize("idle", [math.inf, 1e10, 10**400], ids=["inf", "1e10", "googols"])
+def test_workers_may_wait_for_as_long_as_one_likes(idle: float):
+    with Processes(1, idle=idle) as processes:
+        [pid] = pmap(pid_of, [1], kind=processes)
+        assert list(pmap(pid_of, [1], kind=processes)) == [pid]
 
 
 # Stages in one worker
@@ -562,10 +616,12 @@ def test_a_stage_sees_nothing_of_what_another_sets_for_itself(one: Processes, tm
         def f(_: int) -> tuple[str, str, str]:
             return str(1 / decimal.Decimal(3)), os.path.basename(os.getcwd()), os.environ["DIGITS"]
 
-        return lambda: set(pmap(f, iter(range(300)), kind=one, on_start=on_start))
+        return pmap(f, count(), kind=one, maxsize=1, on_start=on_start)
 
-    found = at_once(stage(3), stage(5), stage(7))
-    assert found == [{("0." + "3" * digits, str(digits), str(digits))} for digits in (3, 5, 7)]
+    with stage(3) as first, stage(5) as second, stage(7) as third:
+        for _ in range(3):  # they take turns
+            for stream, digits in (first, 3), (second, 5), (third, 7):
+                assert next(stream) == ("0." + "3" * digits, str(digits), str(digits))
 
 
 def test_on_done_runs_in_a_worker_that_another_stage_has(one: Processes, gate: Gate, log: Log):

@@ -554,8 +554,8 @@ def test_no_semaphore_and_no_shared_memory(script: Script, tmp_path: Path):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/dev/shm is of Linux")
 def test_nothing_is_put_into_dev_shm():
     def listed() -> set[str]:
-        # loky puts its semaphores there, where its tests run beside this one.
-        return {name for name in os.listdir("/dev/shm") if not name.startswith("sem.loky-")}
+        # loky and multiprocessing put their semaphores there, where tests of them run beside this one.
+        return {name for name in os.listdir("/dev/shm") if not name.startswith(("sem.loky-", "sem.mp-"))}
 
     before = listed()
     during = list(pmap(lambda _: listed(), range(50), kind="process", workers=2))

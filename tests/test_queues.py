@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from time import monotonic
 from typing import Any, cast
 
 import pytest
@@ -16,6 +17,8 @@ from tests.gates import PATIENCE
 
 class Box:
     """A buffer of what the test puts into it, and the run's part: to wake a taker if there is something."""
+
+    clock = staticmethod(monotonic)
 
     def __init__(self) -> None:
         self.things: list[Any] = []

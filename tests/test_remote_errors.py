@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import pickle
 import traceback
 from collections.abc import Callable
@@ -202,6 +203,28 @@ def test_an_endless_chain_does_no_harm():
     finally:  # freed one by one: C would free them one inside the other
         while error.__cause__ is not None:
             error.__cause__, error = None, error.__cause__
+
+
+def test_a_reducer_that_sends_causes_sends_none_as_they_travel_by_themselves(monkeypatch: pytest.MonkeyPatch):
+    reduced = []
+
+    class Chained(RuntimeError):
+        pass
+
+    def reduce(error: Chained) -> Any:
+        reduced.append((error.__cause__, error.__context__, error.__traceback__))
+        return Chained, error.args
+
+    monkeypatch.setitem(copyreg.dispatch_table, Chained, reduce)  # as tblib does, which dask installs
+    cause = Chained("cause")
+    try:
+        raise Chained("error") from cause
+    except Chained as raised:
+        error, shown = raised, raised.__traceback__
+    encode_error(error)
+    assert reduced
+    assert set(reduced) == {(None, None, None)}
+    assert (error.__cause__, error.__suppress_context__, error.__traceback__) == (cause, True, shown)
 
 
 def test_causes_and_contexts_of_many_exceptions_are_sent_once_each():

@@ -9,11 +9,13 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from fstream import StageStatus, WorkerInfo, peach, pfilter, pflat_map, pmap
+from fstream._workers.process.leaving import Leaving
 from tests.functions import suited
 from tests.gates import Gate, Log, holding, opened_when
 
@@ -282,6 +284,21 @@ def test_exactly_one_worker_is_the_last(kind: str, length: int, log: Log):
     entries = log.wait_until(all_are_done, "on_done in every worker")
     assert entries.count(("done", True)) == 1
     assert entries[-1] == ("done", True)
+
+
+def test_a_worker_that_may_have_begun_nothing_is_not_the_last():
+    def worker(name: str, flight: list[Any], answered: bool) -> Any:
+        return SimpleNamespace(name=name, flight=flight, answered=answered, active=True, finishing=False)
+
+    asked: list[str] = []
+    workers = [worker("one", [], True), worker("busy", [1], False), worker("idle", [], False)]
+    crew: Any = SimpleNamespace(
+        workers=workers,
+        stage=SimpleNamespace(on_done=abs),
+        ask_to_finish=lambda worker, what: asked.append(worker.name),
+    )
+    Leaving(crew, lambda timeout: None, lambda: None).dismiss(stopped=False)
+    assert asked == ["idle", "one", "busy"]
 
 
 # worker_info and element_index

@@ -87,7 +87,7 @@ def test_waits_double_up_to_a_minute_and_are_drawn_evenly():
     assert decided(backoff=0, tries=9) == Again(0.0)
 
 
-@pytest.mark.parametrize("backoff", [1e-300, 0.1, 7, 1e300, math.inf])
+@pytest.mark.parametrize("backoff", [1e-300, 0.1, 7, 1e300, math.inf, pytest.param(10**400, id="no float")])
 @pytest.mark.parametrize("tries", [1, 2_000, 10**9])
 def test_no_number_of_tries_is_too_large(backoff: float, tries: int):
     assert 0 <= decided(backoff=backoff, tries=tries).after <= LONGEST_BACKOFF

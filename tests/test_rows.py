@@ -12,7 +12,7 @@ from fstream._engine.run import FULL_LOOK_SECONDS, SHORT_ROW, Run
 from fstream._flow.room import Room
 from fstream._flow.sizing import Numbers, Sizing
 from fstream._flow.sources import Feed
-from fstream._flow.span import CLOSED
+from fstream._flow.span import CLOSED, Span
 from fstream._flow.window import Window
 from fstream._plan.kernels import MAP
 from fstream._workers.opening import open_run
@@ -72,6 +72,18 @@ def test_in_a_long_row_all_are_looked_at_now_and_then():
     assert woken_by_a_change_at(5) == [4, 5, 6]
     now += FULL_LOOK_SECONDS * len(queues)
     assert woken_by_a_change_at(5) == everybody
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_worker_that_hands_in_a_span_wakes_who_waits_for_its_outputs(wanted: bool):
+    run = open_run([range(9)], [pmap(abs, kind="thread", workers=1).steps[0].stage])
+    [crew], [window] = run.crews, run.windows
+    span = window.take(0.0)
+    assert isinstance(span, Span)
+    run.queues[0] = consumer = Waiting()  # type: ignore[call-overload]
+    span.slots.extend(span.items)
+    crew.next_for(span, 0.0, wanted)  # type: ignore[attr-defined]
+    assert consumer.signalled
 
 
 def test_a_stage_has_not_ended_before_its_source_has_however_often_it_is_asked():

@@ -12,6 +12,8 @@ import pytest
 from benchmarks.scale import Answered, Cluster, Task, simulate
 from fstream import WorkerDied
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(("workers", "cost"), [(2, 1e-5), (10, 1e-3), (100, 1e-2), (300, 0.5)])
 @pytest.mark.parametrize("maxsize", [None, 7, 1000])

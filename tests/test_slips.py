@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bdb
 import operator
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -43,14 +44,21 @@ def test_a_list_of_streams_in_place_of_streams(verb: Callable[..., Any], make: C
     verb(*streams())
 
 
-def test_a_list_of_generators_in_place_of_generators():
+def test_a_list_of_iterators_in_place_of_iterators():
     def numbers():
         yield 1
 
     async def later():
         yield 1
 
-    for source in ([numbers()], [later()]):
+    class Later:
+        def __aiter__(self) -> Any:
+            return self
+
+        async def __anext__(self) -> int:
+            return 1
+
+    for source in ([numbers()], [later()], [iter([1]), iter([2])], (map(abs, [1]),), [Later()]):
         with pytest.raises(TypeError, match=r"write merge\(\*sources\)"):
             merge(source)
 
@@ -151,7 +159,10 @@ def test_it_is_noted_once_on_an_error_that_many_items_share(shared_memory_kind: 
 
 def test_f_that_cannot_be_called_as_it_is(kind: str):
     f = suited(lambda one, other: one, kind)
-    assert "f was called as f(item), which does not fit" in notes_of(pmap(f, [1], kind=kind))
+    notes = notes_of(pmap(f, [1], kind=kind))
+    assert (
+        "f was called as f(item), which does not fit its parameters: further ones are what on_start=" in notes
+    )
     stream = pmap(suited(lambda one: one, kind), [1], kind=kind, on_start=lambda: "text")
     assert "f was called as f(item, <str>), which does not fit" in notes_of(stream)
 
@@ -186,3 +197,27 @@ def test_skip_as_an_item(kind: str):
     assert "SKIP is for on_error handlers to return" in notes
     notes = notes_of(pmap(suited(lambda x: x.strip(), kind), [SKIP], kind=kind), AttributeError)
     assert "SKIP is for on_error handlers to return" in notes
+
+
+# A debugger
+
+
+def stop(item: int) -> int:
+    breakpoint()
+    return item
+
+
+def ask(item: int) -> str:
+    return input()
+
+
+@pytest.mark.parametrize(("f", "error"), [(stop, bdb.BdbQuit), (ask, EOFError)])
+def test_a_worker_process_has_no_terminal(f: Any, error: type[Exception]):
+    assert "with fstream.inline()" in notes_of(pmap(f, [1], kind="process"), error)
+
+
+def test_the_end_of_a_file_is_none_of_a_terminal():
+    def read(item: int) -> int:
+        raise EOFError("the file is cut off")
+
+    assert "inline" not in notes_of(pmap(read, [1], kind="process"), EOFError)

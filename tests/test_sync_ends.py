@@ -14,16 +14,24 @@ import pytest
 from fstream import Stream, pmap
 from fstream._workers.sync import iterate
 from tests.functions import identity
-from tests.gates import PATIENCE
+from tests.gates import PATIENCE, Gate, Log, holding
+from tests.loops import run_strictly
 
 
-def test_a_row_of_sync_stages_too_long_for_python_is_an_error_that_names_their_number():
+async def outputs_of(stream: Any) -> list[Any]:
+    return [output async for output in stream]
+
+
+@pytest.mark.parametrize(
+    "take", [list, lambda stream: asyncio.run(outputs_of(stream))], ids=["for", "async for"]
+)
+def test_a_row_of_sync_stages_too_long_for_python_is_an_error_that_names_their_number(take: Any):
     number = sys.getrecursionlimit() + 1
     stream: Any = range(3)
     for _ in range(number):
         stream = pmap(abs, stream, kind="sync")
     with pytest.raises(RecursionError, match=f"^{number} stages of kind 'sync' in a row.* {number - 1};"):
-        list(stream)
+        take(stream)
     del stream
 
 
@@ -147,3 +155,31 @@ def test_what_a_signal_handler_raises_behind_an_output_is_no_error_of_f(options:
     finally:
         sys.settrace(before)
     assert given == [0, 1, 2, 3, 4]
+
+
+def test_an_interrupt_behind_the_taking_of_a_runs_lock_leaves_it_free():
+    stream: Stream[int] = pmap(abs, count(), kind="thread")
+    assert next(stream) == 0
+    run = stream._outputs.run
+    assert run is not None
+    lock, run.lock = run.lock, Interrupting(run.lock)  # type: ignore[assignment]
+    with pytest.raises(KeyboardInterrupt):
+        run.consumer_queue()
+    run.lock = lock
+    assert not lock._is_owned()  # type: ignore[attr-defined]
+    stream.close()
+
+
+def test_a_close_meanwhile_does_not_end_twice_what_an_async_for_takes(gate: Gate, log: Log):
+    async def main() -> None:
+        stream = pmap(identity, pmap(holding("thread", {1: gate}, log), count(), kind="thread"), kind="sync")
+        assert await anext(stream) == 0
+        task = asyncio.create_task(stream.__anext__())
+        await asyncio.sleep(0)
+        log.wait_for(("start", 1))
+        stream.close()  # the thread at work is waited for, so what wakes the task and what closes it come together
+        with pytest.raises(StopAsyncIteration):
+            await task
+
+    run_strictly(main)
+    gate.open()

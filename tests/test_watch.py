@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,10 @@ def twice(item: int) -> float:
 # -------------------------------------------------------------------------------------------------- what it says
 
 
-def test_each_stage_has_a_line_on_stderr_and_none_on_stdout(kind: str, capsys: pytest.CaptureFixture[str]):
+def test_each_stage_has_a_line_on_stderr_and_none_on_stdout(
+    kind: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Lines, "every", 1e9)  # none but those at the end, however long it takes
     with watch():
         list(pmap(identity, range(100), kind=kind, workers=2) | pfilter(is_odd, kind="thread"))
     shown = capsys.readouterr()
@@ -91,15 +95,29 @@ def test_while_it_runs_lines_come_every_few_seconds(
         time.sleep(0.02)
         return item
 
+    begun = time.monotonic()
     with watch():
         list(pmap(slow, range(30), kind="thread", workers=1))
+    most = (time.monotonic() - begun) / Lines.every + 2
     lines = capsys.readouterr().err.splitlines()
-    assert 3 <= len(lines) <= 15
+    assert 3 <= len(lines) <= most
     given = [int(re.search(r"(\d+) given", line)[1]) for line in lines]  # type: ignore[index]
     assert given == sorted(given)
     assert given[-1] == 30
     assert " left" in lines[1]
     assert " left" not in lines[-1]
+
+
+def test_the_time_that_is_left_is_reckoned_from_what_f_was_called_for():
+    stream = pmap(identity, range(3), kind="thread", memo={0: 0})
+    list(stream)
+    (stage,) = stream.stats().stages
+    assert stage.known == 1
+    stats = replace(stream.stats(), stages=(replace(stage, taken=100, known=90),), seconds=10.0)
+    assert Pipeline(stats, [10.0], 110).progress() == "100 of 110 (91%), 10 s left"
+    assert Pipeline(replace(stats, stages=(replace(stage, taken=90, known=90),)), [9.0], 110).progress() == (
+        "90 of 110 (82%)"
+    )
 
 
 # ------------------------------------------------------------------------------------------------ which pipelines

@@ -65,7 +65,7 @@ def body() -> bytes:
         lambda: {n: bytes(BODY // 100) for n in range(100)},
         lambda: {frozenset([bytes(BODY)])},
         pytest.param(
-            lambda: Slotted(body()), marks=pytest.mark.skipif(not weight._HAS_GIL, reason="nobody may look")
+            lambda: Slotted(body()), marks=pytest.mark.skipif(not weight.has_gil(), reason="nobody may look")
         ),
     ],
 )
@@ -208,11 +208,15 @@ def test_a_room_is_small_at_once_where_most_items_are_heavier_than_was_thought()
     assert room.limit == MOST
 
 
-@given(
-    sizes=st.lists(st.sampled_from([50, 50, 50, 50, 50 * BODY]), min_size=20, max_size=60).filter(
-        lambda sizes: sizes.count(50 * BODY) <= len(sizes) // 10
-    )
-)
+@st.composite
+def mostly_light(draw: st.DrawFn) -> list[int]:
+    """The sizes of 20 to 60 items, of which at most one in ten is heavy."""
+    number = draw(st.integers(20, 60))
+    heavy = draw(st.sets(st.integers(0, number - 1), max_size=number // 10))
+    return [50 * BODY if index in heavy else 50 for index in range(number)]
+
+
+@given(sizes=mostly_light())
 def test_a_room_of_light_items_among_which_few_are_heavy_never_stays_small(sizes: list[int]) -> None:
     """Each weighing sees a few of them, one after the other."""
     room = Room(None, 2)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from fstream._flow.buffers import OVERDUE, Credits, Outlet, Work
+from fstream._flow.observer import Observer, StageInfo
 from fstream._flow.protocols import Upstream
 from fstream._flow.room import Room
 from fstream._flow.sizing import MAX_CHEAP, MAX_SLOW, MAX_SPAN, SHORT, Numbers
@@ -728,6 +729,23 @@ def test_a_span_of_which_nothing_is_left_leaves_its_place_to_what_was_taken_back
     assert window.end is not None
 
 
+def test_a_worker_from_which_all_was_taken_back_has_spent_no_time_on_it():
+    told = []
+
+    class Times(Observer):
+        def done(self, stage: Any, start: int, count: int, seconds: float | None, worker: int | None) -> None:
+            told.append((start, count, seconds))
+
+    window = window_of("ab")
+    window.observer, window.info = Times(), StageInfo(1, 0, "f", "thread", 1)
+    late = taken(window)
+    window.ledger.steal_from(late)
+    assert late.claim() is None
+    window.done(late, 0.5)
+    finish(window, taken(window))
+    assert told == [(0, 0, None), (0, 2, 0.0)]
+
+
 def test_a_span_that_came_back_may_be_given_out_in_parts():
     window = window_of("abcd")
     window.requeue_tail(taken(window), 3)
@@ -1148,7 +1166,7 @@ def test_who_has_enough_to_do_takes_over_what_has_waited_too_long_first():
 def test_a_feeder_that_waits_for_room_is_told_of_the_end():
     room = Room(1, 0)
     feed = Feed(room, feeders=1)
-    credits = Credits(feed)
+    credits = Credits(feed, lambda: 0.0)
     assert credits.ready()
     assert credits.take() == 1
     assert not credits.ready()

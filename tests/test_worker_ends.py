@@ -184,6 +184,7 @@ TERMINAL = """
 """
 
 
+@pytest.mark.forks
 def test_a_program_of_f_that_uses_the_terminal_is_not_stopped_for_ever(tmp_path: Path):
     path = write_script(tmp_path, TERMINAL)
     pid, terminal = pty.fork()
@@ -199,6 +200,29 @@ def test_a_program_of_f_that_uses_the_terminal_is_not_stopped_for_ever(tmp_path:
         os.close(terminal)
     os.waitpid(pid, 0)
     assert shown.split() == b"written 1 error 0 done".split()
+
+
+# Parents that give up
+
+
+UNTOLD = """
+    import socket
+    from multiprocessing.connection import Connection
+    from fstream._workers.process import child
+    from fstream._workers.process.start import process_of
+
+    if __name__ == "__main__":
+        ours, theirs = socket.socketpair()
+        ours.close()
+        process = process_of("fresh", child.main, (Connection(theirs.detach()),))
+        process.start()
+        process.join()
+        print(process.status)
+"""
+
+
+def test_a_worker_whose_parent_ends_before_it_says_anything_ends_without_a_word(script: Script):
+    assert printed(script(UNTOLD)) == "0"
 
 
 # Signals for all processes of the program

@@ -1,6 +1,7 @@
 """Keep signal handlers out of the few lines that must not be left in the middle: where a run starts, and where it ends.
 
-Ctrl-C is one of them, and so is an alarm that raises an exception, as soft time limits do.
+Ctrl-C is one of them, and so is an alarm that raises an exception, as soft time limits do. And let them in where the
+main thread waits (`acquire`).
 """
 
 from __future__ import annotations
@@ -9,16 +10,38 @@ from __future__ import annotations
 # message with its repr, which nobody sees. The repr of asyncio's handler has the main task in it, and takes longer than
 # a run takes to start.
 import _signal as signal  # type: ignore[import-not-found]
+import threading
 from collections.abc import Callable
+from math import inf
+from time import monotonic
 from types import FrameType
 from typing import Any, Final, TypeAlias
 
-__all__ = ["Uninterrupted"]
+__all__ = ["Uninterrupted", "acquire"]
 
 
 Handler: TypeAlias = Callable[[int, FrameType | None], Any]
 
 SIGNALS: Final = range(1, signal.NSIG)
+
+#: How long the main thread waits at a time, in seconds.
+AT_A_TIME: Final = 0.5
+
+
+def acquire(lock: threading.Lock, seconds: float = -1) -> bool:
+    """Acquire *lock* within so many *seconds*, or whenever it can be had if that is -1. Tell whether it was acquired.
+
+    The main thread looks for signals every half a second meanwhile. A signal wakes a thread that waits. But it may have
+    come in the moment before the wait, when nothing looks any more; or another thread has received it. Then the handler
+    would be called when the wait is over. And that may be never, if the wait is for what the handler does.
+    """
+    if threading.get_ident() != threading.main_thread().ident:  # handlers are called in the main thread alone
+        return lock.acquire(True, seconds)
+    end = inf if seconds < 0 else monotonic() + seconds
+    while not lock.acquire(True, min(AT_A_TIME, max(0.0, end - monotonic()))):
+        if monotonic() >= end:
+            return False
+    return True
 
 
 class Uninterrupted:

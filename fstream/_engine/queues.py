@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from fstream._engine.interrupts import acquire
 from fstream._flow.protocols import Buffer
 
 __all__ = ["ThreadQueue"]
@@ -79,6 +80,8 @@ class ThreadQueue(queue.Queue[Any]):
                     if self.watched and self.minder is None:
                         self.minder, minding = waiter, True
                         seconds = self.buffer.flush_delay
+                        # `until` may be what an earlier wait has noted, when less time was left.
+                        self.until = self.buffer.clock() + seconds
                     self.waiters.append(waiter)
                 woken = self.wait(waiter, seconds)
                 with self.mutex:
@@ -100,7 +103,7 @@ class ThreadQueue(queue.Queue[Any]):
 
     def wait(self, waiter: threading.Lock, seconds: float) -> bool:
         """Wait to be woken: for so many *seconds*, or without limit if that is -1. Tell whether somebody did."""
-        return waiter.acquire(True, seconds)
+        return acquire(waiter, seconds)
 
     def notify(self) -> None:
         """Wake one taker that waits."""

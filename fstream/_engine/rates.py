@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 import threading
 from collections.abc import Callable
 from inspect import iscoroutinefunction
@@ -36,8 +36,8 @@ class Rate:
         for name, value in numbers.items():
             if isinstance(value, bool) or not isinstance(value, Real):
                 raise TypeError(f"{name} must be a number, got {value!r}")
-            if not 0 < float(value) < math.inf:
-                raise ValueError(f"{name} must be greater than 0 and finite, got {value!r}")
+            if not 0 < value <= sys.float_info.max:  # type: ignore[operator]  # nor is what is not a number
+                raise ValueError(f"{name} must be greater than 0 and finite, got {value!r:.50}")
         given: Any = cost
         if given is not None and (not callable(given) or iscoroutinefunction(given)):
             raise TypeError(f"cost must be a function of an item or None, got {cost!r}")

@@ -30,13 +30,14 @@ import os
 import threading
 import weakref
 from _thread import start_new_thread  # the least there is: `threading` has locks of its own
-from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from contextvars import Context, copy_context
+from math import inf
 from time import monotonic, perf_counter, sleep
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from fstream._engine.interrupts import Uninterrupted
+from fstream._engine.interrupts import Uninterrupted, acquire
 from fstream._engine.queues import ThreadQueue
 from fstream._engine.reports import Reports
 from fstream._flow.buffers import Credits, Outlet
@@ -59,6 +60,7 @@ __all__ = [
     "Run",
     "StageWorkers",
     "close_all",
+    "holding",
     "let_go",
 ]
 
@@ -332,6 +334,10 @@ class Run:
         self.members.discard(member)
         if self.observer is not None and self.stopped and not self.members:
             self.observer.end()
+        self.rouse()
+
+    def rouse(self) -> None:
+        """Have those look again who wait for members to leave. Under the lock."""
         calls, self.on_leave = self.on_leave, []
         for call in calls:
             call()
@@ -355,7 +361,7 @@ class Run:
             queue = ThreadQueue(self.outlet, self.lock, self.settle)
         else:
             queue = self.host.consumer_queue()
-        with self.lock:
+        with holding(self.lock):
             self.queues.insert(0, queue)
         return queue
 
@@ -371,7 +377,7 @@ class Run:
             taken = queue.get()
             if type(taken) is not Closed:
                 return taken  # type: ignore[no-any-return]
-            if taken.error is None and not self.stopped:
+            if taken.error is None and not (self.stopped or self.outlet.over):
                 self.wait(None)  # for on_done
         except BaseException as error:
             let_go(self.lock)
@@ -418,8 +424,10 @@ class Run:
                 for _ in range(queue.takers + 1 if queue.takers else 0):
                     queue.signal()
 
-    def drain(self, own: Sequence[bool]) -> None:
+    def drain(self, own: Sequence[bool], within: float | None) -> None:
         """Pull nothing more from the sources of which *own* says so; others are drained by themselves.
+
+        After *within* seconds the consumer gets the end, in place of what is left.
 
         It is called in any thread, in the middle of anything, as `drop` is, and waits for no lock. An attribute that is
         set needs none; for the rest there is a thread.
@@ -431,6 +439,8 @@ class Run:
             self.origin.drained = self.is_drained
             for feeder, is_own in zip(self.feeders, own, strict=True):
                 feeder.credits.halted |= is_own
+        if within is not None:
+            self.outlet.until = min(self.outlet.until, self.clock() + within)
         self.settle_elsewhere()
 
     def settle_elsewhere(self) -> None:
@@ -443,6 +453,7 @@ class Run:
     def settle_drained(self) -> None:
         with self.lock:
             self.settle()
+            self.rouse()
         sleep(self.PATIENCE)
         with self.lock:
             self.settle()
@@ -494,7 +505,10 @@ class Run:
             self.observer.close()
 
     def wait(self, timeout: float | None) -> None:
-        """Wait until all members but abandoned ones have left: *timeout* seconds for those that are in user code."""
+        """Wait until all members but abandoned ones have left: *timeout* seconds for those that are in user code.
+
+        None is no limit but that of a stream that is drained.
+        """
         # Tasks cannot go on while this thread waits, if it is the one that runs their loop.
         kept = self.host.kept() if self.host is not None else ()
         self.wait_for(lambda: all(m.abandoned or m in kept for m in self.members), timeout)
@@ -512,7 +526,8 @@ class Run:
                 if condition():
                     return
                 self.on_leave.append(left.release)
-            if not left.acquire(True, -1 if deadline is None else max(0.0, deadline - monotonic())):
+            seconds = self.outlet.left_to_wait if deadline is None else deadline - monotonic()
+            if not acquire(left, -1 if seconds == inf else max(0.0, seconds)):
                 return
 
     def close(self, complain: bool = True) -> None:
@@ -565,6 +580,17 @@ def let_go(lock: threading.RLock) -> None:
         lock.release()
 
 
+@contextmanager
+def holding(lock: threading.RLock) -> Iterator[None]:
+    """Hold *lock* in a ``with`` block of the consumer, and not beyond it: see `let_go`."""
+    try:
+        with lock:
+            yield
+    except BaseException:
+        let_go(lock)
+        raise
+
+
 def stop_dropped() -> None:
     """Stop the runs that could not be stopped when their streams were dropped."""
     with suppress(IndexError):  # other threads do so, too
@@ -573,9 +599,12 @@ def stop_dropped() -> None:
 
 
 def close_all() -> None:
-    """End all runs: the interpreter exits."""
+    """End all runs: the interpreter exits. What is collected from now on may find all modules cleared."""
     for run in list(_RUNS):
-        run.close(complain=False)
+        if run.pid == os.getpid():
+            run.close(complain=False)
+        else:  # the parent's, of which this is a fork: there is nothing to stop, and nobody to tell
+            run.stopped, run.observer = True, None
 
 
 atexit.register(close_all)

@@ -12,6 +12,7 @@ from fstream._flow.room import Room
 from fstream._flow.sizing import MAX_CHEAP
 from fstream._flow.sources import Feed
 from fstream._flow.span import Closed, Item, Span
+from fstream._flow.tally import Hold
 from fstream._flow.window import Window
 
 __all__ = ["OVERDUE", "Credits", "Outlet", "Work"]
@@ -54,12 +55,17 @@ class Work:
         ledger, room, upstream = window.ledger, window.room, window.upstream
         idle = max(0, window.workers - ledger.busy)
         blocked = upstream.blocked > 0 if upstream.prepaid else room.held >= room.limit
-        hold = window.held_by(idle) if window.remote or window.pacing is not None else None
+        hold = self.held_by(idle, blocked)
         if idle != tally.idle or blocked != tally.blocks or hold is not tally.held_by:
             tally.wait(self.clock(), idle, blocked and hold is None, hold)
         if starved and not self.window.upstream.available():
             self.window.upstream.grow()
         return starved
+
+    def held_by(self, idle: int, blocked: bool) -> Hold | None:
+        """Tell what keeps so many *idle* workers from items; *blocked* says that they wait for room."""
+        window = self.window
+        return window.held_by(idle) if window.remote or window.pacing is not None else None
 
     def can_flush(self) -> bool:
         window = self.window
@@ -92,6 +98,8 @@ class Outlet:
         self.came = 0.0
         #: When it left with the last outputs, in seconds of the clock, and the limit of the room then, in items.
         self.left, self.limit = -UNKNOWN, room.limit
+        #: The time at which a stream that is drained is closed, in seconds of the clock.
+        self.until = inf
         #: It has had outputs before.
         self.had = False
         #: How long it has been away with outputs, and how long it has waited for them, in seconds.
@@ -107,10 +115,22 @@ class Outlet:
         else:
             self.away += self.came - self.left
 
+    @property
+    def over(self) -> bool:
+        """Nothing more is given out: the time of a drained stream is up."""
+        return self.left_to_wait <= 0
+
+    @property
+    def left_to_wait(self) -> float:
+        """How many seconds the consumer may still wait; infinitely many without a limit."""
+        return inf if self.until == inf else self.until - self.clock()
+
     def ready(self) -> bool:
-        return self.upstream.available() > 0 or self.upstream.end is not None
+        return self.upstream.available() > 0 or self.upstream.end is not None or self.over
 
     def take(self) -> Sequence[Item] | Closed:
+        if self.over:
+            return Closed()
         # The consumer came at once, and found outputs only when its thread had got the interpreter. If workers have run
         # out of room in the meantime, they are to have more.
         if self.had and self.came - self.left < AT_ONCE:
@@ -133,11 +153,12 @@ class Outlet:
         return starved
 
     def can_flush(self) -> bool:
-        return self.upstream.has_partial
+        return self.upstream.has_partial or self.until < inf
 
     @property
     def flush_delay(self) -> float:
-        return self.upstream.flush_delay
+        left = max(0.0, self.left_to_wait)
+        return min(left, self.upstream.flush_delay) if self.upstream.has_partial or left == inf else left
 
     def request_flush(self) -> None:
         self.upstream.request_flush()
@@ -149,8 +170,9 @@ class Credits:
 
     flush_delay = 0.0  # there is nothing to flush: never used
 
-    def __init__(self, feed: Feed) -> None:
+    def __init__(self, feed: Feed, clock: Clock) -> None:
         self.feed = feed
+        self.clock = clock
         #: Its feeder is to pull nothing more.
         self.halted = False
 

@@ -50,7 +50,7 @@ class Outbox:
             if span.start == self.head and not self.one_each:
                 self.harvest()
         # Another span is in its place if all of it was stolen.
-        elif self.ledger.cutoff == inf and self.ledger.spans.get(span.start) is span:
+        elif self.ledger.cutoff == inf and self.ledger.span_at(span.start) is span:
             self.enter(self.ledger.fresh(span))
 
     def harvest(self) -> None:
@@ -67,7 +67,7 @@ class Outbox:
                 if self.head in lone:
                     parts.append(ledger.fresh_lone(takewhile(lone.__contains__, count(self.head))))
                     self.head += len(parts[-1])
-                if (span := spans.get(self.head)) is None:
+                if (span := ledger.span_at(self.head)) is None:
                     break
                 parts.append(ledger.fresh(span))
                 if self.head in spans:
@@ -141,7 +141,7 @@ class Outbox:
     def has_partial(self) -> bool:
         """The taker may wait for slots of an unfinished span."""
         stealable = self.ledger.stealable
-        return self.ledger.spans.get(self.head) in stealable if self.ordered else bool(stealable)
+        return self.ledger.span_at(self.head) in stealable if self.ordered else bool(stealable)
 
     def flush(self) -> None:
         """Steal what is behind the item at work, so that its worker comes to the end of its span, and closes it."""

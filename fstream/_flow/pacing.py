@@ -11,6 +11,7 @@ from collections.abc import Callable
 from heapq import heappop, heappush
 from numbers import Real
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias
+from weakref import ReferenceType, ref
 
 from fstream._flow.span import Span
 
@@ -22,6 +23,7 @@ __all__ = [
     "Keys",
     "Limit",
     "Pacing",
+    "Places",
     "SharedLimit",
     "Ticket",
     "further_try",
@@ -34,22 +36,31 @@ LONGEST_BACKOFF: Final = 60.0
 #: A hook that asks for more than this, in seconds, asks for an item to fail.
 LONGEST_HOLD: Final = 300.0
 
-#: After so many doublings each wait is the longest one, and 2.0 to the power of it is still a number.
+#: A wait doubles no more often than this. By then each wait is the longest one, and 2.0 ** 1000 is still a float.
 MOST_DOUBLINGS: Final = 1000
 
 
-#: A limit's window is longer by this factor than it has to be.
+#: No window of a limit is longer than this, in seconds: 31 years. No lock can wait for 300 years, and an infinite
+#: window would have no speed.
+LONGEST_WINDOW: Final = 1e9
+
+#: A limit's window is longer by this factor than was asked for: f begins a little later than its start is counted, now
+#: more, now less.
 MARGIN: Final = 1.01
 
-#: Until the limit is reached, starts may follow each other faster than it by this factor. It makes up for a busy
-#: machine, which wakes waiters late.
+#: Starts may follow each other faster than the limit by this factor, while the window has room for them. So what a busy
+#: machine started late is made good.
 FASTER: Final = 1.1
 
 #: What part of a limit may start in one burst.
 BURST: Final = 0.05
 
-#: A limit keeps no more than so many times of starts: those that are closer together count as one, at the later time.
+#: A limit keeps no more than so many times of starts. Starts that are closer together than ``per / KEPT`` count as one,
+#: at the time of the last of them.
 KEPT: Final = 1000
+
+#: Keys that no item has any more are forgotten only when there are more keys than this.
+FEW_KEYS: Final = 256
 
 #: Sums of costs that differ by less are equal.
 ROUNDED: Final = 1e-9
@@ -60,7 +71,7 @@ Clock: TypeAlias = Callable[[], float]
 
 
 class Again(NamedTuple):
-    """A further try of an item: from so many seconds on, and none of its whole stage before *hold* seconds."""
+    """An item is tried again in *after* seconds or later. No try of its stage starts before *hold* seconds are over."""
 
     after: float
     hold: float = 0.0
@@ -69,9 +80,11 @@ class Again(NamedTuple):
 def further_try(
     retry_on: Any, backoff: float, error: Exception, tries: int, draw: Callable[[], float]
 ) -> Again | None:
-    """Decide whether an item is tried again that has failed so many times, at last with *error*; None if not.
+    """Decide whether an item that has failed *tries* times, the last time with *error*, is tried again; None if not.
 
-    *retry_on* is a class of exceptions, a tuple of them, or a hook, which is called. *draw* gives numbers of 0 to 1.
+    *retry_on* is a class of exceptions, a tuple of them, or a hook, which is called. *draw* gives a number from 0 to 1.
+    *backoff* is the longest first wait, in seconds. What a hook gives that is no bool and no number of seconds raises
+    `TypeError`; what is below 0, `ValueError`.
     """
     said: Any
     if isinstance(retry_on, type | tuple):
@@ -82,7 +95,8 @@ def further_try(
         return None
     if said is True:
         # Full jitter: where many have failed at once, their further tries are spread over all of the time.
-        most = min(LONGEST_BACKOFF, backoff * 2.0 ** min(tries - 1, MOST_DOUBLINGS))
+        first = min(LONGEST_BACKOFF, backoff)  # an int may be larger than any float
+        most = min(LONGEST_BACKOFF, first * 2.0 ** min(tries - 1, MOST_DOUBLINGS))
         return Again(most * draw() if most > 0 else 0.0)
     if isinstance(said, bool) or not isinstance(said, Real):
         raise TypeError(f"retry_on must give True, False or a number of seconds, got {said!r}")
@@ -103,19 +117,23 @@ class Limit:
     """
 
     def __init__(self, n: float, per: float) -> None:
-        #: For less than one start in a window it is one start in a longer window.
+        #: The most that may start in a window. Less than one start is one in a longer window.
         self.n = max(1.0, n)
-        #: f begins a little later than it is counted, now more, now less. So the window is longer by a hundredth.
-        self.per = per * max(1.0, 1 / n) * MARGIN
+        #: How long the window is, in seconds.
+        self.per = min(LONGEST_WINDOW, per * max(1.0, 1 / n)) * MARGIN
+        #: How fast the bucket fills, in starts a second.
         self.speed = FASTER * self.n / self.per
-        #: Half a start more than one: what is late by less than half of the time between two starts is made good.
+        #: What the bucket holds at most: at least one start and a half. The half makes good a start that is late by up
+        #: to half of the time between two starts.
         self.burst = max(1.5, BURST * self.n)
+        #: What the bucket holds now. It is less than 0 after a start that cost more than *burst*.
         self.bucket = self.burst
         #: When the bucket was looked at last, in seconds of the caller's clock.
         self.looked = 0.0
-        #: Times of starts, and what started then.
+        #: Of each start, or of those that count as one: from when they count, what they cost together, and when the
+        #: first of them began.
         self.log: deque[list[float]] = deque()
-        #: What the log has, and what is counted and in no log yet.
+        #: The cost of all that is in the log, or is counted and will be there once it begins.
         self.used = 0.0
 
     def look(self, now: float) -> None:
@@ -209,11 +227,43 @@ class SharedLimit(Protocol):
 
 
 class Ticket(NamedTuple):
-    """An item with what its stage looks at before it starts."""
+    """An item with what its stage looks at before it starts. What stands for its key is compared by identity."""
 
     item: Any
-    key: Any = None
+    key: object | None = None
     cost: float = 1.0
+
+
+class Place:
+    """Stands for a key."""
+
+    __slots__ = ("__weakref__",)
+
+
+class Places:
+    """One `Place` for all equal keys, while anybody has it.
+
+    Keys are the user's, and so is what hashes and compares them. A window, which works under the run's lock, is given
+    places alone: equal keys meet here, before.
+    """
+
+    def __init__(self) -> None:
+        self.places: dict[Any, ReferenceType[Place]] = {}
+        #: With so many keys, those that nobody has are forgotten.
+        self.most = FEW_KEYS
+
+    def of(self, key: Any) -> Place | None:
+        """Give the place of *key*; None is no key."""
+        if key is None:
+            return None
+        known = self.places.get(key)
+        if known is not None and (place := known()) is not None:
+            return place
+        self.places[key] = ref(place := Place())
+        if len(self.places) > self.most:
+            self.places = {key: each for key, each in self.places.items() if each() is not None}
+            self.most = max(FEW_KEYS, 2 * len(self.places))
+        return place
 
 
 class Keys:
@@ -227,10 +277,10 @@ class Keys:
     def __init__(self, per_key: int) -> None:
         self.per_key = per_key
         #: How many places of a key are taken.
-        self.taken: dict[Any, int] = {}
+        self.taken: dict[object, int] = {}
         self.placed: set[Span] = set()
         #: Spans that wait for a place of their key, with their start: heaps. The first in order is the next.
-        self.parked: dict[Any, list[tuple[int, Span]]] = {}
+        self.parked: dict[object, list[tuple[int, Span]]] = {}
 
     def admit(self, span: Span) -> bool:
         """Give *span* a place, if there is one; else park it."""
@@ -271,7 +321,11 @@ class Keys:
 
 
 class Pacing:
-    """Whether tries of a stage may start now, and from when on."""
+    """Says from when on tries of a stage may start.
+
+    The *clock* gives seconds. *rate* is the limit, None for no limit; *keys* says which items wait for others of their
+    key, None where the stage has no key. If it is *ticketed*, its items come as a `Ticket` each.
+    """
 
     def __init__(
         self,
@@ -284,7 +338,6 @@ class Pacing:
         self.clock = clock
         self.rate = rate
         self.keys = keys
-        #: What comes to the stage are tickets.
         self.ticketed = ticketed
         #: No try starts before this time, in seconds of the clock.
         self.held_until = 0.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol, TypeAlias
 
+from fstream._flow.pacing import Clock
 from fstream._flow.sizing import MAX_CHEAP_PROCESS, SPAN_SECONDS
 from fstream._flow.span import Closed, Item, Span
 
@@ -79,6 +80,8 @@ class Node(Protocol):
 class Buffer(Protocol):
     """What a queue asks before it lets its taker go on. Everything is called under the run's lock."""
 
+    clock: Clock
+
     def ready(self) -> bool:
         """Tell whether there is something to take. The end counts."""
         ...
@@ -118,7 +121,9 @@ class TakerQueue(Protocol):
     signalled: bool
     #: A deadline runs. When it is over, a flush is requested.
     watched: bool
-    #: When that is, in a row that has nodes.
+    #: The deadline, in seconds of the run's clock, in a row that has nodes.
+    #: Invariant: no taker waits beyond it. Otherwise a new deadline would look later than this one, though it comes
+    #: before the taker wakes.
     until: float
 
     def signal(self) -> None:

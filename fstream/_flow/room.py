@@ -89,14 +89,14 @@ class Room:
         """Tell whether it is time for a larger limit, up to *most*."""
         return self.maxsize is None and self.limit < most and self.gone >= self.growable_at
 
-    def grow(self, most: int) -> bool:
-        """Double the limit, to *most* at most; tell whether it is larger now."""
+    def grow(self, most: int, times: int = 2) -> bool:
+        """Make the limit so many *times* as large, *most* at most; tell whether it is larger now."""
         if not self.may_grow(most):
             return False
         if self.limit >= (most := min(most, self.heaviest)):
             self.growable_at = self.gone + self.limit / 4  # they are not weighed again before
             return False
-        self.limit = min(self.limit * 2, most)
-        self.growable_at = self.gone + self.limit / 4
+        self.growable_at = self.gone + self.limit / 2
+        self.limit = min(self.limit * times, most)
         self.lack = Lack.NOTHING
         return True

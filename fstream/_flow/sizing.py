@@ -87,7 +87,8 @@ class Numbers:
     most_cheap: int = MAX_CHEAP
     #: Spans are worked on in another process. The finished part of one has to be asked for by a message.
     remote: bool = False
-    #: How many times the last span the next one may be: a handful of cheap items says little of those that follow.
+    #: A span has at most so many times the items of the last one, because a handful of cheap items says little of those
+    #: that follow. A window that grows becomes so many times as large.
     growth: int = 2
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from contextlib import suppress
 from enum import Enum
 from math import frexp
+from time import clock_gettime
 from typing import Final, TypeAlias
 
-__all__ = ["Costs", "Hold", "Numbers", "Parts", "Tally"]
+__all__ = ["Costs", "Hold", "PartCounts", "Parts", "Tally"]
 
 #: Into how many parts a sketch divides each doubling of a cost: what it gives is less than 4.5 % off.
 DIVISIONS: Final = 16
@@ -31,13 +34,13 @@ class Costs:
     __slots__ = ("counts",)
 
     def __init__(self) -> None:
-        self.counts: dict[int, int] = {}
+        self.counts: Counter[int] = Counter()
 
     def add(self, cost: float, count: int) -> None:
         """Note *count* items of *cost* seconds each."""
         fraction, exponent = frexp(cost or NOTHING)
         size = exponent * DIVISIONS + int(fraction * 2 * DIVISIONS)
-        self.counts[size] = self.counts.get(size, 0) + count
+        self.counts[size] += count
 
     def quantile(self, share: float) -> float | None:
         """Give what this share of the items does not cost more than, in seconds; None if there are no items."""
@@ -52,7 +55,7 @@ class Costs:
 
 
 #: What a worker that is far away counts of `Parts`, as it travels: dropped, seconds.
-Numbers: TypeAlias = tuple[list[int], list[float]]
+PartCounts: TypeAlias = tuple[list[int], list[float]]
 
 
 class Parts:
@@ -69,11 +72,11 @@ class Parts:
         #: What each part took of some items, in seconds.
         self.seconds = [0.0] * count
 
-    def numbers(self) -> Numbers | None:
+    def counts(self) -> PartCounts | None:
         """Give them all, if there are any."""
         return (self.dropped, self.seconds) if any(self.dropped) or any(self.seconds) else None
 
-    def add(self, more: Numbers) -> None:
+    def add(self, more: PartCounts) -> None:
         dropped, seconds = more
         self.dropped = [one + other for one, other in zip(self.dropped, dropped)]
         self.seconds = [one + other for one, other in zip(self.seconds, seconds)]
@@ -83,12 +86,14 @@ class Tally:
     """The numbers of one stage. Under the run's lock, but for items that wait in tasks, which have one thread."""
 
     __slots__ = (
-        "began", "blocked", "blocks", "busy", "costs", "failed", "given", "held_by", "held_up", "idle", "latest",
-        "lone", "lone_begun", "parts", "retried", "since", "starved", "taken",
+        "began", "blocked", "blocks", "busy", "clocks", "costs", "cpu", "failed", "given", "held_by", "held_up", "idle",
+        "known", "latest", "lone", "lone_begun", "parts", "pumped", "retried", "since", "starved", "taken",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.taken = self.given = self.failed = self.retried = 0
+        #: How many items the memo has answered, or another item of an equal key.
+        self.known = 0
         #: The time that workers have spent on items, in seconds.
         self.busy = 0.0
         #: The time that they had nothing to do for want of items, and for want of room, in seconds. It is noted while
@@ -108,6 +113,12 @@ class Tally:
         #: How many workers have lone items in hand, and the sum of the times at which they took them.
         self.lone = 0
         self.lone_begun = 0.0
+        #: The CPU time that threads of this process have used for it, in seconds: those that have ended, and the clocks
+        #: of those that have not. A thread counts all that it does, and calls nothing for it while it is at work.
+        self.cpu = 0.0
+        self.clocks: set[int] = set()
+        #: How long the thread was at work that pickles what goes to its worker processes, and unpickles what they give.
+        self.pumped = 0.0
         self.costs = Costs()
         #: What its parts count, if it stands for several stages.
         self.parts: Parts | None = None
@@ -158,6 +169,14 @@ class Tally:
         self.latest = now
         if count:
             self.did(count, now - begun)
+
+    def cpu_seconds(self) -> float:
+        """Give the CPU time that its threads have used."""
+        seconds = self.cpu
+        for clock in self.clocks:
+            with suppress(OSError):  # in a fork there are none of them
+                seconds += clock_gettime(clock)
+        return seconds
 
     def did(self, count: int, seconds: float) -> None:
         """A worker has spent so many *seconds* on *count* items."""

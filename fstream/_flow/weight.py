@@ -10,14 +10,12 @@ from itertools import islice
 from types import GetSetDescriptorType, MethodDescriptorType, ModuleType
 from typing import Any, Final, NamedTuple
 
-__all__ = ["Weight", "weigh"]
+__all__ = ["Weight", "has_gil", "weigh"]
 
 
 #: How deep to look, and at how many pieces of each object: of more, the first ones stand for all.
 DEEPEST: Final = 4
 FEW: Final = 8
-
-_HAS_GIL: Final[bool] = getattr(sys, "_is_gil_enabled", lambda: True)()
 
 _CONTAINERS: Final[tuple[Any, ...]] = (list, tuple, set, frozenset, deque, dict)
 
@@ -47,9 +45,14 @@ def weigh(samples: Sequence[object]) -> Weight | None:
     return Weight(sum(sizes) / len(sizes), sizes[(len(sizes) - 1) // 2] if len(sizes) > 2 else 0.0)
 
 
+def has_gil() -> bool:
+    """Tell whether one thread runs at a time. On a free-threaded build an import may bring the GIL back."""
+    return bool(getattr(sys, "_is_gil_enabled", lambda: True)())
+
+
 def _parts_of(value: Any) -> list[object]:
     """Give what *value* refers to; only its attributes where other threads may change it at the same time."""
-    if _HAS_GIL:
+    if has_gil():
         return gc.get_referents(value)
     try:
         return list(object.__getattribute__(value, "__dict__").values())

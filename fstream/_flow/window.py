@@ -115,6 +115,10 @@ class Window(Upstream):
         """Tell whether a worker that comes now gets a span."""
         if self.pacing is not None and self.due > self.pacing.clock():
             return False
+        return self._ready()
+
+    def _ready(self) -> bool:
+        """Tell whether there are items for a worker: at once, or when a rate or a hold lets them start."""
         return bool(self.ledger.requeued or self.ledger.lone_items) or self._drawable() > 0
 
     def take(self, now: float, most: int = MAX_SPAN) -> Span | None:
@@ -164,6 +168,9 @@ class Window(Upstream):
             ledger.wake(pacing.clock())
         while pacing.ticketed and (most := min(self.workers - len(ledger.requeued), self._drawable())) > 0:
             items = self._draw(most)
+            if self.knowns is not None and self.knowns.among(items):  # it has come since
+                self._sort_out(items)
+                continue
             self._requeue(ledger.next_index, items)
             ledger.next_index += len(items)
 
@@ -233,7 +240,7 @@ class Window(Upstream):
         else:
             span.counted = count
 
-    def _begun(self, span: Span, count: int) -> None:
+    def _count_starts(self, span: Span, count: int) -> None:
         """So many of the items of *span* were begun, and there will be no more."""
         assert self.pacing is not None
         rate = self.pacing.rate
@@ -289,6 +296,8 @@ class Window(Upstream):
         for part, slots in self.knowns.sorted_out(items):
             if slots is not None and slots[0] is not PENDING:
                 self.outbox.close(ledger.add_known(part, slots))
+                if type(part[0]) is Known:  # and no `Failed`
+                    self.tally.known += len(part)
                 continue
             if slots is None:
                 self._requeue(ledger.next_index, part)
@@ -302,6 +311,7 @@ class Window(Upstream):
         """The slot of an item that waits for another one is known now."""
         if (span := self.ledger.waiting.pop(index, None)) is not None:
             span.slots.append(known.slot)
+            self.tally.known += 1
             self.done(span)
 
     def run_alone(self, index: int, known: Known) -> None:
@@ -364,8 +374,10 @@ class Window(Upstream):
             return
         self.ledger.close(span)
         count = len(span.slots)
+        if not span.items:  # all of it was taken back before its worker came to begin it
+            elapsed = None
         if span.counted:
-            self._begun(span, count)
+            self._count_starts(span, count)
         elif count == 1 and elapsed is not None and self.pacing is not None and self.pacing.rate is not None:
             # Its worker may have been away when the item was counted.
             self.pacing.rate.began(_cost_of(span), span.begun, self.pacing.clock() - elapsed)
@@ -401,14 +413,14 @@ class Window(Upstream):
     def requeue_apart(self, span: Span, size: int = 1) -> None:
         """Close *span*, and requeue its items without a slot in spans of *size*, because one of them is to blame."""
         if span.counted:
-            self._begun(span, len(span.slots) + 1)
+            self._count_starts(span, len(span.slots) + 1)
         self.ledger.requeue_apart(span, size)
         self.done(span)
 
     def lose(self, span: Span, at: int | None = None) -> Span | None:
         """Close *span*, whose worker is gone; give the item at position *at*, where it was, as a span of its own."""
         if span.counted:
-            self._begun(span, (len(span.slots) if at is None else at) + 1)
+            self._count_starts(span, (len(span.slots) if at is None else at) + 1)
         victim = self.ledger.lose(span, at)
         self.done(span)
         return victim
@@ -462,7 +474,7 @@ class Window(Upstream):
         self.ending = CLOSED
         if self.pacing is not None:  # nobody says of all of them that they are done
             for span in self.ledger.spans.values():
-                self._begun(span, len(span.items))
+                self._count_starts(span, len(span.items))
         self.ledger.cut(-1)
 
     @property
@@ -529,13 +541,14 @@ class Window(Upstream):
         lacks_room = self.room.lack is Lack.ROOM or (
             self.ledger.busy < self.workers
             and self.room.free <= 0
-            and not self.takable()
+            # `takable` wakes what is due. What waits for the rate alone would start no sooner in a larger room.
+            and not (self.takable() or self._ready())
             and (self.upstream.blocked > 0 or self.upstream.available() > 0)
         )
         if not lacks_room or not self.room.may_grow(most := min(self.sizing.most_held(), most)):
             return False
         self._weigh()
-        return self.room.grow(most)
+        return self.room.grow(most, self.sizing.growth)
 
 
 def _cost_of(span: Span | None) -> float:

@@ -105,16 +105,13 @@ class Kernel:
     finish: Callable[[Any, Any], Any] | None
     spread: bool = False
     drops: bool = False
+    #: What a call of it begins with.
+    first: str = "f"
 
     @property
     def plain(self) -> bool:
         """A slot is an output, as it is."""
         return not (self.spread or self.drops)
-
-    @property
-    def first(self) -> str:
-        """What a call of it begins with."""
-        return {"batch": "n", "divert": "sink"}.get(self.verb, "f")
 
     def kept(self, failed: Any) -> Any:
         """The slot of an item that is given out as it is: a `Failed`."""
@@ -159,8 +156,7 @@ class Kernel:
 MAP: Final = Kernel("pmap", None)
 FILTER: Final = Kernel("pfilter", _keep, drops=True)
 EACH: Final = Kernel("peach", _drop, drops=True)
-#: Stands for `batch`, whose steps are described as those of the others are, with n in the place of f.
-BATCH: Final = Kernel("batch", None)
-#: The same for `divert`, with the sink in the place of f.
-DIVERT: Final = Kernel("divert", None)
 FLAT_MAP: Final = Kernel("pflat_map", _unroll, spread=True)
+#: No stage has these two. `batch` and `divert` are described by them, as the other steps are by theirs.
+BATCH: Final = Kernel("batch", None, first="n")
+DIVERT: Final = Kernel("divert", None, first="sink")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
-import math
+import sys
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from functools import partial
+from os import PathLike
 from typing import (
     Any,
     Final,
@@ -30,6 +31,7 @@ __all__ = [
     "RetryOn",
     "U",
     "check_n",
+    "check_within",
     "checked",
     "checks_of",
 ]
@@ -142,12 +144,15 @@ def _check_ordered(value: object) -> None:
         raise TypeError(f"ordered must be True or False, got {value!r}")
 
 
-def _check_seconds(name: str, value: object) -> None:
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int | float):
+def _seconds_or_none(name: str, value: object) -> float | None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
         raise TypeError(f"{name} must be a number of seconds or None, got {value!r}")
-    if not value > 0:  # nor is what is not a number
+    return value
+
+
+def _check_seconds(name: str, value: object) -> None:
+    seconds = _seconds_or_none(name, value)
+    if seconds is not None and not seconds > 0:  # nor is what is not a number
         raise ValueError(f"{name} must be greater than 0 seconds, got {value}")
 
 
@@ -158,13 +163,21 @@ def _check_backoff(value: object) -> None:
         raise ValueError(f"backoff must be at least 0 seconds, got {value}")
 
 
+def check_within(value: object) -> None:
+    """Check the within of `Stream.drain`."""
+    seconds = _seconds_or_none("within", value)
+    if seconds is not None and not seconds >= 0:  # nor is what is not a number
+        raise ValueError(f"within must be at least 0 seconds, got {value}")
+
+
 def _check_rate(value: object) -> None:
     if hasattr(value, "grant"):
         return
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"rate must be a number of starts a second or a Rate, got {value!r}")
-    if not 0 < value < math.inf:  # nor is what is not a number
-        raise ValueError(f"rate must be greater than 0 starts a second and finite, got {value}")
+        slip = f": write rate=Rate{value!r}" if isinstance(value, tuple) and len(value) == 2 else ""
+        raise TypeError(f"rate must be a number of starts a second or a Rate, got {value!r}{slip}")
+    if not 0 < value <= sys.float_info.max:  # nor is what is not a number
+        raise ValueError(f"rate must be greater than 0 starts a second and finite, got {value!r:.50}")
 
 
 def _is_error_class(value: object) -> bool:
@@ -220,7 +233,8 @@ def _check_memo(value: object) -> None:
     if value is not None and not all(
         hasattr(type(value), name) for name in ("get", "__getitem__", "__setitem__")
     ):
-        raise TypeError(f"memo must be a mutable mapping or None, got {value!r}")
+        slip = f": write memo=Journal({str(value)!r}) for a file" if isinstance(value, str | PathLike) else ""
+        raise TypeError(f"memo must be a mutable mapping or None, got {value!r}{slip}")
 
 
 def _optional_call(name: str) -> Callable[[object], None]:

@@ -6,10 +6,11 @@ knows those of the streams upstream, so that the last one tells of the whole pip
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections.abc import Iterable
 from operator import length_hint
-from time import perf_counter, process_time
+from time import perf_counter
 from typing import Any, Protocol
 
 from fstream._engine.run import Run
@@ -42,11 +43,14 @@ class Entry:
         self.kind = stage.kind
         self.maxsize = stage.maxsize
         self.ordered = stage.ordered
+        self.has_memo = stage.memo is not None
         self.workers = workers
         self.tally = tally or Tally()
         self.taken = self.given = self.held = 0
         #: The time of all its workers, in seconds, and what of it they were at work, waited for items, and for room.
         self.whole = self.busy = self.starved = self.blocked = 0.0
+        #: The CPU time that its threads of this process have used, in seconds.
+        self.cpu = 0.0
         #: What of the time in which they waited for items each has held them up, in seconds.
         self.held_up: dict[Hold, float] = {}
 
@@ -54,6 +58,7 @@ class Entry:
         """Note what is so *now* of a stage that has workers; it has no window once its run has been forgotten."""
         tally, end = self.tally, now
         self.taken, self.given, self.held, busy = tally.taken, tally.given, 0, tally.busy
+        self.cpu = tally.cpu_seconds()
         if window is not None:
             self.workers = window.workers  # a cluster may have more, or fewer, than it had
             pending = len(window.upstream.pending) if isinstance(window.upstream, Feed) else 0
@@ -103,8 +108,6 @@ class Account:
         #: When it began and ended, in seconds of its clock.
         self.began: float | None = None
         self.ended: float | None = None
-        #: The CPU time that this process had used when it began, and how much of it since, in seconds.
-        self.cpu_began = self.cpu = 0.0
         #: How long its feeders were at their sources, and how long its consumer was away with outputs, and waited for
         #: them: in seconds, as somebody looked last.
         self.pulling = self.away = self.waited = 0.0
@@ -132,7 +135,7 @@ class Account:
         self.begin(here.observer, [source])
 
     def begin(self, observer: Any, sources: list[Any]) -> None:
-        self.began, self.cpu_began = self.clock(), process_time()
+        self.began = self.clock()
         if observer is not None:
             self.total = length_of(sources)
             object.__setattr__(observer.run, "account", self)  # before anybody is told of it
@@ -151,10 +154,10 @@ class Account:
         """Bring the numbers up to date."""
         if self.began is None or self.ended is not None:
             return
-        now, self.cpu = self.clock(), process_time() - self.cpu_began
+        now = self.clock()
         here, of_run = self.here, self.run  # read once: the run may end meanwhile
         run = None if of_run is None else of_run()
-        if run is not None:
+        if run is not None and run.pid == os.getpid():  # in a fork nobody releases a lock of the parent
             with run.lock:
                 now = self.clock()
                 self.look_outside(run, now)

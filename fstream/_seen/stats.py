@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
+from typing import Final
 
 from fstream._seen.account import Account, Entry
 from fstream._seen.bottleneck import Bottleneck, find
@@ -22,6 +23,9 @@ class StageStats:
     *busy*, *starved* and *blocked* are shares of the time of all of its workers: they worked, waited for items, waited
     for room. They add up to 1 once a worker has come. *cost_p50* and *cost_p99*, the median and the 99th percentile of
     what an item takes, are in seconds, None if nothing was measured. Items that travel together count as equal.
+
+    *known* counts items that needed no call of f: the memo had their result, or an item of an equal key that was under
+    way brought it. None without a memo.
     """
 
     name: str
@@ -37,6 +41,7 @@ class StageStats:
     blocked: float
     cost_p50: float | None
     cost_p99: float | None
+    known: int | None = field(default=None, kw_only=True)  # behind what is matched by position
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +64,7 @@ class Stats:
     seconds: float
 
     def __str__(self) -> str:
-        rows = [HEADINGS, *map(_row, self.stages)]
+        rows = _rows(self.stages)
         widths = [max(map(len, column)) for column in zip(*rows)]
         lines = [
             "  ".join(
@@ -85,16 +90,30 @@ HEADINGS = (
 )  # fmt: skip
 
 
-def _row(stage: StageStats) -> tuple[str, ...]:
+#: The position of the column *known*, which a table has if one of its stages has a memo.
+KNOWN: Final = HEADINGS.index("given")
+
+
+def _rows(stages: Sequence[StageStats]) -> list[list[str]]:
+    """Give the lines of the table, the headings first."""
+    rows = [[*HEADINGS], *map(_row, stages)]
+    if any(stage.known is not None for stage in stages):
+        column = ("known", *("-" if stage.known is None else f"{stage.known:,}" for stage in stages))
+        for row, cell in zip(rows, column):
+            row.insert(KNOWN, cell)
+    return rows
+
+
+def _row(stage: StageStats) -> list[str]:
     counts = (stage.taken, stage.given, stage.failed, stage.retried, stage.held, stage.workers)
-    return (
+    return [
         stage.name,
         stage.kind,
         *(f"{count:,}" for count in counts),
         *(f"{share:.0%}" for share in (stage.busy, stage.starved, stage.blocked)),
         in_words(stage.cost_p50),
         in_words(stage.cost_p99),
-    )
+    ]
 
 
 def in_words(seconds: float | None) -> str:
@@ -120,9 +139,10 @@ def table(stats: Stats) -> str:
             "<tr>" + "".join(f"<{tag}{s}>{escape(cell)}</{tag}>" for s, cell in zip(style, cells)) + "</tr>"
         )
 
-    rows = "".join(line(_row(stage), "td") for stage in stats.stages)
+    headings, *rows = _rows(stats.stages)
+    body = "".join(line(row, "td") for row in rows)
     below = "".join(f"<p>{escape(text)}</p>" for text in stats._below())
-    return f'<table class="fstream"><thead>{line(HEADINGS, "th")}</thead><tbody>{rows}</tbody></table>{below}'
+    return f'<table class="fstream"><thead>{line(headings, "th")}</thead><tbody>{body}</tbody></table>{below}'
 
 
 def stats_of(account: Account, most: int | None = None) -> Stats:
@@ -167,6 +187,6 @@ def _stages_of(entry: Entry) -> Iterator[StageStats]:
         blocked = max(0.0, 1.0 - busy - starved) if entry.whole else 0.0
         yield StageStats(
             name, entry.kind, taken, given, failed[number], retried[number], entry.held if last else 0, entry.workers,
-            busy, starved, blocked, p50, p99,
+            busy, starved, blocked, p50, p99, known=tally.known if entry.has_memo else None,
         )  # fmt: skip
         taken = given

@@ -81,7 +81,8 @@ class Pipeline:
         done = self.stats.stages[0].taken
         text = f"{done:,} of {self.total:,} ({min(1.0, done / self.total):.0%})"
         left = self.total - done
-        rate = done / self.stats.seconds if self.stats.seconds else 0.0
+        known = max(stage.known or 0 for stage in self.stats.stages)  # these took no time
+        rate = (done - known) / self.stats.seconds if self.stats.seconds else 0.0
         return f"{text}, {_clock(left / rate)} left" if left > 0 and rate > 0 else text
 
     def is_bottleneck(self, stage: StageStats) -> bool:

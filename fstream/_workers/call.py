@@ -10,14 +10,21 @@ from typing import Any, Final, Protocol
 
 from fstream._flow.pacing import Again, further_try
 from fstream._flow.span import Failure, Progress
-from fstream._flow.tally import Numbers, Parts
+from fstream._flow.tally import PartCounts, Parts
 from fstream._flow.tolerance import Tolerance
 from fstream._plan import kernels
 from fstream._plan.kernels import DROP
 from fstream._plan.stages import MISSING, Stage, StageStatus, WorkerInfo, declared, gives_one_for_one
 from fstream._workers.failed import Failed
-from fstream._workers.memory import Unkept
-from fstream._workers.notes import annotate, annotate_item, describe, notes_of, shown
+from fstream._workers.notes import (
+    OptionFailed,
+    annotate,
+    annotate_item,
+    describe,
+    named,
+    notes_of,
+    shown,
+)
 from fstream.errors import TooManyFailures
 
 __all__ = [
@@ -27,7 +34,6 @@ __all__ = [
     "FusedCall",
     "Place",
     "call_of",
-    "forgotten",
     "further_try_of",
     "handled",
     "handler_failed",
@@ -240,12 +246,15 @@ class Call:
 
     def failure(self, error: BaseException, item: Any, index: int, tries: int) -> Failure:
         """What a try of *item* comes to that ended with *error*, with the *tries* so far."""
-        if unkept := isinstance(error, Unkept):
-            error = error.error
-        error = self.named(error)
+        stage, role = self.stage, ""
+        if is_final := isinstance(error, OptionFailed):
+            stage, role = error.stage or stage, f"{error.role} of "
+            error = named(error.error, role + stage.name)
+        else:
+            error = self.named(error)
         self.explain(error, item)
-        annotate_item(error, self.stage, describe(self.stage, index, item))
-        return Failure(index, item, error, tries, final=unkept)
+        annotate_item(error, stage, describe(stage, index, item), role)
+        return Failure(index, item, error, tries, final=is_final)
 
     def ends_span(self, failure: Failure) -> bool:
         """Tell whether others have to see to *failure* before the items behind it are run."""
@@ -260,6 +269,13 @@ class Call:
             self.hint(
                 error,
                 "SKIP is for on_error handlers to return, and for f: this item, from the source, is SKIP",
+            )
+        if self.stage.kind == "process" and (
+            type(error).__name__ == "BdbQuit" or (type(error) is EOFError and "reading a line" in str(error))
+        ):
+            self.hint(
+                error,
+                "a worker process has no terminal: to stop in f, write with fstream.inline(): around the loop",
             )
         if type(error) is not TypeError or "argument" not in repr(error.args[:1]):
             return
@@ -278,7 +294,8 @@ class Call:
             given = ", ".join(
                 ["item", *(f"<{type(arg).__name__}>" for arg in args), *(f"{name}=..." for name in named)]
             )
-            self.hint(error, f"f was called as f({given}), which does not fit its parameters")
+            more = "" if self.stage.on_start else ": further ones are what on_start= returns"
+            self.hint(error, f"f was called as f({given}), which does not fit its parameters{more}")
 
     def hint(self, error: BaseException, note: str) -> None:
         """Note it once on an error that is raised for many items."""
@@ -286,12 +303,7 @@ class Call:
             annotate(error, note)
 
     def named(self, error: BaseException) -> BaseException:
-        """Keep a StopIteration out of the iterators that it would end in silence (PEP 479)."""
-        if not isinstance(error, StopIteration | StopAsyncIteration):
-            return error
-        stop = RuntimeError(f"{self.stage.name} raised {type(error).__name__}")
-        stop.__cause__ = error
-        return stop
+        return named(error, self.stage.name)
 
 
 class Reached(Exception):
@@ -333,7 +345,10 @@ class FusedCall:
         self.untimed = 0
         #: It writes into its worker's cell which part is at work.
         self.told = tells(stage)
-        self.numbered = [(number, call, call.stage.timeout is not None) for number, call in enumerate(calls)]
+        #: With which of them the time begins anew. For the first one its worker has noted it already.
+        self.numbered = [
+            (number, call, number > 0 and call.stage.timeout is not None) for number, call in enumerate(calls)
+        ]
         self.cell: Any = [0] * (PART + 1)
         self.place: PlaceInParts | None = None
 
@@ -415,11 +430,11 @@ class FusedCall:
 
     def run_timed(self, item: Any, first: int = 0, until: int | None = None) -> Any:
         seconds = self.parts.seconds
-        for number, call in enumerate(self.calls[first:], first):
+        for number, call, timed in self.numbered[first:]:
             self.at, self.item = call, item
             if number == until:
                 raise Reached
-            if call.stage.timeout is not None:
+            if timed:
                 self.cell[SINCE] = monotonic_ns()
             if self.told:
                 self.cell[PART] = number
@@ -442,10 +457,10 @@ class FusedCall:
         self.parts.dropped[self.calls.index(self.at)] += 1
         return DROP
 
-    def counted(self) -> Numbers | None:
+    def counted(self) -> PartCounts | None:
         """Give what the parts have counted since the last time."""
         parts, self.parts = self.parts, Parts(len(self.calls))
-        return parts.numbers()
+        return parts.counts()
 
     def failure(self, error: BaseException, item: Any, index: int, tries: int) -> Failure:
         """Say at which stage it failed, and what that was given: only here that is known."""
@@ -551,14 +566,9 @@ def handled(stage: Stage, failure: Failure) -> Any:
 
 def handler_failed(stage: Stage, failure: Failure, raised: BaseException, role: str = "on_error") -> Failure:
     """The failure that stays where ``on_error`` itself has *raised*, or another hook."""
+    raised = named(raised, f"{role} of {stage.name}")
     annotate_item(raised, stage, describe(stage, failure.index, failure.item), f"{role} of ")
-    return Failure(failure.index, failure.item, raised, failure.tries)
-
-
-def forgotten(stage: Stage, failure: Failure, unkept: Unkept) -> Failure:
-    """The failure that stays where the memo cannot even note that an item has failed."""
-    annotate_item(unkept.error, stage, describe(stage, failure.index, failure.item), "memo of ")
-    return Failure(failure.index, failure.item, unkept.error, failure.tries, final=True)
+    return Failure(failure.index, failure.item, raised, failure.tries, final=role == "memo")
 
 
 def replaced(stage: Stage, item: Any, result: Any) -> Any:

@@ -13,7 +13,6 @@ from fstream._plan.kernels import DROP
 from fstream._plan.stages import Stage, StageStatus
 from fstream._workers.call import (
     Call,
-    forgotten,
     further_try_of,
     handled,
     handler_failed,
@@ -23,8 +22,8 @@ from fstream._workers.call import (
     which,
 )
 from fstream._workers.failed import Failed
-from fstream._workers.memory import Memory, Unkept
-from fstream._workers.notes import annotate, annotate_item, describe
+from fstream._workers.memory import Memory
+from fstream._workers.notes import OptionFailed, annotate
 from fstream.errors import NotPicklable
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ class Crew:
         #: How many members have been started, and have not come for their first span yet.
         self.coming = 0
         #: How many workers have run ``on_start``, or are about to, and have not ended yet.
-        self.begun = 0
+        self.active = 0
         #: How many indexes are given out to workers.
         self._places = 0
         #: What the stage has failed with.
@@ -165,11 +164,11 @@ class Crew:
             self.observer.failed(self.window.info, failure.index, failure.error, failure.tries)
         if self.memory is None and self.tolerance is None:
             return failure
-        # Not under the run's lock: the memo's is held while the user's mapping is called.
+        # The run's lock is not held here: the memory's lock is, while it calls the user's mapping.
         try:
             follower = None if self.memory is None else self.memory.failed(failure.index)
-        except Unkept as unkept:
-            return forgotten(self.stage, failure, unkept)
+        except OptionFailed as failed:
+            return handler_failed(self.stage, failure, failed.error, "memo")
         with self.run.lock:
             if follower is not None:
                 self.window.run_alone(*follower)
@@ -205,14 +204,14 @@ class Crew:
     def status(self) -> StageStatus:
         """Make the status for the worker that ends now. While the stage goes on, its successor counts as active."""
         with self.run.lock:
-            self.begun -= 1
-            active = self.begun if self.window.exhausted else max(1, self.begun)
+            self.active -= 1
+            active = self.active if self.window.exhausted else max(1, self.active)
             return StageStatus(active, self.run.error)
 
     def not_begun(self) -> None:
         """Note that a worker has no ``on_done`` to run, because its ``on_start`` raised."""
         with self.run.lock:
-            self.begun -= 1
+            self.active -= 1
 
     def finish(self, call: Call) -> None:
         """Run ``on_done`` in a worker that ends."""
@@ -453,10 +452,9 @@ class Crew:
             index = span.start + len(span.slots)
             try:
                 self.keep(index, slot)
-            except Unkept as unkept:
-                item = span.items[len(span.slots)]
-                annotate_item(unkept.error, self.stage, describe(self.stage, index, item))
-                self.fail(Failure(index, item, unkept.error))
+            except OptionFailed as failed:
+                failure = Failure(index, span.items[len(span.slots)], None)
+                self.fail(handler_failed(self.stage, failure, failed.error, "memo"))
                 return False
         span.slots.append(slot)
         return True

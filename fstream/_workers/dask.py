@@ -40,7 +40,7 @@ from fstream._flow.window import Window
 from fstream._plan.stages import Stage, StageStatus, declared
 from fstream._workers import executor
 from fstream._workers.notes import annotate, describe
-from fstream._workers.parcels import INSIDE, Order, Parcels, begun, forget, serve, take_out
+from fstream._workers.parcels import INSIDE, Order, Parcels, forget, serve, take_out, to_finish
 from fstream._workers.process.errors import decode_error, encode_error
 from fstream._workers.process.wire import Packed, loads
 from fstream.errors import WorkerDied
@@ -401,7 +401,8 @@ class Workers(executor.Workers):
                 continue
             why: BaseException | None = None
             try:
-                threads = await asyncio.wait_for(cluster.client.scheduler.ncores(), PATIENCE)
+                async with asyncio.timeout(PATIENCE):  # `wait_for` of 3.11 may swallow that it is cancelled
+                    threads = await cluster.client.scheduler.ncores()
             except Exception as error:
                 silent, why = silent + 1, error
             else:
@@ -496,13 +497,15 @@ class Workers(executor.Workers):
                 ending = asyncio.ensure_future(self.end())
                 while not (await asyncio.wait({ending}, timeout=PULSE))[0]:
                     try:
-                        await asyncio.wait_for(cluster.client.scheduler.ncores(), 2 * PATIENCE)
+                        async with asyncio.timeout(2 * PATIENCE):
+                            await cluster.client.scheduler.ncores()
                     except Exception:
                         ending.cancel()
                         raise
                 return ending.result()
             if self.pulse is not None:  # else no worker knows it
-                await asyncio.wait_for(cluster.run(forget, key), 2 * PATIENCE)
+                async with asyncio.timeout(2 * PATIENCE):
+                    await cluster.run(forget, key)
         except Exception:  # it is gone
             pass
         return []
@@ -512,7 +515,7 @@ class Workers(executor.Workers):
         cluster, key = self.cluster, self.parcels.key
         with self.run.lock:
             error = self.run.error
-        found: dict[str, tuple[str, int]] = await cluster.run(begun, key)
+        found: dict[str, tuple[str, int]] = await cluster.run(to_finish, key)
         # Workers that are threads of one process have their stages in common.
         homes = [
             (address, number)

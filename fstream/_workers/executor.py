@@ -27,7 +27,7 @@ from fstream._workers.call import Call
 from fstream._workers.crew import Crew
 from fstream._workers.notes import annotate, describe
 from fstream._workers.parcels import INSIDE, Parcels, serve
-from fstream._workers.pump import Pump, PumpQueue
+from fstream._workers.pump import FlightPump, FlightQueue
 from fstream._workers.thread import Hand, Watch
 from fstream.errors import WorkerDied
 
@@ -180,9 +180,9 @@ class Workers(Crew):
         #: The `call` of each thread of this process that has begun.
         self.here = threading.local()
         self.no_call = Call(stage, 0)
-        self.queue = PumpQueue(self)
+        self.queue = FlightQueue(self)
         self.watch = Watch(self) if stage.timeout is not None else None
-        self.pump = Pump(self)
+        self.pump = FlightPump(self)
 
     def start(self) -> None:
         self.parcels.open()

@@ -25,7 +25,7 @@ class ThreadFeeder:
     def __init__(self, run: Run, source: Iterable[Any]) -> None:
         self.run = run
         self.source: Iterable[Any] | None = source
-        self.credits = Credits(run.feed)
+        self.credits = Credits(run.feed, run.clock)
         self.queue = ThreadQueue(self.credits, run.lock, run.settle)
         self.busy = False
         #: The runs that were started by its source, in its thread: streams that it iterates, however wrapped. Under the

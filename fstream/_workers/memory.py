@@ -19,16 +19,9 @@ from fstream._flow.known import Known
 from fstream._plan import kernels
 from fstream._plan.kernels import DROP, EACH, FILTER
 from fstream._plan.stages import MISSING, Stage
-from fstream._workers.notes import annotate_item, describe
+from fstream._workers.notes import OptionFailed, annotate, annotate_item, describe, named
 
-__all__ = ["Memory", "Unkept"]
-
-
-class Unkept(BaseException):
-    """Out of a `Memory`: what has become of an item cannot be noted there, for an *error* that ends the stream."""
-
-    def __init__(self, error: BaseException) -> None:
-        self.error = error
+__all__ = ["Memory"]
 
 
 class Memory:
@@ -42,9 +35,10 @@ class Memory:
         self.stage = stage
         self.memo = stage.memo
         self.key_of: Callable[[Any], Any] | None = stage.memo_key
-        #: Makes the slot of an item of a result, if that is another thing.
+        #: Makes an item's slot of a result that was looked up. None where the result is the slot.
         self.finish = stage.kernel.finish
-        #: Held while the mapping is called, which need not be thread-safe. A plain dict is, so it is read without.
+        #: Held while the mapping is called, because that need not be thread-safe. A plain dict is thread-safe. So
+        #: `at_hand` is that dict, which is read without the lock, and an empty one for other mappings.
         self.lock = Lock()
         self.at_hand: Any = self.memo if type(self.memo) is dict else {}
         #: The keys of the items under way, by their indices.
@@ -76,8 +70,15 @@ class Memory:
                 self.keys[index] = key
                 return item
         except BaseException as error:
-            annotate_item(error, self.stage, describe(self.stage, index, item), "memo of ")
-            raise
+            raise self._noted(error, item, index)  # noqa: B904  (it is the same, most often)
+
+    def _noted(self, error: BaseException, item: Any, index: int) -> BaseException:
+        """Give what the *error* of a look-up is to be, with its notes."""
+        raised = named(error, "memo")
+        annotate_item(raised, self.stage, describe(self.stage, index, item), "memo of ")
+        if type(error) is TypeError and "unhashable" in str(error):
+            annotate(raised, "the key of a memo must be hashable: write memo_key=f, where f(item) gives one")
+        return raised
 
     def remember(self, index: int, slot: Any) -> list[tuple[int, Known]]:
         """Keep what has become of the item at *index*; give the items that it brings the slot of, and their indices."""
@@ -90,7 +91,7 @@ class Memory:
                 if slot is not kernels.SKIP:
                     self._keep(key, value)
             except BaseException as error:
-                raise Unkept(error) from None
+                raise OptionFailed(error, "memo") from None
         for _, known in followers:
             known.slot = slot if slot is kernels.SKIP else self.stage.kernel.slot(known.item, value)
         return followers
@@ -116,7 +117,7 @@ class Memory:
                     del self.followers[key]
                     return None
             except BaseException as error:
-                raise Unkept(error) from None
+                raise OptionFailed(error, "memo") from None
             next_index, known = followers.pop(0)
             self.keys[next_index] = key
             known.alone = True

@@ -7,7 +7,19 @@ from typing import Any
 
 from fstream._plan.stages import Stage
 
-__all__ = ["annotate", "annotate_item", "describe", "notes_of", "shown"]
+__all__ = ["OptionFailed", "annotate", "annotate_item", "describe", "named", "notes_of", "shown"]
+
+
+class OptionFailed(BaseException):
+    """The *error* was raised by what an option calls, and not by f: it ends the stream, whatever ``on_error`` says.
+
+    *role* is the option's name. *stage* is the stage that has this option, if it is another one than the one at work.
+    """
+
+    def __init__(self, error: BaseException, role: str, stage: Stage | None = None) -> None:
+        self.error = error
+        self.role = role
+        self.stage = stage
 
 
 def describe(stage: Stage, index: int, item: Any) -> str:
@@ -20,6 +32,15 @@ def shown(item: Any) -> str:
         return reprlib.repr(item)
     except Exception as error:
         return f"<{type(item).__name__} whose repr raises {type(error).__name__}>"
+
+
+def named(error: BaseException, name: str) -> BaseException:
+    """Keep a StopIteration of what is called *name* out of the iterators that it would end in silence (PEP 479)."""
+    if not isinstance(error, StopIteration | StopAsyncIteration):
+        return error
+    stop = RuntimeError(f"{name} raised {type(error).__name__}")
+    stop.__cause__ = error
+    return stop
 
 
 def annotate(error: BaseException, note: str) -> None:

@@ -19,7 +19,7 @@ from time import monotonic, perf_counter
 from typing import Any, Final, NamedTuple
 
 from fstream._flow.span import Failure, Span
-from fstream._flow.tally import Numbers
+from fstream._flow.tally import PartCounts
 from fstream._plan.stages import Stage, StageStatus
 from fstream._workers.call import Call, FusedCall, call_of
 from fstream._workers.notes import annotate, describe
@@ -29,7 +29,7 @@ from fstream._workers.process.shape import packed_stage
 from fstream._workers.process.wire import Packed, dumps, loads
 from fstream.errors import NotPicklable
 
-__all__ = ["INSIDE", "Answer", "Order", "Parcels", "begun", "forget", "serve", "take_out"]
+__all__ = ["INSIDE", "Answer", "Order", "Parcels", "forget", "serve", "take_out", "to_finish"]
 
 #: What runs what runs here: the `id` of an executor in the process that submits to it, the address of a scheduler.
 INSIDE: Final[ContextVar[frozenset[int | str]]] = ContextVar("INSIDE", default=frozenset())
@@ -85,7 +85,7 @@ class Answer(NamedTuple):
     failed: dict[int, tuple[tuple[Any, ...], int, int]] = {}  # noqa: RUF012
     seconds: float = 0.0
     #: What the parts of the stage have counted, if it stands for several.
-    parts: Numbers | None = None
+    parts: PartCounts | None = None
 
 
 class Parcels:
@@ -176,7 +176,7 @@ def serve(*fields: Any) -> Answer:
 
 def _served(order: Order) -> Answer:
     if not order.aside:
-        return Work(order).run()
+        return Execution(order).run()
     for place in list(_ASIDE):
         if (
             _is_over(place, order) and (over := _ASIDE.pop(place, None)) is not None
@@ -189,7 +189,7 @@ def _served(order: Order) -> Answer:
             aside = _ASIDE[place] = Aside()
         except Exception as error:  # too many threads
             return Answer("worker", encode_error(error))
-    answer = aside.serve(Work(order))
+    answer = aside.serve(Execution(order))
     if aside.abandoned:
         _ASIDE.pop(place, None)
     return answer
@@ -202,8 +202,8 @@ def _is_over(place: tuple[str, int], order: Order) -> bool:
     return ours and key not in order.live
 
 
-class Work:
-    """A span that is worked off in a thread of a worker."""
+class Execution:
+    """An order that is carried out in a thread of a worker: its span is worked off there."""
 
     def __init__(self, order: Order) -> None:
         self.order = order
@@ -326,24 +326,25 @@ class Aside:
         self.thread = threading.Thread(target=self.main, name="fstream-aside", daemon=True)
         self.thread.start()
 
-    def serve(self, work: Work) -> Answer:
-        """Have *work* done, within the time that each of its items has."""
-        timeout = work.order.timeout
-        self.todo.put(partial(self.do, work))
+    def serve(self, execution: Execution) -> Answer:
+        """See *execution* done, within the time that each of its items has."""
+        timeout = execution.order.timeout
+        self.todo.put(partial(self.do, execution))
         begun = perf_counter()
         while True:
             try:
-                return self.answers.get(timeout=None if timeout is None else max(0.0, work.left(timeout)))
+                left = None if timeout is None else max(0.0, execution.left(timeout))
+                return self.answers.get(timeout=left)
             except Empty:
                 assert timeout is not None
-                if work.give_up(timeout):
+                if execution.give_up(timeout):
                     self.abandoned = True
                     self.end(StageStatus(1))
-                    return work.answer(perf_counter() - begun)
+                    return execution.answer(perf_counter() - begun)
 
-    def do(self, work: Work) -> None:
-        answer = work.run()
-        self.call = work.call
+    def do(self, execution: Execution) -> None:
+        answer = execution.run()
+        self.call = execution.call
         self.answers.put(answer)
 
     def end(self, status: StageStatus) -> Future[tuple[Any, ...] | None]:
@@ -388,7 +389,7 @@ def _call_of(order: Order) -> tuple[Call | FusedCall, Context]:
     return _CALLS[place]
 
 
-def begun(key: str) -> tuple[str, int]:
+def to_finish(key: str) -> tuple[str, int]:
     """In a worker: which process this is, and how many threads in it have an ``on_done`` of the stage *key* to run."""
     here = [aside for place, aside in list(_ASIDE.items()) if place[0] == key]
     return f"{_PROGRAM}-{os.getpid()}", sum(aside.call is not None and aside.call.started for aside in here)
@@ -400,11 +401,11 @@ def take_out(key: str) -> list[Aside]:
     while len(_OVER) > MOST_OVER:
         _OVER.pop(next(iter(_OVER)), None)
     taken = [aside for place in list(_ASIDE) if place[0] == key and (aside := _ASIDE.pop(place, None))]
-    begun = [aside for aside in taken if aside.call is not None and aside.call.started]
+    active = [aside for aside in taken if aside.call is not None and aside.call.started]
     for aside in taken:
-        if aside not in begun:
+        if aside not in active:
             aside.close()
-    return begun
+    return active
 
 
 def forget(key: str) -> None:

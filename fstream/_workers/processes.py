@@ -7,7 +7,7 @@ import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from fstream._plan.stages import Stage
+from fstream._plan.stages import NO_LIMIT, Stage
 
 if TYPE_CHECKING:
     from fstream._workers.process.pool import Pool
@@ -71,7 +71,8 @@ class Processes:
         with self._lock:
             self.check_open()
             if self._pool is None:
-                self._pool = Pool(self.workers, start=self.start, idle=self.idle, relay=self.relay)
+                idle = min(self.idle, NO_LIMIT)  # an int may be larger than any float
+                self._pool = Pool(self.workers, start=self.start, idle=idle, relay=self.relay)
             return self._pool
 
     def check_open(self) -> None:

@@ -14,7 +14,7 @@ from fstream._flow.buffers import Work
 from fstream._flow.window import Window
 from fstream._plan.stages import Stage
 
-__all__ = ["Pump", "PumpQueue"]
+__all__ = ["FlightPump", "FlightQueue"]
 
 
 class Pumped(Protocol):
@@ -23,7 +23,7 @@ class Pumped(Protocol):
     run: Run
     stage: Stage
     window: Window
-    queue: PumpQueue
+    queue: FlightQueue
     members: set[Any]
     watch: Any
 
@@ -50,7 +50,7 @@ class Pumped(Protocol):
     def break_down(self, error: BaseException) -> None: ...
 
 
-class PumpQueue(Work):
+class FlightQueue(Work):
     """The queue of a pump and its buffer: flights that have landed, or None, where the pump is to look again."""
 
     takers = 0
@@ -106,7 +106,7 @@ class PumpQueue(Work):
         return news
 
 
-class Pump:
+class FlightPump:
     """The thread."""
 
     abandoned = busy = False

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from itertools import compress, islice, repeat
+from math import inf
 from operator import length_hint
+from threading import Lock
 from time import perf_counter
 from typing import Any, Final, Protocol
 
+from fstream._engine.interrupts import acquire
 from fstream._engine.rates import rate_of
 from fstream._engine.reports import reports_of
 from fstream._engine.run import HERE, Run
@@ -24,7 +27,6 @@ from fstream._plan.kernels import DROP, MAP, SKIP
 from fstream._plan.stages import MISSING, Stage, StageStatus
 from fstream._workers.call import (
     Call,
-    forgotten,
     further_try_of,
     handled,
     handler_failed,
@@ -33,8 +35,8 @@ from fstream._workers.call import (
     tolerance_of,
 )
 from fstream._workers.failed import Failed
-from fstream._workers.memory import Memory, Unkept
-from fstream._workers.notes import annotate
+from fstream._workers.memory import Memory
+from fstream._workers.notes import OptionFailed, annotate
 
 __all__ = ["Owner", "Tap", "aclose", "blame", "each", "is_stream", "iterate", "iterate_async"]
 
@@ -73,7 +75,21 @@ class Rest:
     """
 
     def __init__(self) -> None:
-        self.over = threading.Event()
+        self.over = False
+        #: The time at which a stream that is drained is closed, in seconds of `perf_counter`.
+        self.until = inf
+        #: Released to wake who waits. A lock and no event: a signal handler may do so, in the middle of a wait.
+        self.bell = Lock()
+        self.bell.acquire()
+        #: Wakes a task that waits.
+        self.ring_task: Callable[[], object] = lambda: None
+
+    def left(self, end: float) -> float:
+        """Tell how many seconds are left to wait until the time *end*; raise `Left` if the stream is closed."""
+        now = perf_counter()
+        if self.over or now >= self.until:
+            raise Left
+        return min(end, self.until) - now
 
     def wait(self, seconds: float) -> None:
         """Wait so many *seconds*; raise `Left` if the stream is closed meanwhile, or was."""
@@ -82,11 +98,41 @@ class Rest:
             feeder.adopt(self)
             if feeder.run.feed.stopped:
                 self.stop()
-        if self.over.wait(seconds):
-            raise Left
+        end = perf_counter() + seconds
+        while (left := self.left(end)) > 0:
+            acquire(self.bell, left)
+
+    async def wait_async(self, seconds: float) -> None:
+        """Wait as `wait` does, and let the event loop run other tasks meanwhile."""
+        import asyncio
+
+        from fstream._workers.task.reach import running, soon
+
+        loop, end = running(), perf_counter() + seconds
+        while True:
+            bell = asyncio.Event()
+            self.ring_task = partial(soon, loop, bell.set)
+            left = self.left(end)
+            try:
+                async with asyncio.timeout(left):
+                    await bell.wait()
+            except TimeoutError:
+                self.left(end)
+                return
 
     def stop(self) -> None:
-        self.over.set()
+        self.over = True
+        self.ring()
+
+    def stop_at(self, until: float) -> None:
+        """Let nobody wait beyond the time *until*."""
+        self.until = min(self.until, until)
+        self.ring()
+
+    def ring(self) -> None:
+        with suppress(RuntimeError):  # it was rung already
+            self.bell.release()
+        self.ring_task()
 
 
 class Here:
@@ -182,11 +228,9 @@ class Here:
         self.had += perf_counter() - begun
 
     async def pause_async(self, seconds: float) -> None:
-        """The same, while the event loop is for others."""
-        from asyncio import sleep
-
+        """Wait as `pause` does, and let the event loop run other tasks meanwhile."""
         begun = perf_counter()
-        await sleep(seconds)
+        await self.tap.rest.wait_async(seconds)
         self.had += perf_counter() - begun
 
     # ------------------------------------------------------------------------------------------------ in parts
@@ -240,8 +284,11 @@ class Here:
         try:
             known = self.memory.arrived(item, self.start)
         except BaseException as error:
-            raise Unkept(error) from None
-        return known.slot if type(known) is Known else MISSING
+            raise OptionFailed(error, "memo") from None
+        if type(known) is not Known:
+            return MISSING
+        self.tally.known += 1
+        return known.slot
 
     def timed(self, item: Any) -> Any:
         """Run f on it."""
@@ -353,7 +400,7 @@ class Here:
         item = self.item_of(given)
         try:
             slot = self.known(item)
-        except Unkept as error:
+        except OptionFailed as error:
             slot = self.failed(error, given)
         if slot is MISSING:
             for seconds in self.turns():
@@ -431,8 +478,8 @@ class Here:
         try:
             if self.memory is not None:
                 self.memory.failed(failure.index)
-        except Unkept as unkept:
-            return forgotten(self.stage, failure, unkept)
+        except OptionFailed as failed:
+            return handler_failed(self.stage, failure, failed.error, "memo")
         if self.observer is not None and failure.error is not None:
             self.observer.failed(self.observer.run.stages[0], failure.index, failure.error, failure.tries)
         return judged(self.stage, self.tolerance, failure, self.count)
@@ -524,12 +571,7 @@ def iterate(
             if ends.draining or (item := next(items, MISSING)) is MISSING:
                 return
         except RecursionError as error:
-            if tap.depth > 64:  # else it is the source's own
-                error.args = (
-                    f"{tap.depth} stages of kind 'sync' in a row: each calls the one before it, and the limit of"
-                    f" recursion is {sys.getrecursionlimit()}; raise it by sys.setrecursionlimit, or join their"
-                    " functions",
-                )
+            explain(error, tap)
             raise
         here.begin()
         step = here.stepping()
@@ -624,6 +666,15 @@ async def each(source: Iterable[Any] | AsyncIterable[Any]) -> AsyncGenerator[Any
             items.close()
 
 
+def explain(error: RecursionError, tap: Tap) -> None:
+    """Say how many stages call one another, where *error* comes of that."""
+    if tap.depth > 64:  # else it is the source's own
+        error.args = (
+            f"{tap.depth} stages of kind 'sync' in a row: each calls the one before it, and the limit of"
+            f" recursion is {sys.getrecursionlimit()}; raise it by sys.setrecursionlimit, or join their functions",
+        )
+
+
 async def iterate_async(
     stage: Stage,
     source: Iterable[Any] | AsyncIterable[Any],
@@ -673,8 +724,11 @@ async def iterate_async(
             given = None  # collected, or at the end of the loop: whoever closes this closes that, too
         raise
     except BaseException as error:
+        if isinstance(error, RecursionError) and not number:
+            explain(error, owner.tap)
         here.ends_with(error)
-        raise
+        if not isinstance(error, Left):
+            raise
     finally:
         owner.end()
         try:

@@ -12,6 +12,7 @@ from fstream._flow.span import Closed, Failure, Span
 from fstream._flow.window import Window
 from fstream._plan.stages import Stage
 from fstream._workers.call import Call, is_failure
+from fstream._workers.cpu_time import counted
 from fstream._workers.crew import Crew
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class Hand:
         try:
             if fresh:
                 with self.run.lock:
-                    self.crew.begun += 1
+                    self.crew.active += 1
                 self.call.begin()
         except BaseException as error:
             self.crew.not_begun()
@@ -162,18 +163,19 @@ class Worker(Hand):
         crew = self.crew
         try:
             crew.started(self)
-            span: Any = crew.arrived()
-            while type(span := span or crew.queue.get()) is not Closed:
-                crew.recruit()
-                if crew.observer is not None:
-                    self.busy = True  # it may call observers
-                    crew.taken(span, self)
-                elapsed = self.work(span)
-                if self.abandoned:
-                    break
-                self.span = None
-                if (span := crew.next_for(span, elapsed)) is None:
-                    self.call.set_place(None)
+            with counted(crew.window.tally, self.run.lock):
+                span: Any = crew.arrived()
+                while type(span := span or crew.queue.get()) is not Closed:
+                    crew.recruit()
+                    if crew.observer is not None:
+                        self.busy = True  # it may call observers
+                        crew.taken(span, self)
+                    elapsed = self.work(span)
+                    if self.abandoned:
+                        break
+                    self.span = None
+                    if (span := crew.next_for(span, elapsed)) is None:
+                        self.call.set_place(None)
         except BaseException as error:  # a bug of ours, or an interrupt from outside: never a hang
             crew.break_down(error)
         finally:

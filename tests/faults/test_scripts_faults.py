@@ -410,6 +410,39 @@ def test_a_fork_while_a_pipeline_runs(start: Start, kind: str, ending: str) -> N
     assert_gone(script)
 
 
+@pytest.mark.parametrize("observed", ["", "observed"])
+def test_a_fork_may_drop_the_parents_stream_when_its_modules_are_cleared(start: Start, observed: str) -> None:
+    """A free-threaded interpreter collects such a stream that late; here the script clears the module by itself."""
+    script = start(
+        """
+        import atexit, contextlib
+        from fstream import Observer, observe
+        from fstream._engine import run
+
+        def drop_late(streams):
+            run.close_all()
+            vars(run).update({name: None for name in vars(run) if not name.startswith("__")})
+            streams.clear()
+
+        with observe(Observer()) if sys.argv[1] else contextlib.nullcontext():
+            streams = [pmap(ten, kind="thread", workers=2)(range(3000))]
+            got = [next(streams[0]) for _ in range(10)]
+        child = os.fork()
+        if not child:
+            atexit.unregister(run.close_all)  # here: Python 3.15 calls all that were there when it began to call them
+            atexit.register(drop_late, streams)
+            sys.exit(0)
+        _, status = os.waitpid(child, 0)
+        got += streams[0]
+        print(status, got == [item * 10 for item in range(3000)])
+        """,
+        observed,
+    )
+    status, out, err = script.end(HANG / 2)
+    assert (status, out.strip(), err) == (0, "0 True", "")
+    assert_gone(script)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_both_sides_of_a_fork_run_pipelines(start: Start, kind: str) -> None:
     """Warm workers belong to the process that started them."""
@@ -437,16 +470,29 @@ def test_a_fork_that_drops_the_parents_stream(start: Start) -> None:
     """The child closes and collects what it inherited; the workers are not its own."""
     script = start(
         """
-        import gc
+        import gc, signal, threading
         stream = pmap(ten, kind="process", workers=2)(range(3000))
         got = [next(stream) for _ in range(10)]
+        held, forked = threading.Event(), threading.Event()
+
+        def hold():  # as a thread of the run may, at any time
+            with stream._outputs.run.lock:
+                held.set()
+                forked.wait()
+
+        holder = threading.Thread(target=hold)
+        holder.start()
+        held.wait()
         child = os.fork()
         if not child:
+            signal.alarm(10)
             stream.close()
             del stream
             gc.collect()
             os._exit(0)
         _, status = os.waitpid(child, 0)
+        forked.set()
+        holder.join()
         got += stream
         print(status, got == [item * 10 for item in range(3000)])
         """

@@ -35,6 +35,7 @@ class Answers:
             pass  # a late answer to the stage that this worker had before
         elif what == child.SLOTS:
             self.recovery.stillborn = 0
+            worker.answered = True
             self.receive(worker, header[1:], body)
         elif what == child.COUNTED:
             with self.crew.run.lock:
@@ -65,11 +66,11 @@ class Answers:
                 error = problem
             else:
                 annotate(error, f"in on_start of stage {self.crew.stage.name!r} (process)")
-            worker.begun = False
+            worker.active = False
             self.crew.begun_in.pop(worker.link, None)
             worker.link.homes.discard(self.crew)
             with self.crew.run.lock:
-                self.crew.begun = max(0, self.crew.begun - 1)
+                self.crew.active = max(0, self.crew.active - 1)
             self.crew.fail(Failure(-1, None, error))
         elif what == child.FINISHED:
             self.finished(worker, header[1])

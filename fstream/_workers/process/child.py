@@ -117,6 +117,9 @@ SENDING: Final = -4  # it pickles slots
 #: A worker that no stage needs ends by itself after this many seconds, if its pool says nothing else.
 IDLE_SECONDS: Final = 10.0
 
+#: What is longer than this, in seconds, is without end: `poll` counts milliseconds in an int of C, to 24 days.
+LONGEST_IDLE: Final = 2e6
+
 #: How its pool says so, and whether it relays.
 START_FORMAT: Final = "d?"
 
@@ -213,8 +216,9 @@ class Child:
         try:
             poll = select.poll()  # not `select`, which takes no file number from 1,024 on
             poll.register(self.wire.sock, select.POLLIN)
+            milliseconds = None if self.idle > LONGEST_IDLE else self.idle * 1000
             while True:
-                if not (self.opened or self.homes) and not poll.poll(self.idle * 1000):
+                if not (self.opened or self.homes) and not poll.poll(milliseconds):
                     break
                 # Not a loop: its variable would keep the last message alive while this thread waits for the next one.
                 deque(map(self.sort, self.receive()), 0)
@@ -378,7 +382,7 @@ class Child:
                 stage.surroundings = surroundings()
         self.call = None
         self.context = copy_context()
-        self.stopping = False
+        self.stopping = self.flush_requested = False
 
     def work(self, start: int, tries: int, body: Packed, progress: Progress | None = None) -> None:
         """Run the items in *body* and send their slots; run ``on_start`` before the first ones."""
@@ -662,6 +666,9 @@ def main(connection: Connection) -> None:
     sock.setblocking(True)
     connection.close()
     settings, fds, _, _ = socket.recv_fds(sock, struct.calcsize(START_FORMAT), 3)
+    if not settings:  # the parent has ended, or an error kept it from going on, such as a warning of the fork
+        sock.close()
+        return
     idle, relays = struct.unpack(START_FORMAT, settings)
     # A process that f forks closes its copy. One that outlives this process would else keep the parent from seeing that
     # this process has died.

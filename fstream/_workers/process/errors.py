@@ -7,7 +7,8 @@ import re
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from operator import itemgetter
 from typing import Any
 
@@ -113,6 +114,25 @@ def _formatted(error: BaseException) -> str:
         return f"{type(error).__name__}, which cannot be shown\n"
 
 
+@contextmanager
+def _alone(error: BaseException) -> Iterator[None]:
+    """Take off the errors before *error*, and its traceback, which travel by themselves.
+
+    The reducer of tblib, which dask installs, would send all of them with each.
+    """
+    cause, context, suppress = error.__cause__, error.__context__, error.__suppress_context__
+    shown = error.__traceback__
+    try:
+        for name in ("__cause__", "__context__", "__traceback__"):
+            _set(error, name, None)
+        yield
+    finally:
+        _set(error, "__cause__", cause)
+        _set(error, "__context__", context)
+        _set(error, "__suppress_context__", suppress)
+        _set(error, "__traceback__", shown)
+
+
 def _packed_error(error: BaseException) -> tuple[str, Any]:
     if isinstance(error, BaseExceptionGroup):  # its members travel by themselves
         ways: dict[str, Any] = {"group": (type(error), error.message, _attributes(error))}
@@ -122,7 +142,8 @@ def _packed_error(error: BaseException) -> tuple[str, Any]:
     copies = []
     for way, content in ways.items():
         try:
-            packed = way, _pickled(content)
+            with _alone(error):
+                packed = way, _pickled(content)
             copy = _loaded_error(packed, error.exceptions if isinstance(error, BaseExceptionGroup) else ())
             likeness = _likeness(copy, error)
         except Exception:

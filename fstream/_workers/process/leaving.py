@@ -30,7 +30,7 @@ class Leaving:
         """End the workers that have had their last item, as soon as their ``on_done`` has run, and stale ones."""
         crew = self.crew
         for worker in [w for w in crew.workers if w.idle and crew.used_up(w)]:
-            if worker.begun and crew.stage.on_done is not None:
+            if worker.active and crew.stage.on_done is not None:
                 crew.ask_to_finish(worker, child.FINISH)
                 continue
             worker.link.worn = True
@@ -52,7 +52,7 @@ class Leaving:
         for worker in list(crew.workers):
             if not worker.opened:  # it is still starting: the next stage may use it
                 crew.retire(worker)
-            elif worker.flight and not (worker.begun and stage.on_done) and worker.link.homes <= {crew}:
+            elif worker.flight and not (worker.active and stage.on_done) and worker.link.homes <= {crew}:
                 crew.leave_out(worker)
                 crew.kill(worker)
         self.dismiss(stopped)
@@ -71,12 +71,13 @@ class Leaving:
     def dismiss(self, stopped: bool) -> None:
         """Have the workers run ``on_done``, one after the other, so that the last one knows that it is the last.
 
-        A stage that was *stopped* gives all of them `STOP_SECONDS` for that.
+        A stage that was *stopped* gives all of them `STOP_SECONDS` for that. A worker that has given nothing may have
+        begun nothing, because others took its items over. It would be the last one, and run no ``on_done``.
         """
         crew = self.crew
         deadline = monotonic() + STOP_SECONDS if stopped else None
-        for worker in sorted(crew.workers, key=lambda worker: len(worker.flight)):
-            if not (worker.flight or (worker.begun and crew.stage.on_done is not None)):
+        for worker in sorted(crew.workers, key=lambda worker: (len(worker.flight), worker.answered)):
+            if not (worker.flight or (worker.active and crew.stage.on_done is not None)):
                 continue
             if worker in crew.workers and not worker.finishing:
                 crew.ask_to_finish(worker, child.STOP if stopped else child.FINISH)
@@ -99,7 +100,7 @@ class Leaving:
             if not crew.workers and crew.waiting is None:
                 crew.hire()
             for worker in list(crew.workers):
-                if worker.opened and worker.begun and not worker.finishing:
+                if worker.opened and worker.active and not worker.finishing:
                     crew.ask_to_finish(worker, child.FINISH)
                 elif worker.opened and worker.idle:
                     crew.retire(worker)

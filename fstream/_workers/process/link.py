@@ -121,10 +121,10 @@ class Link:
             self.tell(child.FORGET, self.owed.pop())
 
     def sleeps(self) -> bool:
-        """Tell whether it has used next to no CPU since this was found out before, False at first.
+        """Tell whether it has used next to no CPU since the last call. The first call gives False.
 
-        True, where the system does not say. Several stages ask: of a moment nothing can be said, so the answer to one
-        of them is that to all who ask soon after.
+        Where the system does not tell the CPU time, this is True. A call that comes less than `SHORTEST_LOOK` seconds
+        after the last one gives the same answer, because several stages ask, and so short a time says nothing.
         """
         now, before = time.perf_counter(), self.used
         if now - self.looked < SHORTEST_LOOK:

@@ -98,8 +98,10 @@ class Worker:
         self.opened = False
         #: It has acknowledged the stage: its messages are about this stage, and not about the one before.
         self.heeded = False
-        #: It was sent a span, so its ``on_start`` was run or will be.
-        self.begun = False
+        #: It has given an output of the stage, or its failure.
+        self.answered = False
+        #: It was sent a span, so its ``on_start`` was run or will be; and it has not been asked for its ``on_done``.
+        self.active = False
         #: How many items of the stage it was sent, less those that it gave back.
         self.items = 0
         #: It was asked for the items that it has not started, and has made no progress since.
@@ -108,17 +110,21 @@ class Worker:
         self.finishing = False
         #: It has declined the stage: a module has changed that it has imported.
         self.stale = False
-        #: When it last sent anything but what it had not begun, or got a span while it had none: in seconds of
-        #: `perf_counter`.
+        #: When it last gave a sign of work, in seconds of `perf_counter`: it sent something, other than items that it
+        #: had not begun, or it got a span while it had none.
         self.heard = 0.0
         #: When the lease began, in seconds of `perf_counter`.
         self.since = perf_counter()
-        #: Another stage waits for it.
-        self.recalled = False
+        #: The stage that it was recalled for.
+        self.recalled_for: Tenant | None = None
 
     @property
     def idle(self) -> bool:
         return not self.flight and not self.finishing
+
+    @property
+    def recalled(self) -> bool:
+        return self.recalled_for is not None
 
 
 class Pool:
@@ -147,6 +153,8 @@ class Pool:
         self.leases: list[Worker] = []
         #: The stages at work.
         self.tenants: set[Tenant] = set()
+        #: How many workers one of them has at most.
+        self._widest = 0
         #: Stages that wait for a worker, first come, first served, with the lease that was recalled for each.
         self.waiting: dict[Tenant, Worker | None] = {}
         #: Set when the last lease is over, for `close`.
@@ -162,7 +170,7 @@ class Pool:
         """How many processes may be on lease."""
         if self._most is not None:
             return self._most
-        return max([cpu_count(), *(tenant.most for tenant in self.tenants)])
+        return max(cpu_count(), self._widest)
 
     # ------------------------------------------------------------------------------------------ what pumps ask for
 
@@ -170,12 +178,14 @@ class Pool:
         """A stage begins."""
         with self._lock:
             self.tenants.add(tenant)
+            self._widest = max(self._widest, tenant.most)
             self._deal()
 
     def leave(self, tenant: Tenant, key: int, loaded: set[Link]) -> None:
         """A stage is over: the workers in *loaded* may forget what they have of it."""
         with self._lock:
             self.tenants.discard(tenant)
+            self._widest = max((each.most for each in self.tenants), default=0)
             self.waiting.pop(tenant, None)
             for link in loaded:
                 link.owed.append(key)
@@ -190,7 +200,7 @@ class Pool:
     def hire(self, tenant: Tenant) -> Worker | None:
         """Lease a worker to a stage. None: the stage waits in line, until it finds one in `granted`."""
         with self._lock:
-            if (worker := self._place(tenant)) is None:
+            if (worker := self._place(tenant, self.limit)) is None:
                 self.waiting.setdefault(tenant, None)
                 self._recall_for(tenant)
             return worker
@@ -245,7 +255,8 @@ class Pool:
             }
             asleep = {worker: seconds for worker, seconds in asleep.items() if seconds >= 2 * PATIENCE}
             if (
-                self._most is not None
+                not asleep
+                or self._most is not None
                 or tenant not in self.waiting
                 or len(self.leases) >= self.limit + len(asleep)
                 or any(worker.crew is tenant and worker not in asleep for worker in self.leases)
@@ -269,14 +280,14 @@ class Pool:
         self.leases.append(worker)
         return worker
 
-    def _place(self, tenant: Tenant) -> Worker | None:
-        """Lease an idle worker, or room for a new one; None if there are as many as may be."""
-        if len(self.leases) >= self.limit:
+    def _place(self, tenant: Tenant, limit: int) -> Worker | None:
+        """Lease an idle worker, or room for a new one; None if there are as many as may be: *limit*."""
+        if len(self.leases) >= limit:
             return None
         link = self.warm.take(tenant.takes, tenant.prefers)
         if link is None and not tenant.takes(None):
             return None
-        if link is None and len(self.leases) + self.warm.count >= self.limit:
+        if link is None and len(self.leases) + self.warm.count >= limit:
             self.warm.end_unneeded(1)  # the idle ones do not suit this stage
         return self._lease(tenant, link)
 
@@ -285,13 +296,16 @@ class Pool:
         self._poke(tenant)
 
     def _deal(self) -> None:
-        """Give what there is to those that wait, in turn."""
+        """Give what there is to those that wait, in turn. It takes no longer if a hundred do."""
         if self.closed and not self.leases:
             self._over.set()
+        limit = self.limit
         for tenant in list(self.waiting):
-            if (worker := self._place(tenant)) is not None:
+            if (worker := self._place(tenant, limit)) is not None:
                 del self.waiting[tenant]
                 self._grant(tenant, worker)
+            elif len(self.leases) >= limit and not any(map(self._may_be_recalled, self.leases)):
+                break
             else:
                 self._recall_for(tenant)
 
@@ -305,10 +319,9 @@ class Pool:
             return
         # It lacks a certain worker, or only room for one.
         lacks_room = tenant.takes(None) or self.warm.has(tenant.takes)
-        for_others = set(map(id, self.waiting.values()))
         others = [
             worker for worker in self.leases
-            if worker.crew is not tenant and worker.opened and id(worker) not in for_others
+            if worker.crew is not tenant and self._may_be_recalled(worker)
             and (lacks_room or tenant.takes(worker.link))
         ]  # fmt: skip
         found = next((worker for worker in others if worker.idle), None)
@@ -322,8 +335,13 @@ class Pool:
                 )
         self.waiting[tenant] = found
         if found is not None:
-            found.recalled = True
+            found.recalled_for = tenant
             self._poke(found.crew)
+
+    def _may_be_recalled(self, worker: Worker) -> bool:
+        """Tell whether *worker* has started, and was recalled for no stage that still waits."""
+        tenant = worker.recalled_for
+        return worker.opened and (tenant is None or self.waiting.get(tenant) is not worker)
 
     def _end_if_worn(self, link: Link) -> None:
         if (self.closed or link.worn) and not link.homes:
@@ -359,6 +377,7 @@ class Pool:
         self._over = threading.Event()
         self.leases = []
         self.tenants = set()
+        self._widest = 0
         self.waiting = {}
 
 

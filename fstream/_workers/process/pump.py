@@ -44,6 +44,8 @@ class Pump(Workers):
         self.recovery = Recovery(self)
         self.answers = Answers(self, self.recovery)
         self.leaving = Leaving(self, self.listen, self.heed)
+        #: When it last had something to do, in seconds of `perf_counter`.
+        self.woke = perf_counter()
         #: When it last looked whether workers elsewhere sleep, in seconds of `perf_counter`.
         self.looked = 0.0
         self.thread = threading.Thread(
@@ -226,7 +228,9 @@ class Pump(Workers):
                     timeout = 0
                 else:
                     self.run.settle()
+        self.window.tally.pumped += perf_counter() - self.woke
         events = self.selector.select(timeout)
+        self.woke = perf_counter()
         with self.run.lock:
             self.queue.takers = 0
         for key, mask in events:
@@ -295,11 +299,10 @@ class Pump(Workers):
         try:
             for header, body in worker.link.wire.receive():
                 if not worker.link.relayed.take(header, body):  # which is no progress
-                    if (
-                        header[0] != child.STOLEN
-                    ):  # nor is what it has not begun: that is not to be sent there again
+                    # Nor is what it has not begun: that is not to be sent there again.
+                    if header[0] != child.STOLEN:
                         worker.heard = perf_counter()
                     self.answers.answer(worker, header, body)
         except (EOFError, OSError):
-            doing, part = worker.link.state(child.DOING), worker.link.state(child.PART)
+            doing, part, _ = self.at_work(worker)
             self.recovery.bury(worker, doing, worker.link.died(), part=part)

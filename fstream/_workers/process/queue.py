@@ -9,6 +9,7 @@ from typing import Final, Protocol
 
 from fstream._engine.run import Run
 from fstream._flow.buffers import Work
+from fstream._flow.tally import Hold
 from fstream._flow.window import Window
 from fstream._workers.process.link import OURS
 from fstream._workers.process.wire import NO_SIGPIPE
@@ -83,7 +84,7 @@ class PipeQueue:
             self.close()  # the pump was never started
 
 
-class Pump(Protocol):
+class QueueOwner(Protocol):
     """Whose queue it is."""
 
     run: Run
@@ -94,11 +95,15 @@ class Pump(Protocol):
         """One more span could be sent now, or a worker be started for it."""
         ...
 
+    def starting(self) -> bool:
+        """A worker has items, and has begun none since it got the stage."""
+        ...
+
 
 class PumpWork(Work):
     """A pump's buffer: it can go on if one of its workers can."""
 
-    def __init__(self, crew: Pump, window: Window) -> None:
+    def __init__(self, crew: QueueOwner, window: Window) -> None:
         super().__init__(window, crew.run.clock)
         self.crew = crew
 
@@ -112,6 +117,11 @@ class PumpWork(Work):
 
     def report_starvation(self, starved: bool) -> bool:
         return super().report_starvation(starved and self.crew.capacity())
+
+    def held_by(self, idle: int, blocked: bool) -> Hold | None:
+        """The room may be full because of a worker that starts, and has an item before all others."""
+        held = super().held_by(idle, blocked)
+        return Hold.WORKERS if held is None and idle and blocked and self.crew.starting() else held
 
     def can_flush(self) -> bool:  # the pump itself minds the spans of its own workers
         return (self.window.upstream.has_partial or self.window.due < inf) and self.crew.capacity()

@@ -145,6 +145,10 @@ class Workers(Crew):
         """
         return self.may_hire() or bool(self.ready_workers())
 
+    def starting(self) -> bool:
+        """Other threads ask, too: see `capacity`."""
+        return any(w.flight and not w.answered and w.link.state(child.DOING) < 0 for w in list(self.workers))
+
     def ready_workers(self) -> list[Worker]:
         """Give the workers that can be sent a span.
 
@@ -219,8 +223,8 @@ class Workers(Crew):
             self.fail(Failure(-1, None, error))
             return
         link = worker.link
-        worker.begun = link in self.begun_in
-        if worker.begun:
+        worker.active = link in self.begun_in
+        if worker.active:
             worker.index = self.begun_in[link]
         elif worker.index < 0:
             worker.index = self.free_indexes.pop(0)
@@ -258,7 +262,7 @@ class Workers(Crew):
         worker.flight.append(span)
         worker.items += len(span.items)
         worker.steal_requested = False
-        if not worker.begun:
+        if not worker.active:
             self.begin(worker)
         self.weigh("there", body, len(span.items))
         progress = () if span.progress is None else (span.progress._replace(error_of=None),)
@@ -267,12 +271,12 @@ class Workers(Crew):
 
     def begin(self, worker: Worker) -> None:
         """Note that ``on_start`` is run in *worker*."""
-        worker.begun = True
+        worker.active = True
         if self.has_resources:
             self.begun_in[worker.link] = worker.index
             worker.link.homes.add(self)
         with self.run.lock:
-            self.begun += 1
+            self.active += 1
 
     def weigh(self, way: str, body: Packed, count: int) -> None:
         """Measure how many bytes an item has, by a message of *count* items that goes this *way*."""
@@ -317,10 +321,10 @@ class Workers(Crew):
         self.end_lease(worker)
 
     def not_begun_in(self, worker: Worker) -> None:
-        if worker.begun:
-            worker.begun = False
+        if worker.active:
+            worker.active = False
             with self.run.lock:
-                self.begun -= 1
+                self.active -= 1
 
     def give_back(self, worker: Worker) -> None:
         """Let others have *worker*, which has nothing to do; the stage stays loaded there."""
@@ -355,7 +359,7 @@ class Workers(Crew):
 
     def ask_to_finish(self, worker: Worker, what: str) -> None:
         """Have a worker run its ``on_done``."""
-        worker.finishing, worker.begun = True, False
+        worker.finishing, worker.active = True, False
         status = self.status()
         error = None if status.error is None else encode_error(status.error)
         worker.link.wire.push((what, status.active_workers, error))

@@ -32,8 +32,7 @@ from fstream._plan.stages import Batch, Stage
 from fstream._workers import sync
 from fstream._workers.call import Call, FusedCall, is_failure
 from fstream._workers.crew import Crew
-from fstream._workers.memory import Unkept
-from fstream._workers.notes import describe
+from fstream._workers.notes import OptionFailed, describe
 from fstream._workers.opening import lay
 from fstream._workers.process.blame import blame
 from fstream._workers.process.errors import decode_error, encode_error
@@ -219,7 +218,7 @@ class Feeder(Member):
     def __init__(self, run: SimulatedRun, source: Iterable[Any] | AsyncIterable[Any]) -> None:
         super().__init__(run, "the feeder", CONSUMER + 1 if run.simulation.schedule.ahead else 0)
         self.source: Any = source
-        self.credits = Credits(run.feed)
+        self.credits = Credits(run.feed, run.clock)
         self.queue = Queue(run, self.credits)
         #: The runs that were started by its source: streams that it iterates, however wrapped.
         self.inner: list[SimulatedRun] = []
@@ -469,7 +468,7 @@ class Worker(Member):
         fresh = not self.call.started
         try:
             if fresh:
-                crew.begun += 1
+                crew.active += 1
                 yield from self.begin()
         except GeneratorExit:  # the simulation is given up
             raise
@@ -599,8 +598,8 @@ class Worker(Member):
         try:
             if self.crew.keep is not None:
                 self.crew.keep(index, came)
-        except Unkept as unkept:
-            return call.failure(unkept, item, index, tries)
+        except OptionFailed as failed:
+            return call.failure(failed, item, index, tries)
         return came
 
     async def slot_on_loop(self, call: AsyncCall, item: Any, index: int, tries: int) -> Any:

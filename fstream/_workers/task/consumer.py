@@ -6,10 +6,12 @@ import asyncio
 import os
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from functools import partial
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from fstream._flow.sizing import SPAN_SECONDS
 from fstream._flow.span import Closed
+from fstream._workers.sync import aclose
 from fstream._workers.task.queues import TaskQueue
 from fstream._workers.task.reach import EventLoop, running, soon
 
@@ -49,7 +51,7 @@ async def take(run: Run, queue: TaskQueue) -> Sequence[Any] | None:
     taken = await queue.get()
     if type(taken) is not Closed:
         return taken  # type: ignore[no-any-return]
-    if taken.error is None and not run.stopped:
+    if taken.error is None and not (run.stopped or outlet.over):
         await _wait(run, lambda: all(member.abandoned for member in run.members), None)
     run.ends_with(taken.error)
     await close(run, complain=taken.error is None)
@@ -60,7 +62,7 @@ async def take(run: Run, queue: TaskQueue) -> Sequence[Any] | None:
 
 def close_soon(loop: EventLoop, outputs: AsyncGenerator[Any, None]) -> None:
     """Close an async generator that is iterated on *loop*, from wherever this is."""
-    soon(loop, lambda: loop.create_task(outputs.aclose()))
+    soon(loop, lambda: loop.create_task(aclose(outputs)))
 
 
 async def close(run: Run, complain: bool = True) -> None:
@@ -100,13 +102,15 @@ async def _to_its_end(coroutine: Coroutine[Any, Any, None]) -> None:
 async def _wait(run: Run, condition: Callable[[], bool], timeout: float | None) -> None:
     loop = running()
     try:
-        async with asyncio.timeout(timeout):
+        async with asyncio.timeout(timeout) as limit:
             while True:
                 with run.lock:
                     if condition():
                         return
                     left = asyncio.Event()
                     run.on_leave.append(partial(soon, loop, left.set))
+                if timeout is None and (seconds := run.outlet.left_to_wait) < inf:
+                    limit.reschedule(loop.time() + seconds)
                 await left.wait()
     except TimeoutError:
         pass

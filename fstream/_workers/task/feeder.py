@@ -27,7 +27,7 @@ class TaskFeeder(Cancellable):
         self.run = run
         self.host = host_of(run)
         self.source: AsyncIterable[Any] | None = source
-        self.credits = Credits(run.feed)
+        self.credits = Credits(run.feed, run.clock)
         self.queue = TaskQueue(self.credits, run.lock, run.settle)
         self.busy = False
         #: It closes the source, which must not be cancelled.

@@ -80,8 +80,6 @@ def kept_by(loop: EventLoop) -> set[Host]:
 class Host:
     """The loop that a run's tasks live on: the caller's, or a private one in a background thread."""
 
-    busy = abandoned = False
-
     def __init__(self, run: Run, loop: asyncio.AbstractEventLoop | None) -> None:
         self.run = run
         #: The members whose tasks are on the loop.
@@ -95,6 +93,14 @@ class Host:
         self.started = loop is not None
         if loop is not None:
             self.loop = loop
+
+    @property
+    def abandoned(self) -> bool:
+        """Of its tasks only such are left as ran over their time, and swallowed their cancellation. Under the lock."""
+        left = self.run.members.intersection([*self.members])
+        return bool(left) and all(member.abandoned for member in left)
+
+    busy = abandoned
 
     def start(self) -> None:
         """Start the loop, if it is a private one; raise the error that kept it from starting."""

@@ -103,7 +103,11 @@ class TaskQueue(asyncio.Queue[Any]):
         assert self.loop is not None
         if self.timer is not None:
             self.timer.cancel()
-        self.timer = self.loop.call_later(self.buffer.flush_delay, self._request_flush)
+        with self.lock:
+            delay = self.buffer.flush_delay
+            # `until` may be what an earlier wait has noted, when less time was left.
+            self.until = self.buffer.clock() + delay
+        self.timer = self.loop.call_later(delay, self._request_flush)
 
     def _request_flush(self) -> None:
         with self.lock:

@@ -382,7 +382,7 @@ class Worker(Cancellable):
     async def begin(self, span: Span) -> bool:
         """Run ``on_start``; False if it failed, and the stage with it."""
         try:
-            self.crew.begun += 1
+            self.crew.active += 1
             await self.call.abegin()
         except BaseException as error:
             self.crew.not_begun()
