@@ -19,6 +19,10 @@ FEW: Final = 8
 
 _CONTAINERS: Final[tuple[Any, ...]] = (list, tuple, set, frozenset, deque, dict)
 
+#: What refers to nothing, and tells its whole size. Most items are of these: to ask no more about them halves the time of
+#: a weighing, which was 5 % of what cheap items cost on threads.
+_PLAIN: Final = frozenset({int, float, complex, bool, str, bytes, type(None)})
+
 
 class Weight(NamedTuple):
     """How many bytes some samples have."""
@@ -61,12 +65,14 @@ def _parts_of(value: Any) -> list[object]:
 
 
 def _size_of(value: Any, seen: set[int], deep: int) -> float:
-    cls = type(value)
-    if id(value) in seen or issubclass(
-        cls, (type, ModuleType)
-    ):  # `isinstance` may ask the object for its class
+    if id(value) in seen:
         return 0.0
     seen.add(id(value))
+    cls = type(value)
+    if cls in _PLAIN:
+        return sys.getsizeof(value)
+    if issubclass(cls, (type, ModuleType)):  # `isinstance` may ask the object for its class
+        return 0.0
     size: float = sys.getsizeof(value) if type(cls.__sizeof__) is MethodDescriptorType else 0
     if (
         type(data := getattr(cls, "nbytes", None)) is GetSetDescriptorType
@@ -74,7 +80,9 @@ def _size_of(value: Any, seen: set[int], deep: int) -> float:
         size = max(size, data.__get__(value))
     if not deep:
         return size
-    container = next((each for each in _CONTAINERS if issubclass(cls, each)), None)
+    container = (
+        cls if cls in _CONTAINERS else next((each for each in _CONTAINERS if issubclass(cls, each)), None)
+    )
     if container is not None:  # C tells what it has, also where its class is the user's
         count = container.__len__(value)
         pieces = list(islice(dict.values(value) if container is dict else container.__iter__(value), FEW))
