@@ -13,6 +13,7 @@ import pytest
 
 from fstream import pflat_map, pmap
 from fstream._workers.process.arena import LEAST, MOST, Arena, arenas, shared_file
+from fstream._workers.process.messages import Forget, Steal
 from fstream._workers.process.warm import WARM
 from fstream._workers.process.wire import Wire, dumps, loads
 
@@ -108,24 +109,24 @@ def wires() -> Iterator[tuple[Wire, Wire]]:
 def talk(sender: Wire, receiver: Wire, *messages: Any) -> list[Any]:
     """Send *messages*, and give what arrives."""
     for number, message in enumerate(messages):
-        sender.push((number,), dumps(message))
+        sender.push(Forget(number), dumps(message))
     heard: list[Any] = []
     while len(heard) < len(messages):
         sender.flush()
         heard += receiver.receive()
-    assert [header for header, _ in heard] == [(number,) for number in range(len(messages))]
+    assert [message for message, _ in heard] == [Forget(number) for number in range(len(messages))]
     return [loads(body) for _, body in heard]
 
 
 def test_large_buffers_do_not_go_through_the_socket(wires: tuple[Wire, Wire]):
     parent, worker = wires
     for sender, receiver in ((parent, worker), (worker, parent)):
-        sender.push(("here it is",), dumps([Block(MOST // 2, 7), "and", Block(LEAST, 8)]))
+        sender.push(Steal(), dumps([Block(MOST // 2, 7), "and", Block(LEAST, 8)]))
         assert sender.flush()
         assert len(receiver.sock.recv(1 << 20, socket.MSG_PEEK)) < 1000
-        ((header, body),) = receiver.receive()
+        ((_, body),) = receiver.receive()
         first, word, second = loads(body)
-        assert (header, word) == (("here it is",), "and")
+        assert word == "and"
         assert (first, second) == (bytes([7]) * (MOST // 2), bytes([8]) * LEAST)
 
 

@@ -11,7 +11,8 @@ from fstream._flow.span import Failure
 from fstream._plan.kernels import MAP
 from fstream._plan.stages import Stage
 from fstream._workers.call import Call, is_failure
-from fstream._workers.process.child import IDLE, SLOTS, Child
+from fstream._workers.process.child import IDLE, Child
+from fstream._workers.process.messages import Items, Slots, Stolen
 from fstream._workers.process.wire import Wire, dumps, loads
 
 WAIT = 20  # seconds
@@ -71,7 +72,7 @@ def test_failures_are_told_from_outputs_whoever_sends_them():
                 child.steal()
 
         def work() -> None:
-            child.work(0, 0, dumps(list(range(200))))
+            child.work(Items(0, 0), dumps(list(range(200))))
 
         received: list[Any] = []
         threads = [threading.Thread(target=reader), threading.Thread(target=work)]
@@ -80,15 +81,15 @@ def test_failures_are_told_from_outputs_whoever_sends_them():
         closed = False
         taken = 200
         while not closed:
-            for header, body in wire.receive():
-                if header[0] == SLOTS:
-                    _, start, count, failed, closed, _ = header
+            for message, body in wire.receive():
+                if isinstance(message, Slots):
+                    start, count, failed, closed, _ = message
                     slots = loads(body)
                     assert start + len(received) + len(slots) == count
                     assert {n for n, slot in enumerate(slots) if is_failure(slot)} == set(failed)
                     received += slots
-                else:  # what the reader has given back
-                    taken -= header[2]
+                elif isinstance(message, Stolen):  # what the reader has given back
+                    taken -= message.left or 0
         over.set()
         for thread in threads:
             thread.join(WAIT)

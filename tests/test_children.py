@@ -26,10 +26,26 @@ from fstream._workers.opening import open_run
 from fstream._workers.process import child
 from fstream._workers.process.answers import Answers
 from fstream._workers.process.child import Child
+from fstream._workers.process.messages import (
+    Close,
+    Counted,
+    Finish,
+    Finished,
+    Items,
+    Message,
+    Open,
+    Opened,
+    Said,
+    Slots,
+    Steal,
+    Stolen,
+    Stop,
+    plain,
+)
 from fstream._workers.process.pool import Worker
 from fstream._workers.process.pump import Pump
 from fstream._workers.process.recovery import Recovery
-from fstream._workers.process.relay import OUT, SAID, Relayed
+from fstream._workers.process.relay import OUT, Relayed
 from fstream._workers.process.surroundings import surroundings
 from fstream._workers.process.wire import Wire, dumps, loads
 from fstream._workers.process.workers import Workers
@@ -53,18 +69,17 @@ class Parent:
         self.child.call.place = self.child
 
     def work(self, start: int, items: list[Any]) -> None:
-        self.child.work(start, 0, dumps(items))
+        self.child.work(Items(start, 0), dumps(items))
 
     def heard(self) -> list[tuple[Any, ...]]:
         """What it has said: of slots their start, themselves, the positions of failures, and whether that is all."""
         said = []
-        for header, body in self.wire.receive():
-            if header[0] == child.SLOTS:
-                _, start, _, failed, closed, _ = header
+        for message, body in self.wire.receive():
+            if isinstance(message, Slots):
                 slots = ["failed" if is_failure(slot) else slot for slot in loads(body)]
-                said.append((child.SLOTS, start, slots, failed, closed))
-            elif header[0] != child.COUNTED:
-                said.append(header)
+                said.append(("Slots", message.start, slots, message.failed, message.closed))
+            elif not isinstance(message, Counted):
+                said.append(plain(message))
         return said
 
     def close(self) -> None:
@@ -81,8 +96,8 @@ def parent() -> Iterator[Parent]:
 
 def check_together(said: list[tuple[Any, ...]], start: int, slots: list[Any], failed: list[int]) -> None:
     """Assert what the last messages of a span say, be they one or, as somebody waits, two."""
-    assert said[0] == (child.SLOTS, start, slots, failed, len(said) == 1)
-    assert said[1:] in ([], [(child.SLOTS, start, [], [], True)])
+    assert said[0] == ("Slots", start, slots, failed, len(said) == 1)
+    assert said[1:] in ([], [("Slots", start, [], [], True)])
 
 
 def test_the_slots_of_each_span_go_out_once(parent: Parent):
@@ -90,8 +105,8 @@ def test_the_slots_of_each_span_go_out_once(parent: Parent):
     parent.work(0, [-1, -2, -3])
     parent.work(3, [-4])
     assert parent.heard() == [
-        (child.SLOTS, 0, [1, 2, 3], [], True),
-        (child.SLOTS, 3, [4], [], True),
+        ("Slots", 0, [1, 2, 3], [], True),
+        ("Slots", 3, [4], [], True),
     ]
 
 
@@ -102,19 +117,19 @@ def test_nothing_of_a_span_is_kept_while_the_next_one_is_waited_for(
     message = parent.child.wire._message
 
     def remembered(*parts: Any) -> Any:
-        header, body = message(*parts)
+        said, body = message(*parts)
         bodies.extend(map(weakref.ref, body))
-        return header, body
+        return said, body
 
     monkeypatch.setattr(parent.child.wire, "_message", remembered)
     parent.give(abs)
     threads = [threading.Thread(target=main) for main in (parent.child.read, parent.child.serve)]
     for thread in threads:
         thread.start()
-    parent.wire.push((child.SPAN, 0, 0), dumps([-1, -2, -3]))
+    parent.wire.push(Items(0, 0), dumps([-1, -2, -3]))
     parent.wire.flush()
     assert eventually(lambda: [body() for body in bodies] == [None])
-    assert parent.heard() == [(child.SLOTS, 0, [1, 2, 3], [], True)]
+    assert parent.heard() == [("Slots", 0, [1, 2, 3], [], True)]
     parent.wire.close()
     for thread in threads:
         thread.join()
@@ -131,7 +146,7 @@ def test_what_is_asked_for_in_the_middle_of_a_span_goes_out_and_what_is_not_star
     parent.give(f)
     parent.work(5, [-1, -2, -3, -4, -5])
     ahead, back, *later = parent.heard()
-    assert (ahead, back) == ((child.SLOTS, 5, [1, 2], [], False), (child.STOLEN, 5, 2))
+    assert (ahead, back) == (("Slots", 5, [1, 2], [], False), ("Stolen", 5, 2))
     check_together(later, 5, [3], [])
 
 
@@ -142,27 +157,27 @@ def test_what_was_asked_for_in_a_span_that_was_stopped_is_not_sent_of_the_next_s
 
     parent.give(stopped)
     parent.work(0, [-1])
-    parent.child.close(1, True)
+    parent.child.close(Close(1, over=True))
     parent.give(abs)
     parent.work(0, [-1, -2])
-    assert parent.heard() == [(child.SLOTS, 0, [1, 2], [], True)]
+    assert parent.heard() == [("Slots", 0, [1, 2], [], True)]
 
 
 def test_of_a_span_that_is_over_nothing_more_is_said(parent: Parent):
     parent.give(abs)
     parent.work(5, [-1, -2])
-    assert parent.heard() == [(child.SLOTS, 5, [1, 2], [], True)]
+    assert parent.heard() == [("Slots", 5, [1, 2], [], True)]
     parent.child.steal()
     assert parent.heard() == []
 
 
 def test_spans_that_are_not_begun_come_back_whole(parent: Parent):
     parent.give(abs)
-    parent.child.inbox.put(((child.SPAN, 5, 0), dumps([-1])))
-    parent.child.inbox.put(((child.FINISH, 0), []))
+    parent.child.inbox.put((Items(5, 0), dumps([-1])))
+    parent.child.inbox.put((Finish(0), []))
     parent.child.steal()
-    assert parent.heard() == [(child.STOLEN, 5, None)]
-    assert parent.child.inbox.get() == ((child.FINISH, 0), [])
+    assert parent.heard() == [("Stolen", 5, None)]
+    assert parent.child.inbox.get() == (Finish(0), [])
 
 
 def test_failures_are_counted_from_the_first_slot_of_their_message(parent: Parent):
@@ -174,23 +189,23 @@ def test_failures_are_counted_from_the_first_slot_of_their_message(parent: Paren
     parent.give(f, on_error="skip")
     parent.work(0, [1, 2, 3, 4])
     ahead, back, *later = parent.heard()
-    assert (ahead, back) == ((child.SLOTS, 0, [-3, -6], [], False), (child.STOLEN, 0, 1))
+    assert (ahead, back) == (("Slots", 0, [-3, -6], [], False), ("Stolen", 0, 1))
     check_together(later, 0, ["failed"], [0])
     parent.give(lambda item: 6 // (item - 3), on_error="skip")
     parent.work(4, [2, 3, 4])
-    assert parent.heard() == [(child.SLOTS, 4, [-6, "failed", 6], [1], True)]
+    assert parent.heard() == [("Slots", 4, [-6, "failed", 6], [1], True)]
 
 
 def test_a_failure_that_is_raised_ends_its_span(parent: Parent):
     parent.give(lambda item: 6 // (item - 3))
     parent.work(4, [2, 3, 4])
-    assert parent.heard() == [(child.SLOTS, 4, [-6, "failed"], [1], True)]
+    assert parent.heard() == [("Slots", 4, [-6, "failed"], [1], True)]
 
 
 def test_the_cell_says_which_item_is_in_f(parent: Parent):
     parent.give(lambda item: parent.cell[child.DOING])
     parent.work(7, [0, 0, 0])
-    assert parent.heard() == [(child.SLOTS, 7, [7, 8, 9], [], True)]
+    assert parent.heard() == [("Slots", 7, [7, 8, 9], [], True)]
     assert parent.cell[child.DOING] == child.IDLE
 
 
@@ -198,7 +213,7 @@ def test_the_cell_says_which_item_is_in_f(parent: Parent):
 def stop(parent: Parent) -> Iterator[Callable[[], None]]:
     """Stop the child as its reader thread does."""
     before = signal.signal(signal.SIGINT, parent.child.interrupt)
-    yield lambda: parent.child.sort(((child.STOP, 0), []))
+    yield lambda: parent.child.sort((Stop(0), []))
     signal.signal(signal.SIGINT, before)
 
 
@@ -227,9 +242,9 @@ def test_a_stop_does_not_interrupt_on_start_and_no_item_is_begun_after_it(
         lambda item, resource: done.append("f"), on_start=on_start, on_done=lambda _, it: done.append(it)
     )
     parent.work(0, [1, 2])
-    parent.child.finish(0)
+    parent.child.finish(Finish(0))
     assert done == ["resource"]
-    assert parent.heard() == [(child.FINISHED, None)]
+    assert parent.heard() == [("Finished", None)]
 
 
 def test_what_was_sent_of_a_span_that_was_stopped_does_not_count_for_the_next(
@@ -243,11 +258,11 @@ def test_what_was_sent_of_a_span_that_was_stopped_does_not_count_for_the_next(
 
     parent.give(f)
     parent.work(0, [-1, -2, -3])
-    parent.child.close(0, True)
+    parent.child.close(Close(0, over=True))
     parent.give(abs)
     parent.work(7, [-4])
     ahead, *later = parent.heard()
-    assert ahead == (child.SLOTS, 0, [1, 2], [], False)
+    assert ahead == ("Slots", 0, [1, 2], [], False)
     check_together(later, 7, [4], [])
 
 
@@ -258,11 +273,11 @@ def test_late_answers_to_the_stage_before_are_no_answers_to_this_one():
     span = run.windows[0].take(0.0)
     worker: Any = Worker(crew, None)
     worker.flight = [span]
-    for header in ((child.STOLEN, 0, None), (child.SLOTS, 0, 1, [], True, 0.0), (child.FINISHED, None)):
-        crew.answers.answer(worker, header, dumps([9]))
+    for message in (Stolen(0, None), Slots(0, 1, [], True, 0.0), Finished(None)):
+        crew.answers.answer(worker, message, dumps([9]))
         assert worker.flight == [span]
-    crew.answers.answer(worker, (child.OPENED,), [])
-    crew.answers.answer(worker, (child.SLOTS, 0, 1, [], True, 0.0), dumps([0]))
+    crew.answers.answer(worker, Opened(), [])
+    crew.answers.answer(worker, Slots(0, 1, [], True, 0.0), dumps([0]))
     assert worker.flight == []
     assert run.windows[0].available() == 1
     assert run.windows[0].draw(9)[0] == [0]
@@ -279,8 +294,8 @@ def test_items_are_weighed_on_their_way_there_and_back(monkeypatch: pytest.Monke
     worker.begun, worker.link = True, SimpleNamespace(wire=SimpleNamespace(push=lambda *_: None))
     crew.send(worker, run.windows[0].take(0.0))
     assert (crew.bytes["there"] > 1000, crew.bytes["back"]) == (True, 0)
-    crew.answers.answer(worker, (child.OPENED,), [])
-    crew.answers.answer(worker, (child.SLOTS, 0, 1, [], True, 0.0), dumps([bytes(4000)]))
+    crew.answers.answer(worker, Opened(), [])
+    crew.answers.answer(worker, Slots(0, 1, [], True, 0.0), dumps([bytes(4000)]))
     assert crew.bytes["back"] > 2000
     crew.selector.close()
     crew.queue.close()
@@ -296,19 +311,19 @@ def test_the_cell_says_since_when(parent: Parent):
 def test_an_item_that_may_be_tried_again_ends_its_span(parent: Parent):
     parent.give(lambda item: 6 // (item - 3), retries=1, on_error="skip")
     parent.work(4, [2, 3, 4])
-    assert parent.heard() == [(child.SLOTS, 4, [-6, "failed"], [1], True)]
+    assert parent.heard() == [("Slots", 4, [-6, "failed"], [1], True)]
 
 
 def test_an_item_that_has_had_its_tries_does_not_end_its_span(parent: Parent):
     parent.give(lambda item: 6 // (item - 3), retries=2, on_error="skip")
-    parent.child.work(4, 2, dumps([3, 4]))
-    assert parent.heard() == [(child.SLOTS, 4, ["failed", 6], [0], True)]
+    parent.child.work(Items(4, 2), dumps([3, 4]))
+    assert parent.heard() == [("Slots", 4, ["failed", 6], [0], True)]
 
 
 def test_a_slot_that_cannot_travel_is_a_failure(parent: Parent):
     parent.give(lambda item: threading.Lock() if item == 1 else item)
     parent.work(0, [1, 2])
-    assert parent.heard() == [(child.SLOTS, 0, ["failed", 2], [0], True)]
+    assert parent.heard() == [("Slots", 0, ["failed", 2], [0], True)]
 
 
 # What the pump does about a worker that has said nothing for a while
@@ -360,17 +375,17 @@ def test_nothing_is_sent_to_wait_behind_a_slow_item(silent: float, spans: int, e
 
 
 @pytest.mark.parametrize(
-    ("header", "expected"),
+    ("message", "expected"),
     [
-        ((SAID, 0, OUT, b"still at it\n"), False),
-        ((child.STOLEN, 5, 2), False),  # what it has not begun
-        ((child.SLOTS, 5, 1, [], False, 0.1), True),
+        (Said(0, OUT, b"still at it\n"), False),
+        (Stolen(5, 2), False),  # what it has not begun
+        (Slots(5, 1, [], False, 0.1), True),
     ],
 )
 def test_a_worker_that_says_something_is_slow_until_it_says_what_it_has_finished(
-    header: tuple[Any, ...], expected: bool
+    message: Message, expected: bool
 ):
-    link = SimpleNamespace(relayed=Relayed(), wire=SimpleNamespace(receive=lambda: [(header, [])]))
+    link = SimpleNamespace(relayed=Relayed(), wire=SimpleNamespace(receive=lambda: [(message, [])]))
     worker: Any = SimpleNamespace(heard=0.0, link=link)
     with redirect_stdout(io.StringIO()):
         Pump.hear(SimpleNamespace(answers=SimpleNamespace(answer=lambda *_: None)), worker)  # type: ignore[arg-type]
@@ -405,7 +420,7 @@ def test_a_child_without_memory_for_what_comes_finishes_what_it_has(
     parent.give(f)
     parent.work(0, [-1, -2, -3])
     ahead, *later = parent.heard()
-    assert ahead == (child.SLOTS, 0, [1, 2], [], False)
+    assert ahead == ("Slots", 0, [1, 2], [], False)
     check_together(later, 0, [3], [])
     assert "MemoryError" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="1"):
@@ -418,7 +433,7 @@ def test_a_reader_that_fails_while_it_gives_items_back_ends_its_process(
 ):
     monkeypatch.setattr(parent.child, "send_slots", too_large)
     parent.child.opened = True
-    parent.wire.push((child.STEAL,))
+    parent.wire.push(Steal())
     parent.wire.flush()
     with pytest.raises(SystemExit, match="1"):
         parent.child.read()
@@ -523,17 +538,19 @@ def test_a_stale_worker_declines_new_stages_and_goes_on_with_those_that_it_has(
 ):
     body = dumps((Stage(MAP, abs, "process"), []))
     monkeypatch.setattr(parent.child.imported, "changed", lambda: True)
-    parent.child.open(1, surroundings(), 0, body)  # the first one: no other worker would do better
-    parent.child.close(1, False)
+    parent.child.open(
+        Open(1, surroundings(), 0, stays=False), body
+    )  # the first one: no other worker would do better
+    parent.child.close(Close(1, over=False))
     assert parent.heard() == []
-    parent.child.open(2, surroundings(), 0, body)
+    parent.child.open(Open(2, surroundings(), 0, stays=False), body)
     parent.work(0, [-1])
-    assert parent.heard() == [(child.STALE,)]
-    parent.child.open(1, None, 0, [])
+    assert parent.heard() == [("Stale",)]
+    parent.child.open(Open(1, None, 0, stays=False), [])
     parent.work(0, [-1])
-    assert parent.heard() == [(child.SLOTS, 0, [1], [], True)]
+    assert parent.heard() == [("Slots", 0, [1], [], True)]
 
 
 def test_a_stage_that_was_declined_is_declined_again_whoever_thinks_that_it_is_loaded(parent: Parent):
-    parent.child.open(1, None, 0, [])
-    assert parent.heard() == [(child.STALE,)]
+    parent.child.open(Open(1, None, 0, stays=False), [])
+    assert parent.heard() == [("Stale",)]

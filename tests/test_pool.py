@@ -23,8 +23,9 @@ from typing import Any
 import pytest
 
 from fstream import NotPicklable, Processes, WorkerDied, peach, pfilter, pmap, run, shutdown
-from fstream._workers.process import child, pool
+from fstream._workers.process import pool
 from fstream._workers.process.child import IDLE, Child
+from fstream._workers.process.messages import Close, Forget, Open
 from fstream._workers.process.pool import POOL, Pool, Worker
 from fstream._workers.process.warm import WARM
 from fstream._workers.process.wire import Wire
@@ -685,19 +686,19 @@ def test_a_worker_with_resources_does_not_end_by_itself():
     ours, theirs = socket.socketpair()
     with ours, theirs:
         worker = Child(theirs, memoryview(array("q", [IDLE, 0, 0, -1, 0, -1])), idle=0.0)
-        worker.sort(((child.OPEN, 7, None, 0, True), []))
-        worker.sort(((child.CLOSE, 7, False), []))
+        worker.sort((Open(7, None, 0, stays=True), []))
+        worker.sort((Close(7, over=False), []))
         reader = threading.Thread(target=worker.read)
         reader.start()
         parent = Wire(ours)
-        parent.push((child.OPEN, 8, None, 0, False))
-        parent.push((child.CLOSE, 8, False))
+        parent.push(Open(8, None, 0, stays=False))
+        parent.push(Close(8, over=False))
         parent.flush()
         for _ in range(4):
             assert worker.inbox.get(timeout=PATIENCE) is not None
         reader.join(0.1)
         assert reader.is_alive()
-        parent.push((child.FORGET, 7))
+        parent.push(Forget(7))
         parent.flush()
         reader.join(PATIENCE)
         assert not reader.is_alive()

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from fstream import Stream, merge, ordered, pfilter, pflat_map, pmap, run
-from fstream._workers.process.child import CELL_SIZE, OPEN, OPENED, SPAN, STEAL, STOLEN, Child
+from fstream._workers.process.child import CELL_SIZE, Child
+from fstream._workers.process.messages import Items, Open, Steal, plain
 from fstream._workers.process.wire import Wire
 from tests.functions import identity, is_odd, square, suited
 
@@ -114,6 +115,6 @@ def test_a_span_that_is_recalled_before_its_stage_is_loaded_comes_back():
     parent, worker = socket.socketpair()
     with parent, worker:
         child = Child(worker, memoryview(bytearray(CELL_SIZE)).cast("q"))
-        for message in ((OPEN, 7, ("/", [], {}), 0, False, False), (SPAN, 0, 0), (STEAL,)):
+        for message in (Open(7, None, 0, stays=False), Items(0, 0), Steal()):
             child.sort((message, []))
-        assert [header for header, _ in Wire(parent).receive()] == [(OPENED,), (STOLEN, 0, None)]
+        assert [plain(message) for message, _ in Wire(parent).receive()] == [("Opened",), ("Stolen", 0, None)]

@@ -604,7 +604,7 @@ class OneEnd:
 
     def sent(self) -> list[tuple[Any, ...]]:
         self.parents.setblocking(False)
-        return [header for header, _ in Wire(self.parents).receive()]
+        return [message for message, _ in Wire(self.parents).receive()]
 
     def close(self) -> None:
         self.wire.close()

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from fstream._workers.process.messages import Forget, Steal
 from fstream._workers.process.wire import Wire, dumps, loads
 from tests.scripts import run_script
 
@@ -30,12 +31,12 @@ def wires() -> Iterator[tuple[Wire, Wire]]:
 
 def through(wires: tuple[Wire, Wire], value: Any) -> Any:
     sender, receiver = wires
-    sender.push(("header",), dumps(value))
+    sender.push(Steal(), dumps(value))
     while True:
         done = sender.flush()
-        for header, body in receiver.receive():
+        for message, body in receiver.receive():
             assert done
-            assert header == ("header",)
+            assert type(message) is Steal
             return loads(body)
 
 
@@ -73,12 +74,12 @@ def test_messages_of_all_sizes_come_out_one_after_the_other(wires: tuple[Wire, W
     sender, receiver = wires
     sizes = [0, 1, 20_000, 262_144, 262_145, 5, 1_000_000, 20_000, 700_000, 3]
     for number, size in enumerate(sizes):
-        sender.push((number,), dumps([Block(size, number), Block(size, number)]))
+        sender.push(Forget(number), dumps([Block(size, number), Block(size, number)]))
     received = []
     while len(received) < len(sizes):
         sender.flush()
         received += receiver.receive()
-    assert [header for header, _ in received] == [(number,) for number in range(len(sizes))]
+    assert [message for message, _ in received] == [Forget(number) for number in range(len(sizes))]
     for number, (_, body) in enumerate(received):
         assert loads(body) == [bytes([number]) * sizes[number]] * 2
 
@@ -91,21 +92,21 @@ def test_a_message_may_come_in_pieces(step: int):
     received: list[Any] = []
     with ours, theirs:
         there = Wire(ours)
-        there.push(("small",), dumps([Block(17_000, 1)]))
-        there.push(("large",), dumps([Block(17_000, 2), Block(400_000, 3)]))
+        there.push(Forget(1), dumps([Block(17_000, 1)]))
+        there.push(Forget(2), dumps([Block(17_000, 2), Block(400_000, 3)]))
         content = b"".join(there._out)
         cuts = [*range(0, 60_000, step), *range(60_000, len(content), 100_000), len(content)]
         for start, end in pairwise(cuts):
             ours.sendall(content[start:end])
             received += wire.receive()
-    assert [header for header, _ in received] == [("small",), ("large",)]
+    assert [message for message, _ in received] == [Forget(1), Forget(2)]
     assert [list(map(len, loads(body))) for _, body in received] == [[17_000], [17_000, 400_000]]
     assert loads(received[1][1])[1] == bytes([3]) * 400_000
 
 
 def test_the_end_of_a_wire_in_the_middle_of_a_message(wires: tuple[Wire, Wire]):
     sender, receiver = wires
-    sender.push(("never whole",), dumps(Block(2_000_000)))
+    sender.push(Steal(), dumps(Block(2_000_000)))
     assert not sender.flush()
     deque(receiver.receive(), 0)
     sender.close()
@@ -173,7 +174,7 @@ def test_writing_to_an_end_that_is_gone_is_an_error_and_no_signal(wires: tuple[W
     receiver.close()
     before = signal.signal(signal.SIGPIPE, lambda *_: pytest.fail("SIGPIPE"))
     try:
-        sender.push(("header",))
+        sender.push(Steal())
         with pytest.raises(BrokenPipeError):
             sender.flush()
     finally:

@@ -22,6 +22,7 @@ import pytest
 
 from fstream import pmap
 from fstream._workers.process import arena, child, surroundings
+from fstream._workers.process.messages import Close
 from fstream._workers.process.warm import WARM
 from fstream._workers.process.wire import Wire
 from tests.scripts import Script, printed, run_python, write_script
@@ -528,11 +529,11 @@ def test_a_worker_listens_to_a_socket_of_any_number():
         thread = threading.Thread(target=listener.read)
         thread.start()
         wire = Wire(ours)
-        wire.push((child.CLOSE, 7, True))
+        wire.push(Close(7, over=True))
         wire.flush()
         message = listener.inbox.get()
         assert message is not None
-        assert message[0] == (child.CLOSE, 7, True)
+        assert message[0] == Close(7, over=True)
         ours.close()
         thread.join()
 

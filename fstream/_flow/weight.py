@@ -19,8 +19,8 @@ FEW: Final = 8
 
 _CONTAINERS: Final[tuple[Any, ...]] = (list, tuple, set, frozenset, deque, dict)
 
-#: What refers to nothing, and tells its whole size. Most items are of these: to ask no more about them halves the time of
-#: a weighing, which was 5 % of what cheap items cost on threads.
+#: What refers to nothing, and tells its whole size. Most items are of these: to ask no more about them halves the time
+#: of a weighing, which was 5 % of what cheap items cost on threads.
 _PLAIN: Final = frozenset({int, float, complex, bool, str, bytes, type(None)})
 
 

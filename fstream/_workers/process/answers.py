@@ -9,8 +9,19 @@ from typing import Any
 from fstream._flow.span import Failure, Span
 from fstream._workers.call import which
 from fstream._workers.notes import annotate
-from fstream._workers.process import child
 from fstream._workers.process.errors import decode_error
+from fstream._workers.process.messages import (
+    Broken,
+    Counted,
+    Finished,
+    Message,
+    Opened,
+    Ready,
+    Slots,
+    Stale,
+    Stolen,
+    Unloadable,
+)
 from fstream._workers.process.recovery import Recovery
 from fstream._workers.process.wire import Packed, loads
 from fstream._workers.process.workers import Worker, Workers
@@ -26,54 +37,63 @@ class Answers:
         self.crew = crew
         self.recovery = recovery
 
-    def answer(self, worker: Worker, header: tuple[Any, ...], body: Packed) -> None:
-        """Do what a message of *worker* asks for."""
-        what = header[0]
-        if what == child.OPENED:
+    def answer(self, worker: Worker, message: Message, body: Packed) -> None:
+        """Do what a *message* of *worker* asks for."""
+        if isinstance(message, Opened):
             worker.heeded = True
-        elif what != child.READY and not worker.heeded:
-            pass  # a late answer to the stage that this worker had before
-        elif what == child.SLOTS:
-            self.recovery.stillborn = 0
-            worker.answered = True
-            self.receive(worker, header[1:], body)
-        elif what == child.COUNTED:
-            with self.crew.run.lock:
-                tally = self.crew.window.tally
-                assert tally.parts is not None
-                tally.parts.add(header[1])
-        elif what == child.STOLEN:
-            self.requeue_tail(worker, header[1], header[2])
-        elif what == child.READY:
-            worker.link.ready = True
-            if not header[1]:  # it has no room for the arena
-                worker.link.wire.outward = None
-            self.crew.open(worker)
-        elif what == child.STALE:
-            self.decline(worker)
-        elif what == child.UNLOADABLE:
-            span = self.span_of(worker, header[1], closed=True)
-            if span is not None:
-                error = decode_error(header[2])
-                self.crew.unfit(span, error, f"item cannot be unpickled in the worker{_way_out(error)}")
-        elif what == child.BROKEN:
-            error = decode_error(header[2])
-            if header[1] == "load":
-                problem = NotPicklable(
-                    f"stage {self.crew.stage.name!r} (process) cannot be loaded in a worker{_way_out(error)}: {error}"
-                )
-                problem.__cause__ = error
-                error = problem
-            else:
-                annotate(error, f"in on_start of stage {self.crew.stage.name!r} (process)")
-            worker.active = False
-            self.crew.begun_in.pop(worker.link, None)
-            worker.link.homes.discard(self.crew)
-            with self.crew.run.lock:
-                self.crew.active = max(0, self.crew.active - 1)
-            self.crew.fail(Failure(-1, None, error))
-        elif what == child.FINISHED:
-            self.finished(worker, header[1])
+            return
+        if not (worker.heeded or isinstance(message, Ready)):
+            return  # a late answer to the stage that this worker had before
+        match message:
+            case Slots():
+                self.recovery.stillborn = 0
+                worker.answered = True
+                self.receive(worker, message, body)
+            case Counted():
+                with self.crew.run.lock:
+                    tally = self.crew.window.tally
+                    assert tally.parts is not None
+                    tally.parts.add(message.parts)
+            case Stolen():
+                self.requeue_tail(worker, message)
+            case Ready():
+                worker.link.ready = True
+                if not message.has_arena:
+                    worker.link.wire.outward = None
+                self.crew.open(worker)
+            case Stale():
+                self.decline(worker)
+            case Unloadable():
+                self.unfit(worker, message)
+            case Broken():
+                self.broken(worker, message)
+            case Finished():
+                self.finished(worker, message)
+
+    def unfit(self, worker: Worker, message: Unloadable) -> None:
+        """Note that *worker* cannot unpickle the items of a span."""
+        span = self.span_of(worker, message.start, closed=True)
+        if span is not None:
+            error = decode_error(message.error)
+            self.crew.unfit(span, error, f"item cannot be unpickled in the worker{_way_out(error)}")
+
+    def broken(self, worker: Worker, message: Broken) -> None:
+        """End the stage, as *worker* cannot load or begin it."""
+        error = decode_error(message.error)
+        if message.where == "load":
+            problem = NotPicklable(
+                f"stage {self.crew.stage.name!r} (process) cannot be loaded in a worker{_way_out(error)}: {error}"
+            )
+            problem.__cause__ = error
+            error = problem
+        else:
+            annotate(error, f"in on_start of stage {self.crew.stage.name!r} (process)")
+        worker.active = False
+        self.crew.begun_in.pop(worker.link, None)
+        worker.link.homes.discard(self.crew)
+        with self.crew.run.lock:
+            self.crew.active = max(0, self.crew.active - 1)
+        self.crew.fail(Failure(-1, None, error))
 
     def span_of(self, worker: Worker, start: int, closed: bool) -> Span | None:
         """Find the span that a message refers to; None if it was given to others since.
@@ -88,9 +108,9 @@ class Answers:
             worker.flight.remove(span)
         return None if span is None or span.closed else span
 
-    def receive(self, worker: Worker, header: tuple[Any, ...], body: Packed) -> None:
+    def receive(self, worker: Worker, message: Slots, body: Packed) -> None:
         """Append the slots of a message to their span."""
-        start, count, failed, closed, seconds = header
+        start, count, failed, closed, seconds = message
         span = self.span_of(worker, start, closed)
         if span is None:
             return
@@ -159,8 +179,9 @@ class Answers:
             self.crew.window.requeue_apart(span)
             self.crew.run.settle()
 
-    def requeue_tail(self, worker: Worker, start: int, count: int | None) -> None:
-        """Requeue the last *count* items of a span (None: all), which *worker* has not started and gives up."""
+    def requeue_tail(self, worker: Worker, message: Stolen) -> None:
+        """Requeue the items of a span that *worker* has not started and gives up."""
+        start, count = message
         span = self.span_of(worker, start, closed=count is None)
         if span is None:
             return
@@ -180,11 +201,11 @@ class Answers:
         self.crew.not_begun_in(worker)
         worker.stale = True
 
-    def finished(self, worker: Worker, error: tuple[Any, ...] | None) -> None:
-        """Note that *worker* has run ``on_done``, and its *error*."""
+    def finished(self, worker: Worker, message: Finished) -> None:
+        """Note that *worker* has run ``on_done``, and its error."""
         worker.finishing = False
-        if error is not None:
-            self.crew.complain(decode_error(error))
+        if message.error is not None:
+            self.crew.complain(decode_error(message.error))
 
 
 def _way_out(error: BaseException) -> str:

@@ -36,64 +36,46 @@ from fstream._workers.process.blame import blame_output
 from fstream._workers.process.errors import decode_error, encode_error
 from fstream._workers.process.fresh import FOR_THE_PARENT
 from fstream._workers.process.imported import Imported
+from fstream._workers.process.messages import (
+    Broken,
+    Close,
+    Counted,
+    Finish,
+    Finished,
+    Forget,
+    Items,
+    Message,
+    Open,
+    Opened,
+    Ready,
+    Slots,
+    Stale,
+    Steal,
+    Stolen,
+    Stop,
+    Unloadable,
+)
 from fstream._workers.process.relay import Relay
 from fstream._workers.process.surroundings import Surroundings, adopt, surroundings
 from fstream._workers.process.wire import Packed, Wire, _pickled, dumps, loads
 from fstream.errors import NotPicklable
 
 __all__ = [
-    "BROKEN",
     "CELL_SIZE",
-    "CLOSE",
-    "COUNTED",
     "DOING",
-    "FINISH",
-    "FINISHED",
     "FLUSHING",
-    "FORGET",
     "IDLE",
     "IDLE_SECONDS",
     "LOADING",
-    "OPEN",
-    "OPENED",
     "OPENING",
     "PART",
-    "READY",
     "SENDING",
     "SINCE",
-    "SLOTS",
-    "SPAN",
     "SPAN_START",
-    "STALE",
     "START_FORMAT",
-    "STEAL",
-    "STOLEN",
-    "STOP",
-    "UNLOADABLE",
     "main",
 ]
 
-
-# To the child ...
-OPEN: Final = "open"  # work for a stage: (key, surroundings, index, stays), call; no call: it is loaded
-SPAN: Final = "span"  # run these items: (start, tries, progress if any), items
-STEAL: Final = "steal"  # give back what is not started, send what is finished
-FINISH: Final = "finish"  # run on_done: (active workers, error that ended the stage or None)
-STOP: Final = "stop"  # the same, even in the middle of f
-CLOSE: Final = "close"  # work for a stage no more: (key, it is over); if it is not, keep it loaded
-FORGET: Final = "forget"  # a stage is over: (key)
-# ... and from it.
-READY: Final = "ready"  # (has an arena): started
-OPENED: Final = "opened"  # what follows is about the stage that was opened, not about the one before
-STALE: Final = "stale"  # it works for no further stage: files have changed that it has imported
-SLOTS: Final = "slots"  # (start, count so far, positions of failures, closed, seconds), slots
-STOLEN: Final = "stolen"  # (start, count): the last items of a span, not started; None for all of them
-COUNTED: Final = (
-    "counted"  # (parts): what each has counted since the last time, if there is anything to count
-)
-UNLOADABLE: Final = "unloadable"  # (start, error): the items cannot be unpickled
-BROKEN: Final = "broken"  # (where, error): loading the stage or on_start raised
-FINISHED: Final = "finished"  # (error of on_done or None)
 
 #: The cell is a page of memory that the child shares with its parent. There the parent reads which item a dead worker
 #: was busy with, and since when a live one is; the rest is the relay's. Below are its size in bytes and the positions
@@ -158,7 +140,7 @@ class Child:
         inward, outward = arenas(arena)
         self.wire = Wire(sock, outward, inward)
         self.cell = cell
-        self.inbox: SimpleQueue[tuple[tuple[Any, ...], Packed] | None] = SimpleQueue()
+        self.inbox: SimpleQueue[tuple[Message, Packed] | None] = SimpleQueue()
         #: Held while a thread sends, and while it finds out what to send.
         #: Invariant: both threads change `failed`, `sent` and `wire`, so these are touched with this lock held. A span
         #: is begun, claimed from, stolen from and sent with it held. The main thread alone appends to `slots`, without
@@ -236,38 +218,42 @@ class Child:
             os._exit(1)
         self.inbox.put(None)
 
-    def receive(self) -> Iterator[tuple[tuple[Any, ...], Packed]]:
+    def receive(self) -> Iterator[tuple[Message, Packed]]:
         try:
             yield from self.wire.receive()
         except MemoryError as error:
             raise Deaf from error
 
-    def sort(self, message: tuple[tuple[Any, ...], Packed]) -> None:
+    def sort(self, message: tuple[Message, Packed]) -> None:
         """Do what cannot wait for f; leave the rest to the main thread, in the inbox."""
-        what = message[0][0]
-        if what == STEAL:
-            self.steal()
-            return
-        if what in (OPEN, CLOSE):
-            self.opened = what == OPEN
-        if what == FORGET or (what == CLOSE and message[0][2]):
-            self.homes.discard(message[0][1])
-        if what == OPEN:
-            if message[0][4]:
-                self.homes.add(message[0][1])
-            # Said by this thread, because it may give spans of the stage back before the main one opens the stage.
-            self.say(OPENED)
+        asked = message[0]
+        match asked:
+            case Steal():
+                self.steal()
+                return
+            case Open():
+                self.opened = True
+                if asked.stays:
+                    self.homes.add(asked.key)
+                # Said by this thread, because it may give spans of the stage back before the main one opens the stage.
+                self.say(Opened())
+            case Close():
+                self.opened = False
+                if asked.over:
+                    self.homes.discard(asked.key)
+            case Forget():
+                self.homes.discard(asked.key)
         self.inbox.put(message)
-        if what == STOP:
+        if isinstance(asked, Stop):
             self.stopping = True
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     def steal(self) -> None:
         """Give the parent all items that are not started, and send the finished slots."""
         with self.sending:
-            back: list[tuple[int, int | None]] = []
+            back: list[Stolen] = []
             if rest := self.span.steal():
-                back.append((self.start, len(rest.items)))
+                back.append(Stolen(self.start, len(rest.items)))
             queued = []
             try:
                 while True:
@@ -275,16 +261,16 @@ class Child:
             except Empty:
                 pass
             for message in queued:
-                if message is not None and message[0][0] == SPAN:
-                    back.append((message[0][1], None))
+                if message is not None and isinstance(message[0], Items):
+                    back.append(Stolen(message[0].start, None))
                 else:
                     self.inbox.put(message)
             self.flush_requested = True
             self.cell[FLUSHING] = 1
             self.send_slots(closed=False)
             self.cell[FLUSHING] = 0
-            for start, count in back:
-                self.wire.push((STOLEN, start, count))
+            for stolen in back:
+                self.wire.push(stolen)
             self.wire.flush()
 
     # ----------------------------------------------------------------------------------------- the main thread
@@ -293,40 +279,41 @@ class Child:
         while self.heed(self.inbox.get()):
             pass  # no variable here: see `read`
 
-    def heed(self, message: tuple[tuple[Any, ...], Packed] | None) -> bool:
+    def heed(self, message: tuple[Message, Packed] | None) -> bool:
         """Do what the parent asks; False if it has no more to ask."""
         if message is None:
             if self.opened:  # the reader could not take a message in, and all items before it are done
                 os._exit(1)
             return False
-        header, body = message
-        what = header[0]
-        if what == OPEN:
-            self.open(header[1], header[2], header[3], body)
-        elif what == SPAN:
-            self.context.run(self.work, header[1], header[2], body, *header[3:])
-        elif what in (FINISH, STOP):
-            self.context.run(self.finish, *header[1:])
-        elif what == CLOSE:
-            self.close(header[1], header[2])
-        elif what == FORGET:
-            self.stages.pop(header[1], None)
+        asked, body = message
+        match asked:
+            case Open():
+                self.open(asked, body)
+            case Items():
+                self.context.run(self.work, asked, body)
+            case Finish() | Stop():
+                self.context.run(self.finish, asked)
+            case Close():
+                self.close(asked)
+            case Forget():
+                self.stages.pop(asked.key, None)
         return True
 
-    def say(self, *header: Any) -> None:
+    def say(self, message: Message) -> None:
         with self.sending:
             self.flush_prints()
-            self.wire.push(header)
+            self.wire.push(message)
             self.wire.flush()
 
-    def open(self, key: int, surroundings: Surroundings | None, index: int, body: Packed) -> None:
+    def open(self, asked: Open, body: Packed) -> None:
         """Work for a stage: load it from *body*, or go on where it is loaded. Decline a new one if this is stale.
 
         One that was declined comes without *body*, if its lease was over before the parent had read that.
         """
+        key = asked.key
         if key not in self.stages and not (body and (self.fresh or not self.imported.changed())):
             self.call = None
-            self.say(STALE)
+            self.say(Stale())
             return
         self.fresh = False
         self.cell[DOING] = OPENING
@@ -334,15 +321,15 @@ class Child:
         stage = self.stages.setdefault(key, Loaded())
         self.context = stage.context
         try:
-            self.context.run(self.load, stage, surroundings, index, body)
+            self.context.run(self.load, stage, asked, body)
         except BaseException as error:
             stage.call = None
-            self.say(BROKEN, "load", encode_error(error))
+            self.say(Broken("load", encode_error(error)))
         self.call = stage.call
         self.cell[DOING] = IDLE
 
-    def load(self, stage: Loaded, surroundings: Surroundings | None, index: int, body: Packed) -> None:
-        stage.surroundings = surroundings or stage.surroundings
+    def load(self, stage: Loaded, asked: Open, body: Packed) -> None:
+        stage.surroundings, index = asked.surroundings or stage.surroundings, asked.worker
         assert stage.surroundings is not None
         adopt(stage.surroundings)
         if body:
@@ -373,20 +360,20 @@ class Child:
             if self.relay is not None:
                 logging.root.handlers[:] = handlers
 
-    def close(self, key: int, over: bool) -> None:
-        """Leave the stage; forget it if it is *over*."""
-        stage = self.stages.pop(key, None)
-        if stage is not None and not over:
-            self.stages[key] = stage
+    def close(self, asked: Close) -> None:
+        """Leave the stage; forget it if it is over."""
+        stage = self.stages.pop(asked.key, None)
+        if stage is not None and not asked.over:
+            self.stages[asked.key] = stage
             with suppress(OSError):  # the system does not say
                 stage.surroundings = surroundings()
         self.call = None
         self.context = copy_context()
         self.stopping = self.flush_requested = False
 
-    def work(self, start: int, tries: int, body: Packed, progress: Progress | None = None) -> None:
+    def work(self, asked: Items, body: Packed) -> None:
         """Run the items in *body* and send their slots; run ``on_start`` before the first ones."""
-        call = self.call
+        call, (start, tries, progress) = self.call, asked
         if call is None or self.stopping:
             return
         self.cell[SPAN_START] = start
@@ -396,18 +383,18 @@ class Child:
                 call.begin()  # never interrupted: nobody could close what it had opened by then
             except BaseException as error:
                 self.call = None
-                self.say(BROKEN, "on_start", encode_error(call.named(error)))
+                self.say(Broken("on_start", encode_error(call.named(error))))
                 return
             if call.stage.rate is not None and call.stage.on_start is not None:
                 # A try counts when f begins, and time has gone by since this one was counted.
                 self.cell[DOING] = IDLE
-                self.say(STOLEN, start, None)
+                self.say(Stolen(start, None))
                 return
         self.cell[DOING] = LOADING
         try:
             items = loads(body)
         except BaseException as error:
-            self.say(UNLOADABLE, start, encode_error(error))
+            self.say(Unloadable(start, encode_error(error)))
             self.cell[DOING] = IDLE
             return
         with self.sending:
@@ -536,8 +523,8 @@ class Child:
         self.sent = count
         self.flush_prints()
         if isinstance(self.call, FusedCall) and (parts := self.call.counted()):
-            self.wire.push((COUNTED, parts))
-        self.wire.push((SLOTS, self.start, count, failed, closed, perf_counter() - self.begun), body)
+            self.wire.push(Counted(parts))
+        self.wire.push(Slots(self.start, count, failed, closed, perf_counter() - self.begun), body)
         self.wire.flush()
 
     def sendable(self, slot: Any, position: int) -> Any:
@@ -567,16 +554,17 @@ class Child:
         if self.relay is not None:
             self.relay.flush()
 
-    def finish(self, active: int, ended_by: tuple[Any, ...] | None = None) -> None:
+    def finish(self, asked: Finish | Stop) -> None:
         call = self.call
         error = None
         if call is not None:
             try:
-                call.end(StageStatus(active, None if ended_by is None else decode_error(ended_by)))
+                ended_by = None if asked.error is None else decode_error(asked.error)
+                call.end(StageStatus(asked.active, ended_by))
             except BaseException as raised:
                 error = encode_error(call.named(raised))
         self.call = None
-        self.say(FINISHED, error)
+        self.say(Finished(error))
 
     def interrupt(self, _number: int, _frame: Any) -> None:
         """Handle SIGINT: from the reader thread it ends f; from a terminal it is the parent's business."""
@@ -688,7 +676,7 @@ def main(connection: Connection) -> None:
         cell[DOING] = IDLE
         threading.Thread(target=child.read, name="fstream-reader", daemon=True).start()
         try:
-            child.say(READY, child.wire.outward is not None or not fds[2:])
+            child.say(Ready(child.wire.outward is not None or not fds[2:]))
             child.serve()
         except BrokenPipeError:  # the parent has no use for us any more
             pass

@@ -7,7 +7,7 @@ from time import monotonic
 from typing import Final
 
 from fstream._flow.span import Failure
-from fstream._workers.process import child
+from fstream._workers.process.messages import Finish, Stop
 from fstream._workers.process.workers import Workers
 
 __all__ = ["Leaving"]
@@ -31,7 +31,7 @@ class Leaving:
         crew = self.crew
         for worker in [w for w in crew.workers if w.idle and crew.used_up(w)]:
             if worker.active and crew.stage.on_done is not None:
-                crew.ask_to_finish(worker, child.FINISH)
+                crew.ask_to_finish(worker)
                 continue
             worker.link.worn = True
             crew.retire(worker)
@@ -80,7 +80,7 @@ class Leaving:
             if not (worker.flight or (worker.active and crew.stage.on_done is not None)):
                 continue
             if worker in crew.workers and not worker.finishing:
-                crew.ask_to_finish(worker, child.STOP if stopped else child.FINISH)
+                crew.ask_to_finish(worker, Stop if stopped else Finish)
             while worker.finishing and worker in crew.workers:
                 left = None if deadline is None else deadline - monotonic()
                 if left is not None and left <= 0:
@@ -101,7 +101,7 @@ class Leaving:
                 crew.hire()
             for worker in list(crew.workers):
                 if worker.opened and worker.active and not worker.finishing:
-                    crew.ask_to_finish(worker, child.FINISH)
+                    crew.ask_to_finish(worker)
                 elif worker.opened and worker.idle:
                     crew.retire(worker)
             if crew.workers or crew.waiting is not None:

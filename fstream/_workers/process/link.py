@@ -19,6 +19,7 @@ from typing import Any, Final
 from fstream._workers.process import child
 from fstream._workers.process.arena import arenas, shared_file
 from fstream._workers.process.lifeline import LIFELINE
+from fstream._workers.process.messages import Forget, Message
 from fstream._workers.process.relay import Relayed
 from fstream._workers.process.start import process_of
 from fstream._workers.process.surroundings import inherited
@@ -107,9 +108,9 @@ class Link:
         except OSError:
             return False
 
-    def tell(self, *header: Any) -> bool:
+    def tell(self, message: Message) -> bool:
         """Tell it something short, now or with what it is told next; False if it is dead."""
-        self.wire.push(header)
+        self.wire.push(message)
         try:
             self.wire.flush()
         except OSError:
@@ -118,7 +119,7 @@ class Link:
 
     def tell_owed(self) -> None:
         while self.owed:
-            self.tell(child.FORGET, self.owed.pop())
+            self.tell(Forget(self.owed.pop()))
 
     def sleeps(self) -> bool:
         """Tell whether it has used next to no CPU since the last call. The first call gives False.
@@ -156,8 +157,8 @@ class Link:
         """Have come out what it has printed, logged and warned by now. Nobody has a use for its other messages."""
         with suppress(EOFError, OSError):
             while self.sock.fileno() >= 0 and wait([self.sock], 0):
-                for header, body in self.wire.receive():
-                    self.relayed.take(header, body)
+                for message, body in self.wire.receive():
+                    self.relayed.take(message, body)
 
     def died(self) -> int | None:
         """The exit status of a worker that has closed its socket in the middle of a stage."""

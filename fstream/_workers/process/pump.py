@@ -21,6 +21,7 @@ from fstream._workers.crew import LONGEST_WAIT
 from fstream._workers.process import child
 from fstream._workers.process.answers import Answers
 from fstream._workers.process.leaving import Leaving
+from fstream._workers.process.messages import Steal, Stolen
 from fstream._workers.process.pool import PATIENCE, SLICE
 from fstream._workers.process.recovery import Recovery
 from fstream._workers.process.shape import packed_stage
@@ -288,7 +289,7 @@ class Pump(Workers):
         """Ask *workers* for the items that they have not started, and for the slots that they have finished."""
         for worker in workers:
             worker.steal_requested = True
-            worker.link.wire.push((child.STEAL,))
+            worker.link.wire.push(Steal())
             self.flush(worker)
 
     def take_back(self) -> None:
@@ -297,12 +298,12 @@ class Pump(Workers):
     def hear(self, worker: Worker) -> None:
         """Read the messages of *worker*; it has died if its stream has ended."""
         try:
-            for header, body in worker.link.wire.receive():
-                if not worker.link.relayed.take(header, body):  # which is no progress
+            for message, body in worker.link.wire.receive():
+                if not worker.link.relayed.take(message, body):  # which is no progress
                     # Nor is what it has not begun: that is not to be sent there again.
-                    if header[0] != child.STOLEN:
+                    if not isinstance(message, Stolen):
                         worker.heard = perf_counter()
-                    self.answers.answer(worker, header, body)
+                    self.answers.answer(worker, message, body)
         except (EOFError, OSError):
             doing, part, _ = self.at_work(worker)
             self.recovery.bury(worker, doing, worker.link.died(), part=part)

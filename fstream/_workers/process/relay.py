@@ -1,7 +1,7 @@
 """What workers print, log and warn, on its way to the parent, where it comes out.
 
-    print --> sys.stdout of the worker --> the cell --SAID--> [socket] --> Relayed --> sys.stdout of the parent
-    logging, warnings ------------------LOGGED, WARNED------> [socket] --> Relayed --> its loggers, its warnings
+    print --> sys.stdout of the worker --> the cell --Said--> [socket] --> Relayed --> sys.stdout of the parent
+    logging, warnings ------------------Logged, Warned------> [socket] --> Relayed --> its loggers, its warnings
 
 All of it goes through the socket of the answers, so it comes out in order, and before the answers that follow. Who
 says more than the parent can write waits for the socket to have room, so nothing fills up.
@@ -31,15 +31,11 @@ from queue import SimpleQueue
 from time import perf_counter, sleep
 from typing import Any, Final, Protocol, TextIO
 
+from fstream._workers.process.messages import Logged, Message, Said, Warned
 from fstream._workers.process.wire import Packed, Wire, dumps, loads
 
 __all__ = ["Relay", "Relayed"]
 
-
-# From a worker, in any state:
-SAID: Final = "said"  # (number, OUT or ERR, bytes): what was printed
-LOGGED: Final = "logged"  # (name of the logger whose handlers are next), the record's attributes
-WARNED: Final = "warned"  # (file name, line number, text), (message, category)
 
 OUT: Final = 1
 ERR: Final = 2
@@ -176,7 +172,7 @@ class Relay:
                 with suppress(Exception):  # it cannot be pickled
                     body = dumps((message, category))
                     text = warnings.formatwarning(message, category, filename, lineno, line)
-                    self.tell((WARNED, filename, lineno, text), body)
+                    self.tell(Warned(filename, lineno, text), body)
                     return
             show(message, category, filename, lineno, file, line)
 
@@ -211,9 +207,9 @@ class Relay:
         else:
             self.speaker.uninterrupted(partial(self._do, partial(self._collect, which, data)))
 
-    def tell(self, header: tuple[Any, ...], body: Packed) -> None:
+    def tell(self, message: Message, body: Packed) -> None:
         """Send a message, behind what was printed before."""
-        self.speaker.uninterrupted(partial(self._do, partial(self._send, header, body)))
+        self.speaker.uninterrupted(partial(self._do, partial(self._send, message, body)))
 
     def log(self, logger: logging.Logger, record: logging.LogRecord) -> None:
         """Call the handlers that a record has here; the parent calls the others, those of the loggers above.
@@ -234,7 +230,7 @@ class Relay:
         if above is None:
             return
         try:
-            self.tell((LOGGED, above.name), packed(record))
+            self.tell(Logged(above.name), packed(record))
         except Exception:
             logging.Handler().handleError(record)
 
@@ -282,7 +278,7 @@ class Relay:
             return
         data = self.area[: cell[COUNT]].tobytes()
         if self.heard:
-            self.speaker.wire.push((SAID, cell[NUMBER], cell[WHICH], data))
+            self.speaker.wire.push(Said(cell[NUMBER], cell[WHICH], data))
             self.speaker.wire.flush()
         else:
             come_out(self.originals[cell[WHICH]], data.decode(_ENCODING, _ERRORS))
@@ -290,9 +286,9 @@ class Relay:
         cell[NUMBER] += 1
         self.sent = perf_counter()
 
-    def _send(self, header: tuple[Any, ...], body: Packed) -> None:
+    def _send(self, message: Message, body: Packed) -> None:
         self._send_collected()
-        self.speaker.wire.push(header, body)
+        self.speaker.wire.push(message, body)
         self.speaker.wire.flush()
 
     # ------------------------------------------------------------------------------------------- what is kept so long
@@ -359,19 +355,18 @@ class Relayed:
     """What one worker says, as it comes out in this process: through what is there now, in the pump's thread."""
 
     def __init__(self) -> None:
-        #: The number of the next message SAID.
+        #: The number of the next message `Said`.
         self.number = 0
         decoder = getincrementaldecoder(_ENCODING)
         self.decoders = {OUT: decoder(_ERRORS), ERR: decoder(_ERRORS)}
 
-    def take(self, header: tuple[Any, ...], body: Packed) -> bool:
+    def take(self, message: Message, body: Packed) -> bool:
         """Have a message come out; False if it is of another sort."""
-        what = header[0]
-        if what == SAID:
-            self.print(*header[1:])
-        elif what in (LOGGED, WARNED):
+        if isinstance(message, Said):
+            self.print(*message)
+        elif isinstance(message, Logged | Warned):
             with suppress(Exception):  # of the user's: a filter, say
-                (log if what == LOGGED else warn)(body, *header[1:])
+                (log if isinstance(message, Logged) else warn)(body, *message)
         else:
             return False
         return True

@@ -22,6 +22,7 @@ import cloudpickle
 
 from fstream._workers.process.arena import Arena
 from fstream._workers.process.decorated import Reducers, clear_dispatched
+from fstream._workers.process.messages import Message, plain, read
 
 __all__ = [
     "MOST_ERRORS",
@@ -175,9 +176,10 @@ class Wire:
         self._large: tuple[list[bytearray], list[int]] | None = None
         self._missing: list[memoryview] = []
 
-    def push(self, header: tuple[Any, ...], body: Packed | None = None) -> None:
-        """Queue a message for `flush`."""
-        parts = [memoryview(part).cast("B") for part in (pickle.dumps(header, protocol=5), *(body or ()))]
+    def push(self, message: Message, body: Packed | None = None) -> None:
+        """Queue *message* for `flush`."""
+        header = pickle.dumps(plain(message), protocol=5)
+        parts = [memoryview(part).cast("B") for part in (header, *(body or ()))]
         sizes = b"".join(_SIZE.pack(part.nbytes) for part in parts)
         count = len(parts)
         if self.outward is not None and self.outward.put(parts[2:]):
@@ -200,7 +202,7 @@ class Wire:
                 out[0] = out[0][sent:]
         return True
 
-    def receive(self) -> Iterator[tuple[tuple[Any, ...], Packed]]:
+    def receive(self) -> Iterator[tuple[Message, Packed]]:
         """Read once what is there, and give the messages that are complete; EOFError at the end."""
         if self._large is not None:
             yield from self._receive_large()
@@ -239,7 +241,7 @@ class Wire:
             del pending[:total]
             yield self._message(parts, there)
 
-    def _receive_large(self) -> Iterator[tuple[tuple[Any, ...], Packed]]:
+    def _receive_large(self) -> Iterator[tuple[Message, Packed]]:
         assert self._large is not None
         missing = self._missing
         while missing:
@@ -256,12 +258,12 @@ class Wire:
         large, self._large = self._large, None
         yield self._message(*large)
 
-    def _message(self, parts: list[bytearray], beside: list[int]) -> tuple[tuple[Any, ...], Packed]:
+    def _message(self, parts: list[bytearray], beside: list[int]) -> tuple[Message, Packed]:
         body: Packed = [memoryview(part) for part in parts[1:]]
         if beside:
             assert self.inward is not None
             body += self.inward.get(beside)
-        return pickle.loads(parts[0]), body
+        return read(*pickle.loads(parts[0])), body
 
     def close(self) -> None:
         self.sock.close()

@@ -29,6 +29,7 @@ from fstream._workers.crew import Crew
 from fstream._workers.process import child
 from fstream._workers.process.errors import encode_error
 from fstream._workers.process.link import Link
+from fstream._workers.process.messages import Close, Finish, Items, Open, Stop
 from fstream._workers.process.pool import POOL, SLICE, Worker
 from fstream._workers.process.queue import PipeQueue, PumpWork
 from fstream._workers.process.surroundings import inherited, surroundings
@@ -243,7 +244,7 @@ class Workers(Crew):
         self.loaded_in.add(link)
         link.forget_span()
         link.wire.push(
-            (child.OPEN, self.key, surroundings() if new else None, worker.index, self.has_resources),
+            Open(self.key, surroundings() if new else None, worker.index, self.has_resources),
             self.packed if new else None,
         )
         self.flush(worker)
@@ -265,8 +266,8 @@ class Workers(Crew):
         if not worker.active:
             self.begin(worker)
         self.weigh("there", body, len(span.items))
-        progress = () if span.progress is None else (span.progress._replace(error_of=None),)
-        worker.link.wire.push((child.SPAN, span.start, span.tries, *progress), body)
+        progress = None if span.progress is None else span.progress._replace(error_of=None)
+        worker.link.wire.push(Items(span.start, span.tries, progress), body)
         self.flush(worker)
 
     def begin(self, worker: Worker) -> None:
@@ -329,7 +330,7 @@ class Workers(Crew):
     def give_back(self, worker: Worker) -> None:
         """Let others have *worker*, which has nothing to do; the stage stays loaded there."""
         self.end_lease(worker)
-        worker.link.tell(child.CLOSE, self.key, False)
+        worker.link.tell(Close(self.key, over=False))
         self.pool.release(worker)
 
     def retire(self, worker: Worker) -> None:
@@ -337,7 +338,7 @@ class Workers(Crew):
         self.leave_out(worker)
         self.loaded_in.discard(worker.link)
         if worker.opened:
-            worker.link.tell(child.CLOSE, self.key, True)
+            worker.link.tell(Close(self.key, over=True))
         self.pool.release(worker)
 
     def kill(self, worker: Worker) -> int | None:
@@ -357,10 +358,10 @@ class Workers(Crew):
                 self.not_begun()
         self.pool.look_again()  # there may have been room for this stage since they died, which it could not take then
 
-    def ask_to_finish(self, worker: Worker, what: str) -> None:
+    def ask_to_finish(self, worker: Worker, how: type[Finish | Stop] = Finish) -> None:
         """Have a worker run its ``on_done``."""
         worker.finishing, worker.active = True, False
         status = self.status()
         error = None if status.error is None else encode_error(status.error)
-        worker.link.wire.push((what, status.active_workers, error))
+        worker.link.wire.push(how(status.active_workers, error))
         self.flush(worker)
