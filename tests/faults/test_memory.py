@@ -13,13 +13,15 @@ from pathlib import Path
 
 import pytest
 
+from fstream._flow.weight import has_gil
 from tests.scripts import environment_with, write_script
 
 SLOW = bool(os.environ.get("FSTREAM_SLOW"))
 pytestmark = [pytest.mark.timeout(1200 if SLOW else 240), pytest.mark.slow]
 
 MEBIBYTE = 1024  # in the kibibytes that Linux counts in
-NOISE = 8 * MEBIBYTE
+#: Without the GIL objects are larger, and each thread has a heap of its own.
+NOISE = (8 if has_gil() else 16) * MEBIBYTE
 
 PREAMBLE = """
 import collections, itertools, os, sys, time
@@ -44,12 +46,12 @@ def peaks():
     parent, *workers = (peak(pid) for pid in family())
     return parent, max(workers, default=0)
 
-def measure(stream, total):
-    "Draw all outputs; compare the peaks after a tenth with those at the end."
-    for _ in itertools.islice(stream, total // 10):
+def measure(stream, total, share=10):
+    "Draw all outputs; compare the peaks after a tenth, or another share, with those at the end."
+    for _ in itertools.islice(stream, total // share):
         pass
     early = peaks()
-    collections.deque(itertools.islice(stream, total - total // 10), maxlen=0)
+    collections.deque(itertools.islice(stream, total - total // share), maxlen=0)
     late = peaks()
     print(*(after - before for before, after in zip(early, late)))
 """
@@ -100,9 +102,9 @@ def even(item):
 
 total = int(sys.argv[1])
 stream = pflat_map(two, kind="thread")(itertools.count()) | pfilter(even, kind="process", workers=2)
-measure(ordered(stream | pmap(ten_task, kind="task")), total)
+measure(ordered(stream | pmap(ten_task, kind="task")), total, share=3)  # by then all three windows are full-grown
 """
-    parent, workers = growth(tmp_path, script, str(items_for("task")))
+    parent, workers = growth(tmp_path, script, str(items_for("process")))
     assert parent < NOISE
     assert workers < NOISE
 
