@@ -35,6 +35,7 @@ from fstream import (
     trace,
 )
 from fstream._flow.span import Span
+from fstream._flow.weight import has_gil
 from fstream._plan.kernels import MAP
 from fstream._plan.stages import Stage
 from fstream._workers import dask
@@ -51,7 +52,13 @@ from tests.test_observer import recorded
 
 distributed = pytest.importorskip("distributed")
 
-pytestmark = [pytest.mark.drawn, pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [
+    pytest.mark.drawn,
+    pytest.mark.slow,
+    pytest.mark.timeout(180),
+    # Its profiler ends processes there, and its scheduler has kept tasks whose futures were gone.
+    pytest.mark.skipif(not has_gil(), reason="distributed does not support free-threaded builds yet"),
+]
 
 
 @contextmanager
