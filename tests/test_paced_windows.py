@@ -354,3 +354,21 @@ def test_a_failure_before_others_are_worked_off_cuts_what_waits():
     paced.clock.now += 5.0
     assert paced.taken(9).items == "a"
     assert paced.window.take(paced.clock.now) is None
+
+
+@pytest.mark.parametrize("per_key", [None, 1], ids=["no keys", "keys"])
+def test_who_asks_a_window_changes_nothing(per_key: int | None):
+    paced = Paced("abcd", per_key=per_key, may_come=lambda: True)
+    window, ledger, drawn = paced.window, paced.window.ledger, paced.window.upstream.available()
+
+    def ask() -> list[Any]:
+        return [window.due, window.takable(), window.backlog, window.held_by(2), window.exhausted]
+
+    assert ask() == ask()
+    assert (window.upstream.available(), ledger.requeued) == (drawn, [])
+    paced.window.retry(paced.failing(), 1, Again(5.0))
+    paced.clock.now += 9.0
+    ask()
+    assert len(ledger.delayed) == 1
+    window.look()
+    assert (ledger.delayed, window.takable()) == ([], True)

@@ -187,11 +187,13 @@ class Window(Upstream):
 
     @property
     def due(self) -> float:
-        """The time from which there is something to take, though nobody brings anything; infinite if never."""
+        """The time from which there is something to take, though nobody brings anything; infinite if never.
+
+        That is as `look` has found it. `Run.settle` looks at each change, and when this time has come.
+        """
         pacing, ledger = self.pacing, self.ledger
         if pacing is None:
             return inf
-        self.look()
         if ledger.requeued:
             return pacing.opens(_cost_of(ledger.requeued[0]))
         if self._drawable() > 0 and not pacing.ticketed:
@@ -541,8 +543,7 @@ class Window(Upstream):
         lacks_room = self.room.lack is Lack.ROOM or (
             self.ledger.busy < self.workers
             and self.room.free <= 0
-            # `takable` wakes what is due. What waits for the rate alone would start no sooner in a larger room.
-            and not (self.takable() or self._ready())
+            and not self._ready()  # what waits for the rate alone would start no sooner in a larger room
             and (self.upstream.blocked > 0 or self.upstream.available() > 0)
         )
         if not lacks_room or not self.room.may_grow(most := min(self.sizing.most_held(), most)):
