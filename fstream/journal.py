@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import warnings
 from collections.abc import Callable, Iterator, MutableMapping
 from types import TracebackType
@@ -74,6 +75,10 @@ class Journal(MutableMapping[Any, Any]):
         )
         self._closer = finalize(self, _let_go, self._fd)
         try:
+            if not stat.S_ISREG(
+                os.fstat(self._fd).st_mode
+            ):  # a device may be without end, and a pipe keeps nothing
+                raise ValueError(f"path must be a file, got {self.path!r}")
             _lock(self._fd, self.path)
             #: How many bytes of whole lines the file has.
             self._size = self._read()

@@ -289,6 +289,16 @@ def test_two_at_once_on_one_file_are_refused(path: Path):
     Journal(path).close()
 
 
+@pytest.mark.parametrize("kind", ["a device without end", "a pipe"])
+def test_what_is_no_file_is_refused(path: Path, kind: str):
+    if kind == "a pipe":
+        os.mkfifo(path)
+    else:
+        path = Path("/dev/zero")
+    with pytest.raises(ValueError, match="path must be a file, got '"):
+        Journal(path)
+
+
 @pytest.mark.forks
 def test_a_fork_does_not_hold_the_lock(path: Path):
     with Journal(path):
