@@ -17,6 +17,7 @@ from fstream._flow.tally import Costs
 from fstream._seen.account import Account
 from fstream.testing import Schedule, simulated
 from tests.faults.faulty import Tally
+from tests.faults.faulty import eventually
 from tests.functions import identity, is_odd, suited
 from tests.gates import Gate, Log, holding
 
@@ -336,12 +337,11 @@ def test_a_worker_in_the_middle_of_a_long_item_is_busy(gate: Gate, log: Log, con
     thread = threading.Thread(target=lambda: next(stream))
     thread.start()
     log.wait_for(("start", 0))
-    threading.Event().wait(0.3)
-    busy = stream.stats().stages[0].busy
+    busy = eventually(lambda: stream.stats().stages[0].busy > 0.5)  # however long the worker took to start
     gate.open()
     thread.join()
     list(stream)
-    assert busy > 0.5
+    assert busy
 
 
 def test_f_may_ask_for_the_stats_of_its_own_stream(shared_memory_kind: str):
