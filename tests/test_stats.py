@@ -16,8 +16,7 @@ from fstream import StageStats, Stats, merge, peach, pfilter, pflat_map, pmap
 from fstream._flow.tally import Costs
 from fstream._seen.account import Account
 from fstream.testing import Schedule, simulated
-from tests.faults.faulty import Tally
-from tests.faults.faulty import eventually
+from tests.faults.faulty import Tally, eventually
 from tests.functions import identity, is_odd, suited
 from tests.gates import Gate, Log, holding
 
