@@ -135,6 +135,12 @@ def test_in_a_long_row_a_stage_knows_that_the_consumer_starves_though_nobody_loo
     assert queues[4].was_told[3:] == [False] * 2
 
 
+def test_nobody_is_woken_before_the_row_is_laid():
+    run = Run()
+    run.settle()
+    assert not run.starved
+
+
 def test_in_a_long_row_those_batches_are_looked_at_that_are_beside_the_change():
     stages = [pmap(abs, kind="thread").steps[0].stage, batch(2, within=9.0).steps[0].stage] * SHORT_ROW
     run = open_run([iter(range(9))], stages)

@@ -297,7 +297,7 @@ class Run:
             node.look()
         for window in self.sorting:
             window.look()
-        nearest = queues[0] is self.queues[0]
+        nearest = not queues or queues[0] is self.queues[0]  # none before the row is laid
         starved = self.starved and not nearest
         for queue in queues:
             if queue.takers and not queue.signalled:
