@@ -24,6 +24,17 @@ def row_of(stages: int) -> Mapper:
     return mapper
 
 
+def apart(stages: int) -> Mapper:
+    """Process stages that do not run as one, because each has other workers than the one before."""
+
+    def mapper(job: object, items: Iterable[int]) -> Iterable[int]:
+        for number in range(stages):
+            items = pmap(job, items, kind="process", workers=1 + number % 2)
+        return items
+
+    return mapper
+
+
 def split(line: str) -> list[str]:
     return line.strip().split(",")
 
@@ -91,6 +102,23 @@ ROWS = (
             for stages in STAGES
         },
         {_name(stages): Bound(5, FEW) for stages in STAGES if stages > 10},
+        SIZE,
+        SIZE // 4,
+    ),
+    Row(
+        "many-process-stages",
+        f"process, identity over an iterator of {SIZE:,} in 10 to 100 stages that do not run as one",
+        "us an item and stage",
+        {
+            _name(stages): timed(
+                bare(apart(stages)),
+                identity,
+                lambda n: iter(range(n)),
+                units=lambda n, stages=stages: n * stages,  # type: ignore[misc]
+            )
+            for stages in STAGES[1:]
+        },
+        {_name(stages): Bound(5, FEW) for stages in STAGES[2:]},
         SIZE,
         SIZE // 4,
     ),

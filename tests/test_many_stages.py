@@ -14,6 +14,8 @@ from fstream import Stream, ordered, pfilter, pmap
 from fstream._engine.run import SHORT_ROW
 from fstream._flow.outbox import Outbox
 from fstream._workers.opening import open_run
+from fstream._workers.process.queue import PumpWork
+from fstream._workers.pump import FlightQueue
 from tests.gates import PATIENCE
 from tests.loops import wait_until
 
@@ -57,6 +59,35 @@ def asked(stages: int, monkeypatch: pytest.MonkeyPatch) -> int:
 def test_what_a_row_looks_at_grows_with_its_stages_and_not_as_a_power_of_two(monkeypatch: pytest.MonkeyPatch):
     few, many = asked(5, monkeypatch), asked(40, monkeypatch)
     assert many < 30 * few  # eight times the stages, and the items have as much farther to go
+
+
+def looked_at(stages: int, kind: Any, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How often the buffers of workers in a row of so many *stages* are looked at, for ten items."""
+    looks = 0
+    lock = threading.Lock()
+
+    with monkeypatch.context() as patch:
+        for buffer in (PumpWork, FlightQueue):
+
+            def counted(work: Any, ready: Any = buffer.ready) -> bool:
+                nonlocal looks
+                with lock:
+                    looks += 1
+                return ready(work)  # type: ignore[no-any-return]
+
+            patch.setattr(buffer, "ready", counted)
+        stream = row(stages, range(10), kind=kind, workers=1, maxsize=4)  # a bound keeps them apart
+        assert list(stream) == list(range(stages, stages + 10))
+    return looks
+
+
+@pytest.mark.parametrize("kind", ["process", ThreadPoolExecutor])
+def test_what_pumps_look_at_grows_with_the_stages_and_not_as_their_square(
+    kind: Any, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("fstream._engine.run.FULL_LOOK_SECONDS", 1e9)
+    few, many = looked_at(10, kind, monkeypatch), looked_at(60, kind, monkeypatch)
+    assert many < 12 * few  # six times the stages; as a square it would be 36 times the looks
 
 
 @pytest.mark.parametrize("is_iterator", [True, False], ids=["iterator", "range"])

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fstream import pfilter, pmap
+from fstream import batch, pfilter, pmap
 from fstream._engine.run import FULL_LOOK_SECONDS, SHORT_ROW, Run
 from fstream._flow.room import Room
 from fstream._flow.sizing import Numbers, Sizing
@@ -72,6 +72,112 @@ def test_in_a_long_row_all_are_looked_at_now_and_then():
     assert woken_by_a_change_at(5) == [4, 5, 6]
     now += FULL_LOOK_SECONDS * len(queues)
     assert woken_by_a_change_at(5) == everybody
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_is_before_a_stage_that_waits_for_a_worker_grows_while_the_consumer_starves(
+    workers: int, monkeypatch: pytest.MonkeyPatch
+):
+    """Each lease would else serve no more items than a window has at first. One that has a worker is served."""
+    stages = [pmap(abs, kind="process", workers=count).steps[0].stage for count in (1, 2)]
+    run = open_run([range(9)], stages)
+    grown: list[bool] = []
+    monkeypatch.setattr(run.windows[0], "grow", lambda: grown.append(True))
+    pump: Any = run.crews[1]
+    pump.waiting = 0.0  # in line
+    pump.workers += [LentOut()] * workers
+    buffer = pump.queue.buffer
+    assert not buffer.report_starvation(False)
+    assert not grown
+    assert buffer.report_starvation(True)  # those before it are told in any case
+    assert grown == [True] * (not workers)
+
+
+class LentOut:
+    """A worker process that is still starting."""
+
+    opened = False
+    flight = ()
+
+
+class Starving(Waiting):
+    """One whose takers find nothing, and starve."""
+
+    def __init__(self, starves: bool = False) -> None:
+        super().__init__()
+        self.starves = starves
+        self.was_told: list[bool] = []
+
+    def ready(self) -> bool:
+        return False
+
+    def report_starvation(self, starved: bool) -> bool:
+        self.was_told.append(starved)
+        return starved or self.starves
+
+    def can_flush(self) -> bool:
+        return False
+
+
+def test_in_a_long_row_a_stage_knows_that_the_consumer_starves_though_nobody_looks_at_it():
+    run = Run()
+    run.clock = lambda: 1.0  # type: ignore[method-assign,assignment]
+    consumer, *queues = all_queues = [Starving(starves=n == 0) for n in range(2 * SHORT_ROW)]
+    run.queues = all_queues  # type: ignore[assignment]
+    run.settle()
+    run.settle(queues[5])  # type: ignore[arg-type]  # all are looked at
+    run.settle(queues[5])  # type: ignore[arg-type]
+    assert queues[4].was_told == [True] * 3
+    assert len(consumer.was_told) == 2
+    consumer.takers = 0  # it is away with outputs
+    run.settle()
+    run.settle(queues[5])  # type: ignore[arg-type]
+    assert queues[4].was_told[3:] == [False] * 2
+
+
+def test_nobody_is_woken_before_the_row_is_laid():
+    run = Run()
+    run.settle()
+    assert not run.starved
+
+
+def test_in_a_long_row_those_batches_are_looked_at_that_are_beside_the_change():
+    stages = [pmap(abs, kind="thread").steps[0].stage, batch(2, within=9.0).steps[0].stage] * SHORT_ROW
+    run = open_run([iter(range(9))], stages)
+    assert len(run.nodes) == SHORT_ROW
+    assert run.nodes_beside(run.crews[0].queue) == run.nodes[:1]
+    assert run.nodes_beside(run.crews[2].queue) == run.nodes[:3]
+    run.consumer_queue()
+    assert run.nodes_beside(run.crews[2].queue) == run.nodes[:3]
+    assert run.nodes_beside(run.crews[-1].queue) == run.nodes[-3:]
+
+
+def test_in_a_long_row_without_order_only_what_a_memo_knows_is_looked_at_all_the_time():
+    first = pmap(abs, kind="thread", ordered=False, memo={})
+    stages = [t.steps[0].stage for t in [first] + [pmap(abs, kind="thread", ordered=False)] * SHORT_ROW]
+    run = open_run([iter(range(9))], stages)
+    assert run.sorting == run.windows[:1]
+
+
+def test_to_wait_for_the_lock_is_no_work(monkeypatch: pytest.MonkeyPatch):
+    """Else items would be taken for slow ones where many threads wait for it, and travel one by one."""
+    now = 0.0
+
+    def passes(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    monkeypatch.setattr("fstream._workers.thread.perf_counter", lambda: now)
+    run = open_run([range(3)], [pmap(lambda _: passes(0.25), kind="thread", workers=1).steps[0].stage])
+    [crew], [window] = run.crews, run.windows
+    claim = window.claim
+    monkeypatch.setattr(window, "claim", lambda span: passes(100.0) or claim(span))  # type: ignore[func-returns-value]
+    worker: Any = crew.enlist(0)  # type: ignore[attr-defined]
+    for _ in range(2):
+        span = window.take(0.0)
+        assert isinstance(span, Span)
+        assert worker.work(span) == 0.25 * len(span.items)
+        window.done(span, 0.0)
 
 
 @pytest.mark.parametrize("wanted", [True, False])

@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 
 import fstream._seen.watch as watching
-from fstream import observe, pfilter, pmap, watch
+from fstream import batch, observe, pfilter, pmap, watch
 from fstream._seen.watch import Lines, Pipeline, Watcher, lines_of
 from tests.functions import identity, is_odd
+from tests.gates import Gate, Log, holding
 from tests.scripts import LIFETIME, Script, environment_with, write_script
 
 
@@ -108,16 +109,42 @@ def test_while_it_runs_lines_come_every_few_seconds(
     assert " left" not in lines[-1]
 
 
+def test_what_a_stage_holds_is_no_progress(concurrent_kind: str, gate: Gate, log: Log):
+    seen = Seen()
+    watcher = Watcher(seen)
+    f = holding(concurrent_kind, {2: gate}, log)
+    with observe(watcher), pmap(f, range(9), kind=concurrent_kind, workers=1, maxsize=4) as stream:
+        assert [next(stream), next(stream)] == [0, 1]
+        log.wait_for(("start", 2))
+        (pipeline,) = watcher.running()
+        assert pipeline.stats.stages[0].taken > 2
+        assert pipeline.progress().startswith("2 of 9 (22%)")
+        gate.open()
+        assert len(list(stream)) == 7
+    watcher.close()
+    assert seen.last[0].progress() == "9 of 9 (100%)"
+
+
+@pytest.mark.parametrize("kind", ["sync", "thread"])
+def test_lists_of_items_are_no_progress_in_items(kind: str):
+    seen = Seen()
+    watcher = Watcher(seen)
+    with observe(watcher):
+        assert len(list(range(9) | batch(3) | pmap(len, kind=kind))) == 3
+    watcher.close()
+    assert seen.last[-1].progress() == ""
+
+
 def test_the_time_that_is_left_is_reckoned_from_what_f_was_called_for():
     stream = pmap(identity, range(3), kind="thread", memo={0: 0})
     list(stream)
     (stage,) = stream.stats().stages
     assert stage.known == 1
     stats = replace(stream.stats(), stages=(replace(stage, taken=100, known=90),), seconds=10.0)
-    assert Pipeline(stats, [10.0], 110).progress() == "100 of 110 (91%), 10 s left"
-    assert Pipeline(replace(stats, stages=(replace(stage, taken=90, known=90),)), [9.0], 110).progress() == (
-        "90 of 110 (82%)"
-    )
+    assert Pipeline(stats, [10.0], 100, 110).progress() == "100 of 110 (91%), 10 s left"
+    assert Pipeline(
+        replace(stats, stages=(replace(stage, taken=90, known=90),)), [9.0], 90, 110
+    ).progress() == ("90 of 110 (82%)")
 
 
 # ------------------------------------------------------------------------------------------------ which pipelines

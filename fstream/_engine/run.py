@@ -33,6 +33,7 @@ from _thread import start_new_thread  # the least there is: `threading` has lock
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import Context, copy_context
+from itertools import chain
 from math import inf
 from time import monotonic, perf_counter, sleep
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -226,6 +227,8 @@ class Run:
         self.crews: list[StageWorkers] = []
         #: What has times of its own: batches, and windows that pace their workers.
         self.nodes: list[Node] = []
+        #: The same by whoever draws from them: each stage, from the first one, and then the consumer.
+        self.nodes_at: list[list[Node]] = []
         #: The windows that are to give out at once what needs no worker, also while all of their workers are busy.
         self.sorting: list[Window] = []
         self.feed: Feed
@@ -235,6 +238,10 @@ class Run:
         #: The queues of all takers, from the consumer to the feeders. `settle` looks at them in this order, because a
         #: taker that starves lets those further up grow.
         self.queues: list[TakerQueue] = []
+        #: Where each of them stands there: made anew when the consumer has come.
+        self.places: dict[TakerQueue, int] = {}
+        #: The consumer starves, as `settle` has found when it last looked at it. Only then may windows grow.
+        self.starved = False
         #: When `settle` is to look at all queues of a long row again, in seconds of the clock.
         self.due = 0.0
 
@@ -277,19 +284,21 @@ class Run:
         *taker* is the queue of the worker that changed something. The change concerns its neighbours only, so in a long
         row only those are looked at. Growth concerns the whole row, so all queues are looked at now and then.
         """
-        queues = self.queues
+        queues, nodes = self.queues, self.nodes
         if taker is not None and len(queues) > SHORT_ROW:
             if (now := self.clock()) < self.due:
                 queues = self.beside(taker)
+                if nodes:
+                    nodes = self.nodes_beside(taker)
             else:
                 self.due = now + FULL_LOOK_SECONDS * len(queues)
         # The time of an open batch begins when its first item is there, also while its taker is busy.
-        for node in self.nodes:
+        for node in nodes:
             node.look()
         for window in self.sorting:
             window.look()
-        # True once a taker nearer the consumer starves. Only then may windows further up grow.
-        starved = False
+        nearest = not queues or queues[0] is self.queues[0]  # none before the row is laid
+        starved = self.starved and not nearest
         for queue in queues:
             if queue.takers and not queue.signalled:
                 if queue.buffer.ready():
@@ -300,6 +309,8 @@ class Run:
                     self.keep_time(queue)
                 elif not queue.watched and queue.buffer.can_flush():
                     queue.watch()
+        if nearest:
+            self.starved = starved
 
     def keep_time(self, queue: TakerQueue) -> None:
         """Have the takers of *queue* request the flush in time: a node may be due before the deadline that runs."""
@@ -311,9 +322,20 @@ class Run:
 
     def beside(self, taker: TakerQueue) -> list[TakerQueue]:
         """Give the queue *taker*, the queue downstream of it, and those upstream: one stage's, or all the feeders'."""
-        at = self.queues.index(taker)
+        at = self.place(taker)
         feeders = len(self.queues) - len(self.feeders)
         return self.queues[max(0, at - 1) : at + 2 if at + 1 < feeders else None]
+
+    def nodes_beside(self, taker: TakerQueue) -> list[Node]:
+        """Give the nodes from which those draw whom `beside` gives."""
+        number = len(self.queues) - len(self.feeders) - 1 - self.place(taker)
+        return [*chain.from_iterable(self.nodes_at[max(0, number - 1) : number + 2])]
+
+    def place(self, taker: TakerQueue) -> int:
+        """Give the position of a queue. It is looked up, because a search would take longer in a longer row."""
+        if len(self.places) != len(self.queues):
+            self.places = {queue: at for at, queue in enumerate(self.queues)}
+        return self.places[taker]
 
     def enter(self, member: Member) -> None:
         with self.lock:

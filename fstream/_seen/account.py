@@ -47,6 +47,8 @@ class Entry:
         self.workers = workers
         self.tally = tally or Tally()
         self.taken = self.given = self.held = 0
+        #: How many items it is through with: their outputs are out of its hands.
+        self.done = 0
         #: The time of all its workers, in seconds, and what of it they were at work, waited for items, and for room.
         self.whole = self.busy = self.starved = self.blocked = 0.0
         #: The CPU time that its threads of this process have used, in seconds.
@@ -58,8 +60,9 @@ class Entry:
         """Note what is so *now* of a stage that has workers; it has no window once its run has been forgotten."""
         tally, end = self.tally, now
         self.taken, self.given, self.held, busy = tally.taken, tally.given, 0, tally.busy
-        self.cpu = tally.cpu_seconds()
+        self.cpu, self.done = tally.cpu_seconds(), tally.taken
         if window is not None:
+            self.done = window.room.gone
             self.workers = window.workers  # a cluster may have more, or fewer, than it had
             pending = len(window.upstream.pending) if isinstance(window.upstream, Feed) else 0
             self.held = window.ledger.next_index - window.room.gone + pending
@@ -79,6 +82,7 @@ class Entry:
         self.taken = here.count()
         self.given = max(0, here.outputs_of(self.taken))
         self.held = max(0, self.taken - tally.taken) and 1
+        self.done = self.taken - self.held
         starved, busy, blocked = here.seconds(now)
         starved, busy, blocked = tally.starved + starved, tally.busy + busy, tally.blocked + blocked
         self.divide(starved + busy + blocked, busy, starved, blocked)
@@ -97,7 +101,10 @@ class Account:
     """The numbers of one run, and the accounts of those upstream of it."""
 
     def __init__(self, stages: Iterable[Stage | Batch | None]) -> None:
+        stages = list(stages)
         self.entries = [Entry(stage, stage.workers or 0) for stage in stages if isinstance(stage, Stage)]
+        #: Its first stage takes lists of items, and not what the source has.
+        self.takes_lists = isinstance(next(iter(stages), None), Batch)
         self.sources: list[Account] = []
         #: It is one of another one's sources.
         self.feeds = False
@@ -137,7 +144,7 @@ class Account:
     def begin(self, observer: Any, sources: list[Any]) -> None:
         self.began = self.clock()
         if observer is not None:
-            self.total = length_of(sources)
+            self.total = None if self.takes_lists else length_of(sources)
             object.__setattr__(observer.run, "account", self)  # before anybody is told of it
 
     def is_over(self) -> None:
@@ -165,6 +172,7 @@ class Account:
                     entry.look(window, now)
                 if self.entries:
                     self.entries[-1].held -= run.outlet.owed  # the consumer has their outputs
+                    self.entries[-1].done += run.outlet.owed
         elif here is not None:
             self.entries[0].look_here(here, now)
         elif self.runs_row:

@@ -71,6 +71,8 @@ class Pipeline:
     stats: Stats
     #: How many outputs each stage gives in a second.
     rates: list[float]
+    #: How many items its first stage is through with, and how many there will be, if that is known.
+    done: int
     total: int | None = None
     runs: int = 1
 
@@ -78,7 +80,7 @@ class Pipeline:
         """How far it is, if that is known."""
         if not self.total or not self.stats.stages:
             return ""
-        done = self.stats.stages[0].taken
+        done = self.done
         text = f"{done:,} of {self.total:,} ({min(1.0, done / self.total):.0%})"
         left = self.total - done
         known = max(stage.known or 0 for stage in self.stats.stages)  # these took no time
@@ -188,7 +190,9 @@ class Watcher(Observer):
             passed, before = stats.seconds, [0] * len(given)
         self.before[account] = now, given
         rates = [(count - old) / passed if passed > 0 else 0.0 for count, old in zip(given, before)]
-        return Pipeline(stats, rates, account.walk()[0].total)
+        first = account.walk()[0]
+        done = first.entries[0].done if first.entries else 0
+        return Pipeline(stats, rates, done, first.total)
 
 
 def _sum(one: Pipeline, other: Pipeline) -> Pipeline:
@@ -201,7 +205,8 @@ def _sum(one: Pipeline, other: Pipeline) -> Pipeline:
     ]
     rates = [stage.given / seconds if seconds else 0.0 for stage in stages]
     total = None if one.total is None or other.total is None else one.total + other.total
-    return Pipeline(Stats(tuple(stages), longer.bottleneck, seconds), rates, total, one.runs + other.runs)
+    stats = Stats(tuple(stages), longer.bottleneck, seconds)
+    return Pipeline(stats, rates, one.done + other.done, total, one.runs + other.runs)
 
 
 COUNTS: Final = ("taken", "given", "failed", "retried", "held")

@@ -172,7 +172,7 @@ class Crew:
         with self.run.lock:
             if follower is not None:
                 self.window.run_alone(*follower)
-                self.run.settle()
+                self.settle_beside()
             return judged(self.stage, self.tolerance, failure, lambda: self.window.ledger.worked_off + 1)
 
     def remember(self, index: int, slot: Any) -> None:
@@ -182,7 +182,7 @@ class Crew:
             with self.run.lock:
                 for follower in followers:
                     self.window.bring(*follower)
-                self.run.settle()
+                self.settle_beside()
 
     def retried(self, failure: Failure) -> None:
         with self.run.lock:
@@ -273,7 +273,7 @@ class Crew:
             self.fail(handler_failed(self.part(failure), failure, raised, "retry_on"))
             with self.run.lock:
                 self.window.done(span)
-                self.run.settle()
+                self.settle_beside()
             return True
         if again is None:
             return False
@@ -283,7 +283,7 @@ class Crew:
                 rest = self.window.retry(span, failure.tries, again)
                 if self.stage.parts:
                     rest.items, rest.progress = [failure.item], self.progress(rest, failure)
-            self.run.settle()
+            self.settle_beside()
         if again.hold:
             self.take_back()
         return True
@@ -297,7 +297,7 @@ class Crew:
             return False
         with self.run.lock:
             self.window.requeue_tail(span, len(span.items))
-            self.run.settle()
+            self.settle_beside()
         return True
 
     def take_back(self) -> None:
@@ -368,7 +368,7 @@ class Crew:
                 progress = self.progress(rest, failure)
                 rest.progress = progress._replace(until=failure.part, error_of=error_of or (lambda _: error))
             self.window.done(span)
-            self.run.settle()
+            self.settle_beside()
         return True
 
     def recall(self, span: Span, failure: Failure) -> None:
@@ -400,7 +400,7 @@ class Crew:
             victim = self.window.lose(span, at)
             if victim is not None:
                 self.window.keep_place(victim)
-            self.run.settle()
+            self.settle_beside()
         if victim is None:
             return
         failure = Failure(0, None, None)
@@ -423,14 +423,14 @@ class Crew:
             victim.slots.append(slot)
         with self.run.lock:
             self.window.done(victim)
-            self.run.settle()
+            self.settle_beside()
 
     def unfit(self, span: Span, error: BaseException, why: str) -> None:
         """Find the item of *span* that cannot travel, by sending its items one by one; a single one fails."""
         if len(span.items) > 1:
             with self.run.lock:
                 self.window.requeue_apart(span)
-                self.run.settle()
+                self.settle_beside()
             return
         failure = Failure(0, None, None)
         self.locate(span, failure)
@@ -441,7 +441,7 @@ class Crew:
         self.put(span, failure)
         with self.run.lock:
             self.window.done(span)
-            self.run.settle()
+            self.settle_beside()
 
     def put(self, span: Span, slot: Any) -> bool:
         """Append *slot*, or what stands for a failed item; False if *span* ends there."""

@@ -291,7 +291,7 @@ class Workers(executor.Workers):
             sizing = window.sizing
             sizing.longest_span = max(sizing.span_seconds, THREAD_SECONDS * cluster.threads)
             sizing.most_cheap = CHEAP * max(FEW, cluster.threads)
-            self.run.settle()
+            self.settle_beside()
 
     # ------------------------------------------------------------------------------------------------- handing over
 

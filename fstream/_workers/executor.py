@@ -222,7 +222,7 @@ class Workers(Crew):
             self.window.steal_overdue(now, OVERDUE)
             alone = (self.suspects and self.singly) or self.watch
             span = self.window.take(now, 1 if alone else max(1, int(SPAN_BYTES / self.parcels.item_bytes)))
-            self.run.settle()
+            self.settle_beside()
             if span is None:
                 return None
             span.stride = []  # nobody takes its first item, which the executor has
@@ -252,7 +252,7 @@ class Workers(Crew):
                     self.suspects.difference_update(range(span.start, span.start + len(span.items)))
                 if not flight.abandoned:
                     self.window.done(span, seconds)
-                self.run.settle()
+                self.settle_beside()
 
     def receive(self, span: Span, answer: Any) -> float:
         """Put the slots that a parcel has come back with into their span."""

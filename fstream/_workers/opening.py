@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterable, Callable, Iterable, Sequence
 from contextvars import ContextVar
 from functools import partial
-from itertools import count
+from itertools import chain, count
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from fstream._engine.rates import rate_of
@@ -16,7 +16,7 @@ from fstream._flow.buffers import Outlet
 from fstream._flow.known import Known, Knowns
 from fstream._flow.observer import Observer
 from fstream._flow.pacing import Clock, Keys, Pacing
-from fstream._flow.protocols import Upstream
+from fstream._flow.protocols import Node, Upstream
 from fstream._flow.room import Room
 from fstream._flow.sources import Feed, Slices, sliceable
 from fstream._flow.window import Window
@@ -168,13 +168,14 @@ def _link(
         origin.pulled = partial(reports.pulled, reports.run)
     upstream: Upstream = origin
     run.origin = origin
+    nodes: list[Node] = []  # from which the next stage draws
     for number, stage in enumerate(stages):
         if isinstance(stage, Batch):
             upstream = Batches(
                 upstream, stage.n, within=stage.within, weighed=stage.weigh is not None, clock=run.clock
             )
             if stage.within is not None:
-                run.nodes.append(upstream)
+                nodes.append(upstream)
             handing_on = False  # lists
             continue
         if number:
@@ -195,15 +196,22 @@ def _link(
         window.sorting = has_memo(stage)
         handing_on = True
         if window.pacing is not None:
-            run.nodes.append(window)
+            nodes.append(window)
         # In a long row that would be looked at too often: there they wait for a worker.
-        elif window.knowns is not None and not stage.ordered and (memo or len(stages) <= SHORT_ROW):
+        elif (
+            window.knowns is not None
+            and not stage.ordered
+            and (stage.memo is not None or len(stages) <= SHORT_ROW)
+        ):
             run.sorting.append(window)
         if reports is not None:
             window.observer, window.info = reports, reports.run.stages[len(run.windows)]
         run.windows.append(window)
         run.crews.append(open_workers(run, stage, window))
-        upstream = window
+        run.nodes_at.append(nodes)
+        upstream, nodes = window, []
+    run.nodes_at.append(nodes)
+    run.nodes += chain.from_iterable(run.nodes_at)
     run.outlet = Outlet(upstream, room, run.clock)
     run.queues += [crew.queue for crew in reversed(run.crews)]
     run.queues += [feeder.queue for feeder in run.feeders]

@@ -81,7 +81,8 @@ class FlightQueue(Work):
         return self.window.exhausted or (self.crew.capacity() and self.window.takable())
 
     def report_starvation(self, starved: bool) -> bool:
-        return super().report_starvation(starved and self.crew.capacity())
+        super().report_starvation(starved and self.crew.capacity())
+        return starved
 
     def can_flush(self) -> bool:
         return self.crew.capacity() and super().can_flush()
@@ -91,7 +92,7 @@ class FlightQueue(Work):
         run = self.crew.run
         with run.lock:
             self.takers, self.signalled = 1, False
-            run.settle()
+            self.crew.settle_beside()
             wait = None if self.deadline is None else max(0.0, self.deadline - self.clock())
         try:
             news = self.news.get(timeout=wait)
@@ -102,7 +103,7 @@ class FlightQueue(Work):
             if self.deadline is not None and self.clock() >= self.deadline:
                 self.deadline = None
                 self.request_flush()
-                run.settle()
+                self.crew.settle_beside()
         return news
 
 

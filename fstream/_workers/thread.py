@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +68,8 @@ class Hand:
         self.busy = False
         #: The span in hand.
         self.span: Span | None = None
+        #: How long it has taken to claim the items of that, in seconds.
+        self.claiming = 0.0
         #: When the item at work was begun, in seconds of `monotonic`, if the stage has a time-out: for the watch. None
         #: between items.
         self.begun: float | None = None
@@ -76,7 +79,7 @@ class Hand:
 
     def work(self, span: Span) -> float:
         """Do what there is to do for *span*; give the seconds that went into it."""
-        self.busy = True
+        self.busy, self.claiming = True, 0.0
         begun = perf_counter()
         self.span = span
         self.call.set_place(span)
@@ -93,7 +96,7 @@ class Hand:
             if not (fresh and self.crew.gives_back(span)):
                 self.fill(span)
         self.busy = False
-        return perf_counter() - begun
+        return perf_counter() - begun - self.claiming
 
     def fill(self, span: Span) -> None:
         """Append the slots of *span*, up to its end or to an item that is tried again or has failed for good."""
@@ -102,7 +105,7 @@ class Hand:
         if self.crew.watch is not None:
             step = self.watched(step)
             slots = TimedSlots(self, span)
-        todo = self.crew.claim(span)
+        todo = self.claim(span)
         while todo is not None:
             try:
                 for item in todo:
@@ -114,7 +117,14 @@ class Hand:
                 slots.append(slot)
                 del slot  # it must not be kept alive while the next item is at work
             else:
-                todo = self.crew.claim(span)
+                todo = self.claim(span)
+
+    def claim(self, span: Span) -> Iterator[Any] | None:
+        """Claim items of *span*, and note how long that took: where many threads wait for the lock, longer than f."""
+        begun = perf_counter()
+        todo = self.crew.claim(span)
+        self.claiming += perf_counter() - begun
+        return todo
 
     def watched(self, step: Any) -> Any:
         """Give *step*, preceded by a note for the watch that an item is begun."""

@@ -133,7 +133,7 @@ class Answers:
                 self.crew.window.done(span, seconds)
             if len(span.slots) > position and self.crew.window.available():
                 self.crew.window.flush_requested = False
-            self.crew.run.settle()
+            self.crew.settle_beside()
 
     def put_all(self, span: Span, slots: list[Any], failed: list[int]) -> None:
         """Append *slots*, some of which are failures, up to one that ends *span*."""
@@ -173,11 +173,11 @@ class Answers:
             if closed:
                 with self.crew.run.lock:
                     self.crew.window.done(span)
-                    self.crew.run.settle()
+                    self.crew.settle_beside()
             return
         with self.crew.run.lock:
             self.crew.window.requeue_apart(span)
-            self.crew.run.settle()
+            self.crew.settle_beside()
 
     def requeue_tail(self, worker: Worker, message: Stolen) -> None:
         """Requeue the items of a span that *worker* has not started and gives up."""
@@ -190,7 +190,7 @@ class Answers:
         worker.items -= count
         with self.crew.run.lock:
             self.crew.window.requeue_tail(span, count)
-            self.crew.run.settle()
+            self.crew.settle_beside()
 
     def decline(self, worker: Worker) -> None:
         """Requeue all that *worker* was sent: it has begun nothing, and leaves."""

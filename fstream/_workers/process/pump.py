@@ -138,14 +138,14 @@ class Pump(Workers):
         if self.window.sorting:
             with self.run.lock:  # no worker is to be started for what needs none
                 self.window.look()
-                self.run.settle()
+                self.settle_beside()
         while (worker := self.next_worker()) is not None:
             with self.run.lock:
                 size = max(1, int(SPAN_BYTES / max(1, *self.bytes.values())))
                 if self.stage.max_items_per_worker is not None:
                     size = min(size, self.stage.max_items_per_worker - worker.items)
                 span = self.window.take(perf_counter(), size)
-                self.run.settle()
+                self.settle_beside()
             if span is None:
                 break
             if self.observer is not None:
@@ -228,7 +228,7 @@ class Pump(Workers):
                 if self.queue.buffer.ready():
                     timeout = 0
                 else:
-                    self.run.settle()
+                    self.settle_beside()
         self.window.tally.pumped += perf_counter() - self.woke
         events = self.selector.select(timeout)
         self.woke = perf_counter()
@@ -268,7 +268,7 @@ class Pump(Workers):
                 self.queue.deadline = None
                 if self.queue.buffer.can_flush():
                     self.queue.buffer.request_flush()
-                    self.run.settle()
+                    self.settle_beside()
         if self.stage.timeout is not None:
             for worker in list(self.workers):
                 at = self.at_work(worker)

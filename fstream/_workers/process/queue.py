@@ -95,6 +95,10 @@ class QueueOwner(Protocol):
         """One more span could be sent now, or a worker be started for it."""
         ...
 
+    def in_line(self) -> bool:
+        """It has no worker, and waits until others give one back."""
+        ...
+
     def starting(self) -> bool:
         """A worker has items, and has begun none since it got the stage."""
         ...
@@ -116,7 +120,11 @@ class PumpWork(Work):
         return (window.takable() and crew.capacity()) or window.exhausted
 
     def report_starvation(self, starved: bool) -> bool:
-        return super().report_starvation(starved and self.crew.capacity())
+        in_line = self.crew.in_line()
+        super().report_starvation(starved and not in_line and self.crew.capacity())
+        if starved and in_line:
+            self.window.upstream.grow()
+        return starved
 
     def held_by(self, idle: int, blocked: bool) -> Hold | None:
         """The room may be full because of a worker that starts, and has an item before all others."""

@@ -113,7 +113,7 @@ class Recovery:
         elif moving:  # any item may be to blame
             with self.crew.run.lock:
                 self.crew.window.requeue_apart(span)
-                self.crew.run.settle()
+                self.crew.settle_beside()
             return
         if first <= at < len(span.items):
             other = {child.LOADING: None, child.SENDING: -1}  # what is next, and what is last
@@ -126,7 +126,7 @@ class Recovery:
         with self.crew.run.lock:
             self.crew.window.requeue_tail(span, len(span.items) - len(span.slots))
             self.crew.window.done(span)
-            self.crew.run.settle()
+            self.crew.settle_beside()
 
 
 def _ended(status: int | None) -> str:

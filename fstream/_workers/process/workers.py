@@ -146,6 +146,9 @@ class Workers(Crew):
         """
         return self.may_hire() or bool(self.ready_workers())
 
+    def in_line(self) -> bool:
+        return self.waiting is not None and not self.workers
+
     def starting(self) -> bool:
         """Other threads ask, too: see `capacity`."""
         return any(w.flight and not w.answered and w.link.state(child.DOING) < 0 for w in list(self.workers))
