@@ -336,10 +336,12 @@ class Crew:
         position, progress = len(span.slots), span.progress
         failure.index, failure.item = span.start + position, span.items[position]
         failure.tries = 1 if position else span.tries + 1
-        if self.stage.parts:
-            failure.given_to = 0 if progress is None else progress.part
-            failure.part = failure.given_to if part is None else part % len(self.stage.parts)
-            failure.tries = 1 if progress is None else progress.tries[failure.part] + 1
+        if not self.stage.parts:
+            failure.part = 0  # a worker says -1, the last one, of an output that cannot be sent
+            return
+        failure.given_to = 0 if progress is None else progress.part
+        failure.part = failure.given_to if part is None else part % len(self.stage.parts)
+        failure.tries = 1 if progress is None else progress.tries[failure.part] + 1
 
     def progress(self, span: Span, failure: Failure) -> Progress:
         """Note how often the parts have tried the item behind the slots of *span*, *failure* among the tries."""
