@@ -245,7 +245,8 @@ class _Value:
     def __setattr__(self, name: str, _value: object) -> None:
         raise AttributeError(f"{type(self).__name__} is immutable: {name!r} cannot be set")
 
-    __delattr__ = __setattr__  # type: ignore[assignment]
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"{type(self).__name__} is immutable: {name!r} cannot be deleted")
 
     def __eq__(self, other: object) -> bool:
         return self._content() == other._content() if type(other) is type(self) else NotImplemented
