@@ -218,9 +218,12 @@ def check_source(source: object) -> None:
         raise TypeError(f"{source!r} has no {first} yet: write {verb}({first}, source)")
     if isinstance(source, Transformer):
         raise TypeError(f"source must not be a transformer: write ({source!r})(source), or join the two by |")
-    if any(getattr(cls, name, None) is not None for name in ("__iter__", "__aiter__", "__getitem__")):
+    if any(getattr(cls, name, None) is not None for name in ("__iter__", "__aiter__")):
         return
-    raise TypeError(f"source must be an iterable or an async iterable, got {cls.__name__}")
+    try:
+        iter(source)  # type: ignore[call-overload]  # by its __getitem__, if it has one: this calls nothing of it
+    except TypeError:
+        raise TypeError(f"source must be an iterable or an async iterable, got {cls.__name__}") from None
 
 
 # ---------------------------------------------------------------------------------------------- transformers
