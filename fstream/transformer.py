@@ -92,16 +92,18 @@ def resolve(kernel: Kernel, f: Any, options: dict[str, Any]) -> Stage:
         "context": tuple(options.get("context", ())),
     }
     stage = Stage(kernel, f, **{**options, **resolved})
-    _check_together(stage)
+    _check_together(stage, options)
     backend.check(stage)
     return replace(stage, ticket=ticketing(stage))
 
 
-def _check_together(stage: Stage) -> None:
+def _check_together(stage: Stage, given: dict[str, Any]) -> None:
     """Refuse options that do not go together, or mean nothing without another one."""
     verb = stage.kernel.verb
     for name, default in (("retry_on", Exception), ("backoff", 0.1)):
-        if getattr(stage, name) != default and not stage.retries:
+        # A wrapper may hand on all three as they are by default.
+        forgotten = name in given and "retries" not in given
+        if not stage.retries and (forgotten or getattr(stage, name) != default):
             raise ValueError(f"{name} needs retries: write {verb}(f, retries=3, {name}=...)")
     if stage.per_key != 1 and stage.key is None:
         raise ValueError(f"per_key needs key: write {verb}(f, key=..., per_key={stage.per_key})")
