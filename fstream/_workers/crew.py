@@ -205,8 +205,14 @@ class Crew:
         """Make the status for the worker that ends now. While the stage goes on, its successor counts as active."""
         with self.run.lock:
             self.active -= 1
-            active = self.active if self.window.exhausted else max(1, self.active)
+            is_over = self.window.exhausted and not self.one_may_begin
+            active = self.active if is_over else max(1, self.active)
             return StageStatus(active, self.run.error)
+
+    @property
+    def one_may_begin(self) -> bool:
+        """A worker may have something in hand, and not have begun."""
+        return False
 
     def not_begun(self) -> None:
         """Note that a worker has no ``on_done`` to run, because its ``on_start`` raised."""
