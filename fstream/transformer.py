@@ -140,7 +140,14 @@ def ticketing(stage: Stage) -> Stage | None:
     """The stage before *stage*, where that looks at more of an item than the item; else None."""
     if stage.key is None and getattr(stage.rate, "cost", None) is None:
         return None
-    return Stage(MAP, partial(_ticket, stage), IN_PLACE.name, name=f"before {stage.name}", on_start=Places)
+    return Stage(
+        MAP,
+        partial(_ticket, stage),
+        IN_PLACE.name,
+        name=f"before {stage.name}",
+        serves=stage.name,
+        on_start=Places,
+    )
 
 
 def _ticket(stage: Stage, item: Any, places: Places) -> Ticket:
@@ -173,13 +180,13 @@ def resolve_batch(n: Any, options: dict[str, Any]) -> Batch:
     check_n(n, weighed=weight is not None)
     if is_async(weight):
         raise TypeError(f"weight {name_of(weight)!r} is a coroutine function, which batch() cannot run")
-    weigh = None if weight is None else _in_place(partial(_weighed, weight), name_of(weight))
+    weigh = None if weight is None else _in_place(partial(_weighed, weight), name_of(weight), "batch")
     return Batch(n, None if within is None or within >= NO_LIMIT else within, weigh)
 
 
-def _in_place(f: Callable[[Any], Any], name: str) -> Stage:
+def _in_place(f: Callable[[Any], Any], name: str, serves: str = "") -> Stage:
     """A stage of fstream's own, which sees each `Failed` that comes."""
-    return Stage(MAP, f, IN_PLACE.name, name=name, hands_on=False)
+    return Stage(MAP, f, IN_PLACE.name, name=name, serves=serves, hands_on=False)
 
 
 def resolve_divert(sink: Any, options: dict[str, Any]) -> Stage:
