@@ -19,7 +19,7 @@ from typing import (
     overload,
 )
 
-from fstream._plan.kernels import BATCH, DIVERT, EACH, FILTER, FLAT_MAP, MAP, Sentinel
+from fstream._plan.kernels import BATCH, DIVERT, EACH, FILTER, FLAT_MAP, MAP, Kernel, Sentinel
 from fstream._plan.options import Keep, OnError, Options, checked
 from fstream._plan.stages import MISSING, declared, is_async, name_of
 from fstream._workers.failed import Failed
@@ -408,14 +408,14 @@ def peach(f: Any = MISSING, source: Any = MISSING, /, *more: Any, **options: Any
     return curry(EACH, f, source, more, options)
 
 
-def _show_options(*verbs: Any) -> None:
+def _show_options(kernel: Kernel, *verbs: Any) -> None:
     """Have `help` and completion show the options: derived from `Options`, as a second list would go stale."""
-    shown = signature_with({})
+    shown = signature_with({}, kernel)
     for verb in verbs:
         verb.__signature__ = shown
 
 
-_show_options(pmap, pfilter, pflat_map, peach)
+_show_options(MAP, pmap, pfilter, pflat_map, peach)
 
 
 @overload
@@ -503,6 +503,9 @@ def divert(sink: Any = MISSING, source: Any = MISSING, /, *more: Any, where: Any
     worker. An error of it ends the stream.
     """
     return curry(DIVERT, sink, source, more, checked("divert", {"where": where}))
+
+
+_show_options(DIVERT, divert)
 
 
 def ordered(stream: Source[T], /) -> Stream[T]:

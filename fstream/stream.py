@@ -607,6 +607,12 @@ class _Outputs:
         self.tap.blamed = error
         if self.run is not None:
             self.run.blamed = error
+        elif not isinstance(
+            self.stage, Stage
+        ):  # without workers, what makes batches or merges has no end of its own
+            for stream in self.streams:
+                if (upstream := stream()) is not None:
+                    upstream._blame(error)
 
     def end(self) -> None:
         self.over = self.started = True

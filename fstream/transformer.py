@@ -92,16 +92,18 @@ def resolve(kernel: Kernel, f: Any, options: dict[str, Any]) -> Stage:
         "context": tuple(options.get("context", ())),
     }
     stage = Stage(kernel, f, **{**options, **resolved})
-    _check_together(stage)
+    _check_together(stage, options)
     backend.check(stage)
     return replace(stage, ticket=ticketing(stage))
 
 
-def _check_together(stage: Stage) -> None:
+def _check_together(stage: Stage, given: dict[str, Any]) -> None:
     """Refuse options that do not go together, or mean nothing without another one."""
     verb = stage.kernel.verb
     for name, default in (("retry_on", Exception), ("backoff", 0.1)):
-        if getattr(stage, name) != default and not stage.retries:
+        # A wrapper may hand on all three as they are by default.
+        forgotten = name in given and "retries" not in given
+        if not stage.retries and (forgotten or getattr(stage, name) != default):
             raise ValueError(f"{name} needs retries: write {verb}(f, retries=3, {name}=...)")
     if stage.per_key != 1 and stage.key is None:
         raise ValueError(f"per_key needs key: write {verb}(f, key=..., per_key={stage.per_key})")
@@ -138,7 +140,14 @@ def ticketing(stage: Stage) -> Stage | None:
     """The stage before *stage*, where that looks at more of an item than the item; else None."""
     if stage.key is None and getattr(stage.rate, "cost", None) is None:
         return None
-    return Stage(MAP, partial(_ticket, stage), IN_PLACE.name, name=f"before {stage.name}", on_start=Places)
+    return Stage(
+        MAP,
+        partial(_ticket, stage),
+        IN_PLACE.name,
+        name=f"before {stage.name}",
+        serves=stage.name,
+        on_start=Places,
+    )
 
 
 def _ticket(stage: Stage, item: Any, places: Places) -> Ticket:
@@ -171,13 +180,13 @@ def resolve_batch(n: Any, options: dict[str, Any]) -> Batch:
     check_n(n, weighed=weight is not None)
     if is_async(weight):
         raise TypeError(f"weight {name_of(weight)!r} is a coroutine function, which batch() cannot run")
-    weigh = None if weight is None else _in_place(partial(_weighed, weight), name_of(weight))
+    weigh = None if weight is None else _in_place(partial(_weighed, weight), name_of(weight), "batch")
     return Batch(n, None if within is None or within >= NO_LIMIT else within, weigh)
 
 
-def _in_place(f: Callable[[Any], Any], name: str) -> Stage:
+def _in_place(f: Callable[[Any], Any], name: str, serves: str = "") -> Stage:
     """A stage of fstream's own, which sees each `Failed` that comes."""
-    return Stage(MAP, f, IN_PLACE.name, name=name, hands_on=False)
+    return Stage(MAP, f, IN_PLACE.name, name=name, serves=serves, hands_on=False)
 
 
 def resolve_divert(sink: Any, options: dict[str, Any]) -> Stage:
@@ -218,9 +227,12 @@ def check_source(source: object) -> None:
         raise TypeError(f"{source!r} has no {first} yet: write {verb}({first}, source)")
     if isinstance(source, Transformer):
         raise TypeError(f"source must not be a transformer: write ({source!r})(source), or join the two by |")
-    if any(getattr(cls, name, None) is not None for name in ("__iter__", "__aiter__", "__getitem__")):
+    if any(getattr(cls, name, None) is not None for name in ("__iter__", "__aiter__")):
         return
-    raise TypeError(f"source must be an iterable or an async iterable, got {cls.__name__}")
+    try:
+        iter(source)  # type: ignore[call-overload]  # by its __getitem__, if it has one: this calls nothing of it
+    except TypeError:
+        raise TypeError(f"source must be an iterable or an async iterable, got {cls.__name__}") from None
 
 
 # ---------------------------------------------------------------------------------------------- transformers
@@ -245,7 +257,8 @@ class _Value:
     def __setattr__(self, name: str, _value: object) -> None:
         raise AttributeError(f"{type(self).__name__} is immutable: {name!r} cannot be set")
 
-    __delattr__ = __setattr__  # type: ignore[assignment]
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"{type(self).__name__} is immutable: {name!r} cannot be deleted")
 
     def __eq__(self, other: object) -> bool:
         return self._content() == other._content() if type(other) is type(self) else NotImplemented

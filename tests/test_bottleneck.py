@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from fstream import Bottleneck, Processes, Stream, merge, pfilter, pflat_map, pmap
+from fstream import Bottleneck, Processes, Stream, batch, merge, pfilter, pflat_map, pmap
 from fstream._flow.tally import Hold, Tally
 from fstream._plan.kernels import MAP
 from fstream._plan.stages import Stage
@@ -241,6 +241,18 @@ PIPELINES: dict[str, tuple[str, Callable[[], Stream[Any]]]] = {
         "wait",
         lambda: take(generate(60) | pmap(quick) | pmap(wait, kind="thread", workers=4, key=lambda _: "all")),
     ),
+    "a key that all items have, with two workers": (
+        "wait",
+        lambda: take(generate(60) | pmap(wait, kind="thread", workers=2, key=lambda _: "all")),
+    ),
+    "a slow key": (
+        "cheap",
+        lambda: take(generate(60) | pmap(cheap, kind="thread", key=wait) | pmap(quick, kind="thread")),
+    ),
+    "a slow weight": (
+        "batch",
+        lambda: take(generate(60) | pmap(quick, kind="thread") | batch(99, weight=wait)),
+    ),
     "further tries": (
         "flaky",
         lambda: take(
@@ -366,6 +378,8 @@ def test_a_window_that_is_too_small_is_named_with_its_option():
         ("a rate in tasks", "its rate"),
         ("a rate in place", "its rate"),
         ("a key that all items have", "others of their key"),
+        ("a key that all items have, with two workers", "others of their key"),
+        ("a slow key", "its keys, costs or weights take"),
         ("further tries", "their next try"),
         ("further tries in place", "their next try"),
     ],

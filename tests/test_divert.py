@@ -111,7 +111,7 @@ def test_it_is_a_value():
     assert pickle.loads(pickle.dumps(transformer)) == transformer
     assert repr(divert(print, where=int)) == "divert(print, where=int)"
     assert repr(divert(where=int)) == "divert(where=int)"
-    assert [*inspect.signature(divert).parameters] == ["sink", "source", "more", "where"]
+    assert [*inspect.signature(divert).parameters] == ["sink", "source", "where"]
     assert [*inspect.signature(divert(where=int)).parameters] == ["sink", "source", "where"]
 
 
@@ -142,3 +142,7 @@ async def sink_later(item: Any) -> None: ...
 def test_a_slip_is_a_type_error_that_says_what_to_write(call: Any, message: str):
     with pytest.raises(TypeError, match=message):
         call()
+
+
+def test_the_signature_shows_what_is_diverted_by_default():
+    assert inspect.signature(divert).parameters["where"].default is Failed

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from fstream import NotPicklable, WorkerDied, merge, peach, pfilter, pflat_map, pmap
+from fstream import Failed, NotPicklable, WorkerDied, merge, peach, pfilter, pflat_map, pmap
 from fstream.testing import Schedule, simulated
 from tests.functions import identity, square, suited
 from tests.gates import Gate, Log, holding
@@ -310,6 +310,22 @@ def test_an_output_that_cannot_be_pickled():
     assert outputs == ["item-1", "item-2"]
     assert "item-3" in str(caught.value) + notes(caught.value)
     check_that_the_next_pipeline_works()
+
+
+@pytest.mark.parametrize("retries", [0, 1])
+def test_on_error_answers_for_an_output_that_cannot_be_pickled(retries: int):
+    def f(item: int) -> object:
+        return threading.Lock() if item == 1 else item
+
+    def handler(error: Exception, item: object) -> tuple[str, object]:
+        return type(error).__name__, item
+
+    answered = pmap(f, range(3), kind="process", on_error=handler, retries=retries)
+    assert list(answered) == [0, ("NotPicklable", 1), 2]
+    first, failed, last = pmap(f, range(3), kind="process", on_error="keep", retries=retries)
+    assert (first, last) == (0, 2)
+    assert isinstance(failed, Failed)
+    assert (failed.item, type(failed.error), failed.tries) == (1, NotPicklable, 1 + retries)
 
 
 def test_an_f_that_cannot_be_pickled():

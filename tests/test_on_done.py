@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from contextlib import nullcontext
+from itertools import count
 from typing import Any
 
 import pytest
+from more_itertools import collapse
 
-from fstream import StageStatus, WorkerInfo, pmap
+from fstream import StageStatus, Stream, WorkerInfo, batch, divert, inline, merge, pmap
 from tests.functions import suited
 from tests.gates import Log
 
 Write = Callable[..., None]
+
+
+def collected(stream: Stream[Any]) -> list[Any]:
+    async def main() -> list[Any]:
+        return [output async for output in stream]
+
+    return asyncio.run(main())
+
+
 DONE = StageStatus(0)
 INFO = WorkerInfo(0)
 
@@ -112,6 +125,65 @@ def test_what_does_not_fit_is_an_error(kind: str, resources: Any, on_done: Calla
     with pytest.raises(TypeError, match="positional argument") as caught:
         list(pmap(f, [1], kind=kind, workers=1, on_start=lambda: resources, on_done=on_done))
     assert "in on_done of stage" in caught.value.__notes__[0]
+
+
+@pytest.mark.parametrize("where", ["at the error", "before it", "behind it"])
+@pytest.mark.parametrize("inlined", [False, True], ids=["workers", "inline"])
+@pytest.mark.parametrize("iterate", [list, collected], ids=["for", "async for"])
+def test_its_error_comes_not_before_the_error_that_ended_the_stream(
+    kind: str, where: str, inlined: bool, iterate: Callable[[Any], list[Any]]
+):
+    def on_done(_status: StageStatus) -> None:
+        raise LookupError("on_done")
+
+    def complaining(place: str) -> Any:
+        return {"on_done": on_done} if place == where else {}
+
+    stream = (
+        [2, 1, 0]
+        | pmap(suited(abs, kind), kind=kind, **complaining("before it"))
+        | pmap(suited(lambda item: 2 // item, kind), kind=kind, **complaining("at the error"))
+        | pmap(suited(abs, kind), kind=kind, **complaining("behind it"))
+    )
+    with inline() if inlined else nullcontext(), pytest.raises(ZeroDivisionError):
+        iterate(stream)
+
+
+def test_a_worker_stage_before_one_in_place_does_not_complain_of_its_end_either(concurrent_kind: str):
+    def on_done(_status: StageStatus) -> None:
+        raise LookupError("on_done")
+
+    first = pmap(suited(abs, concurrent_kind), kind=concurrent_kind, on_done=on_done)
+    with pytest.raises(ZeroDivisionError):
+        list([1, 0] | first | pmap(lambda item: 1 // item, kind="sync"))
+
+
+def between(name: str, stream: Any) -> Any:
+    """What may stand between two stages."""
+    if name == "merge":
+        return merge(stream, [[1]])
+    steps: dict[str, Any] = {
+        "nothing": batch(1),
+        "divert": batch(1) | divert(print, where=str),
+        "weighed": batch(1, weight=lambda _: 1),
+    }
+    return stream | steps[name]
+
+
+@pytest.mark.parametrize("name", ["nothing", "divert", "weighed", "merge"])
+@pytest.mark.parametrize("kind_behind", ["sync", "thread"])
+@pytest.mark.parametrize("inlined", [False, True], ids=["workers", "inline"])
+@pytest.mark.parametrize("iterate", [list, collected], ids=["for", "async for"])
+def test_the_status_has_the_error_of_a_stage_behind_it_whatever_is_between(
+    shared_memory_kind: str, kind_behind: str, name: str, inlined: bool, iterate: Callable[[Any], list[Any]]
+):
+    errors: list[BaseException | None] = []
+    f = suited(lambda number: [number], shared_memory_kind)
+    first = pmap(f, count(), kind=shared_memory_kind, on_done=lambda status: errors.append(status.error))
+    failing = pmap(lambda item: 1 // (3 - next(collapse(item))), kind=kind_behind)
+    with inline() if inlined else nullcontext(), pytest.raises(ZeroDivisionError) as caught:
+        iterate(between(name, first) | failing)
+    assert errors and all(error is caught.value for error in errors)
 
 
 def test_a_built_in_without_a_signature_is_given_all_in_turn(kind: str):

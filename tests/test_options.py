@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -184,7 +185,17 @@ def test_a_coroutine_function_runs_as_a_task_by_default(f: Callable[..., Any]):
 # Sources
 
 
-@pytest.mark.parametrize("source", [3, None, square, object], ids=["int", "None", "function", "class"])
+class NoLonger(list[int]):
+    """It has items, and says that it is not to be iterated."""
+
+    __iter__ = None  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [3, None, square, object, re.match("a", "a"), NoLonger()],
+    ids=["int", "None", "function", "class", "match", "no longer"],
+)
 def test_a_source_that_is_not_iterable_raises_at_once(
     combinator: Callable[..., Any], kind: str, source: object
 ):

@@ -908,6 +908,7 @@ def test_a_stream_at_work_ends_with_an_error_when_its_pool_is_closed(make_gate: 
             ValueError,
             "start must be one of 'fresh', 'fork', 'spawn', 'forkserver', got 'thread'",
         ),
+        ({"start": None}, TypeError, "start must be a str, got None"),
         ({"idle": -1}, ValueError, "idle must be at least 0 seconds, got -1"),
         ({"idle": float("nan")}, ValueError, "idle must be at least 0 seconds, got nan"),
         ({"idle": "1"}, TypeError, "idle must be a number of seconds, got '1'"),

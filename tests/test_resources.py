@@ -8,6 +8,7 @@ import time
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -16,8 +17,9 @@ import pytest
 
 from fstream import StageStatus, WorkerInfo, peach, pfilter, pflat_map, pmap
 from fstream._workers.process.leaving import Leaving
+from fstream._workers.thread import Worker
 from tests.functions import suited
-from tests.gates import Gate, Log, holding, opened_when
+from tests.gates import PATIENCE, Gate, Log, holding, opened_when
 
 # What on_start may return
 
@@ -284,6 +286,31 @@ def test_exactly_one_worker_is_the_last(kind: str, length: int, log: Log):
     entries = log.wait_until(all_are_done, "on_done in every worker")
     assert entries.count(("done", True)) == 1
     assert entries[-1] == ("done", True)
+
+
+@pytest.mark.parametrize("f", [abs, lambda item: 1 / item], ids=["exhaustion", "error"])
+def test_a_thread_that_begins_when_another_one_ends_is_the_last(
+    monkeypatch: pytest.MonkeyPatch, f: Callable[[int], float]
+):
+    work = Worker.work
+    both_have_one, first_has_ended = threading.Barrier(2), threading.Event()
+    statuses: list[bool] = []
+
+    def late(worker: Worker, span: Any) -> float:
+        both_have_one.wait(PATIENCE)
+        if span.start:
+            first_has_ended.wait(PATIENCE)
+        return work(worker, span)
+
+    def on_done(stage_status: StageStatus) -> None:
+        statuses.append(stage_status.done)
+        first_has_ended.set()
+
+    monkeypatch.setattr(Worker, "work", late)
+    stream = pmap(f, range(2), kind="thread", workers=2, maxsize=2, on_done=on_done)
+    with suppress(ZeroDivisionError):
+        assert list(stream) == [0, 1]
+    assert statuses == [False, True]
 
 
 def test_a_worker_that_may_have_begun_nothing_is_not_the_last():

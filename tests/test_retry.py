@@ -129,6 +129,8 @@ def test_a_class_a_tuple_or_a_hook_says_which_errors_are_tried_again(retry_on: A
         ),
         ({"backoff": 1}, ValueError, "backoff needs retries"),
         ({"backoff": 1, "retries": 0}, ValueError, "backoff needs retries"),
+        ({"backoff": 0.1}, ValueError, "backoff needs retries"),
+        ({"retry_on": Exception}, ValueError, "retry_on needs retries"),
         ({"retries": 1, "backoff": -1}, ValueError, "backoff must be at least 0 seconds, got -1"),
         ({"retries": 1, "backoff": math.nan}, ValueError, "backoff must be at least 0 seconds, got nan"),
         ({"retries": 1, "backoff": True}, TypeError, "backoff must be a number of seconds, got True"),

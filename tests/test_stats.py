@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from fstream import StageStats, Stats, merge, peach, pfilter, pflat_map, pmap
+from fstream import Rate, StageStats, Stats, batch, merge, peach, pfilter, pflat_map, pmap
 from fstream._flow.tally import Costs
 from fstream._seen.account import Account
 from fstream.testing import Schedule, simulated
 from tests.faults.faulty import Tally, eventually
-from tests.functions import identity, is_odd, suited
+from tests.functions import identity, is_odd, square, suited
 from tests.gates import Gate, Log, holding
 
 
@@ -152,6 +152,15 @@ def test_a_failure_among_stages_that_run_as_one_is_counted_where_it_happened():
         list(stream)
     first, second = stream.stats().stages
     assert (first.failed, second.failed) == (0, 1)
+
+
+@pytest.mark.parametrize("options", [{"key": abs}, {"rate": Rate(1e6, cost=abs)}], ids=["key", "cost"])
+def test_what_looks_at_the_items_of_a_stage_is_none(kind: str, options: Any):
+    stream = [3, 4] | pmap(suited(square, kind), kind=kind, name="f", **options) | batch(9, weight=abs)
+    assert [stage.name for stage in stream.stats().stages] == ["f"]
+    assert list(stream) == [[9], [16]]
+    (stage,) = stream.stats().stages
+    assert (stage.name, stage.kind, stage.taken, stage.given, stage.held) == ("f", kind, 2, 2, 0)
 
 
 def test_sync_stages_and_those_beside_them_are_all_counted():

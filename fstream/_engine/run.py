@@ -575,11 +575,11 @@ class Run:
         self.closed(complain)
 
     def closed(self, complain: bool) -> None:
-        """Raise the first error of ``on_done``, once, if this is the place to *complain*."""
+        """Raise the first error of ``on_done``, once, if this is the place to *complain* and no other came before."""
         if self.observer is not None:
             self.observer.close()
         complaints, self.complaints = self.complaints, []
-        if complain and complaints:
+        if complain and complaints and self.blamed is None:
             raise complaints[0]
 
 

@@ -93,6 +93,8 @@ class Stage:
     memo_key: Callable[[Any], Any] | None = None
     #: It hands on a `Failed` of the stage before it. What stands for `divert` and for the weight of a `batch` does not.
     hands_on: bool = True
+    #: It looks at the items of the stage of this name, for that one; it is none of the user's.
+    serves: str = ""
     #: What the option ``kind`` was, if that was no name but an object.
     engine: Any = None
     #: Gives the key of an item, of which no more than so many are at work at once.

@@ -41,6 +41,8 @@ class Entry:
     def __init__(self, stage: Stage, workers: int, tally: Tally | None = None) -> None:
         self.names = [part.name for part in stage.parts or (stage,)]
         self.kind = stage.kind
+        #: The stage that it looks at items for; what it does is not shown by itself.
+        self.serves = stage.serves
         self.maxsize = stage.maxsize
         self.ordered = stage.ordered
         self.has_memo = stage.memo is not None

@@ -44,6 +44,9 @@ _HOLDS: Final = {
     Hold.RETRIES: "items wait for their next try for {:.0%} of the time: fewer failures, or a shorter backoff",
 }
 
+#: Those beyond which no worker helps: where they hold up some of the workers, more of them would be held up, too.
+_LIMITS: Final = {Hold.RATE, Hold.KEY}
+
 
 @dataclass(frozen=True, slots=True)
 class Bottleneck:
@@ -127,7 +130,9 @@ def stage_parts(account: Account, number: int, entry: Entry, whole: float) -> It
     held_up = max(0.0, seconds_held / time - pickling)
     if not account.runs_row:
         share = entry.busy / whole + held_up
-        yield Part(entry.names[0], share, entry, entry.starved / whole, hold=hold, held_up=held_up)
+        yield Part(
+            entry.serves or entry.names[0], share, entry, entry.starved / whole, hold=hold, held_up=held_up
+        )
         return
     # So many workers can be at work at once.
     most = min(entry.workers, entry.maxsize or entry.workers) or 1
@@ -172,7 +177,9 @@ def why(part: Part, before: Sequence[Part], after: Sequence[Part]) -> str:
             f" (process): to pickle its items and outputs takes {part.share:.0%} of the time, in one thread: "
             "smaller ones, such as paths in place of contents, or kind='thread'"
         )
-    if part.hold is not None and part.held_up > part.share / 2:
+    if entry.serves:
+        return f": its keys, costs or weights take {part.share:.0%} of the time, in one thread: cheaper ones"
+    if part.hold is not None and part.held_up > part.share / (4 if part.hold in _LIMITS else 2):
         return f" ({entry.kind}): {_HOLDS[part.hold].format(part.held_up)}"
     if entry.maxsize and entry.maxsize < entry.workers:
         return (

@@ -152,7 +152,7 @@ def stats_of(account: Account, most: int | None = None) -> Stats:
         each.look()
     stages: list[StageStats] = []
     for each in accounts:
-        own = [stage for entry in each.entries for stage in _stages_of(entry)]
+        own = [stage for entry in each.entries if not entry.serves for stage in _stages_of(entry)]
         stages += own[:most] if each is account else own
     seconds = max(each.seconds for each in accounts)
     return Stats(tuple(stages), find(accounts), seconds)

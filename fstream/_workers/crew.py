@@ -205,8 +205,14 @@ class Crew:
         """Make the status for the worker that ends now. While the stage goes on, its successor counts as active."""
         with self.run.lock:
             self.active -= 1
-            active = self.active if self.window.exhausted else max(1, self.active)
+            is_over = self.window.exhausted and not self.one_may_begin
+            active = self.active if is_over else max(1, self.active)
             return StageStatus(active, self.run.error)
+
+    @property
+    def one_may_begin(self) -> bool:
+        """A worker may have something in hand, and not have begun."""
+        return False
 
     def not_begun(self) -> None:
         """Note that a worker has no ``on_done`` to run, because its ``on_start`` raised."""
@@ -336,10 +342,12 @@ class Crew:
         position, progress = len(span.slots), span.progress
         failure.index, failure.item = span.start + position, span.items[position]
         failure.tries = 1 if position else span.tries + 1
-        if self.stage.parts:
-            failure.given_to = 0 if progress is None else progress.part
-            failure.part = failure.given_to if part is None else part % len(self.stage.parts)
-            failure.tries = 1 if progress is None else progress.tries[failure.part] + 1
+        if not self.stage.parts:
+            failure.part = 0  # a worker says -1, the last one, of an output that cannot be sent
+            return
+        failure.given_to = 0 if progress is None else progress.part
+        failure.part = failure.given_to if part is None else part % len(self.stage.parts)
+        failure.tries = 1 if progress is None else progress.tries[failure.part] + 1
 
     def progress(self, span: Span, failure: Failure) -> Progress:
         """Note how often the parts have tried the item behind the slots of *span*, *failure* among the tries."""

@@ -217,7 +217,7 @@ async def _parts_async(
             return
         from fstream._workers.task.inline import outputs_of
 
-        stage_outputs = outputs_of(stage, items, tap, is_stream(source), account)
+        stage_outputs = outputs_of(stage, source, items, tap, account)
         try:
             async for part in stage_outputs:
                 yield part

@@ -48,6 +48,8 @@ class Processes:
                 raise TypeError(f"workers must be an int or None, got {workers!r}")
             if workers < 1:
                 raise ValueError(f"workers must be at least 1, got {workers}")
+        if not isinstance(start, str):
+            raise TypeError(f"start must be a str, got {start!r}")
         if start not in STARTS:
             raise ValueError(f"start must be one of {', '.join(map(repr, STARTS))}, got {start!r}")
         if isinstance(idle, bool) or not isinstance(idle, int | float):

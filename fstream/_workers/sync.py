@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from itertools import compress, islice, repeat
 from math import inf
@@ -487,8 +487,12 @@ class Here:
     def end(self) -> None:
         if self.memory is not None:
             self.memory.end()
-        with self.naming("on_done"):
+        with self.ending():
             self.call.end(StageStatus(0, self.error))
+
+    def ending(self) -> AbstractContextManager[None]:
+        """Where ``on_done`` runs: its error is raised if it is the first one."""
+        return self.naming("on_done") if self.error is None else suppress(Exception)
 
     @contextmanager
     def naming(self, role: str) -> Iterator[None]:
@@ -719,7 +723,8 @@ async def iterate_async(
             if here.back - paused > SPAN_SECONDS:  # a source that never waits leaves others a turn
                 await sleep(0)
                 paused = perf_counter()
-    except GeneratorExit:
+    except GeneratorExit as error:
+        here.ends_with(error)
         if not owner.closing:
             given = None  # collected, or at the end of the loop: whoever closes this closes that, too
         raise

@@ -49,6 +49,11 @@ class Workers(Crew):
                 if not self.members:  # else those that there are do the work
                     self.fail(Failure(-1, None, error))
 
+    @property
+    def one_may_begin(self) -> bool:
+        # A thread gets its span, and begins afterwards. One that has begun is active anyway.
+        return self.window.ledger.open > len(self.window.ledger.waiting)
+
     def stop(self) -> None:
         """Nothing more to do than what the queue says: a thread cannot be stopped."""
         if self.watch is not None:

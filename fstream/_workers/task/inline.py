@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from fstream._plan.stages import MISSING, Stage, StageStatus
 from fstream._workers.failed import Failed
-from fstream._workers.sync import Account, Here, Tap, aclose
+from fstream._workers.sync import Account, Here, Tap, aclose, blame, is_stream
 from fstream._workers.task.reach import outside_of_loops
 from fstream._workers.task.workers import AsyncCall
 
@@ -106,7 +106,7 @@ class AsyncHere(Here):
         if self.memory is not None:
             self.memory.end()
         if self.call.started:
-            with self.naming("on_done"):
+            with self.ending():
                 await self.call.aend(StageStatus(0, self.error))
 
     async def outputs_awaited(self, item: Any) -> Any:
@@ -140,10 +140,10 @@ class AsyncHere(Here):
 
 
 async def outputs_of(
-    stage: Stage, items: AsyncGenerator[Any, None], tap: Tap, handing_on: bool, account: Account
+    stage: Stage, source: Any, items: AsyncGenerator[Any, None], tap: Tap, account: Account
 ) -> AsyncGenerator[Iterable[Any], None]:
-    """Give the outputs of *stage*, those of one item at a time."""
-    number = 0
+    """Give the outputs of *stage* over the *items* of *source*, those of one item at a time."""
+    number, handing_on = 0, is_stream(source)
     here = AsyncHere(stage, lambda: number, items, tap, account)
     tap.count = here.count
     here.call = AsyncCall(stage, 0, None if here.memory is None else here.memory.remember)
@@ -168,4 +168,5 @@ async def outputs_of(
         try:
             await here.end_call()
         finally:
+            blame(source, here.error)
             here.over()
