@@ -28,7 +28,7 @@ from fstream._workers.opening import OPEN
 from fstream._workers.sync import Tap, aclose, iterate, iterate_async
 
 if TYPE_CHECKING:
-    from fstream._engine.run import ConsumerQueue
+    from fstream._engine.run import ConsumerQueue, TaskConsumer
     from fstream._workers.task.reach import EventLoop
 
 __all__ = ["Stream"]
@@ -523,11 +523,10 @@ class _Outputs:
         return self.here
 
     async def _give_async(self) -> AsyncGenerator[Iterable[Any], None]:
-        from fstream._workers.task import consumer
-
         self.taken()
         if self.run is None:
             return
+        consumer = consumer_of(self.run)
         queue = consumer.queue_of(self.run)
         try:
             # A close has dropped what was taken: what comes next would leave a gap.
@@ -662,9 +661,7 @@ class _Outputs:
         if not give_up(current):
             self.end_after_item()
         if run is not None:
-            from fstream._workers.task import consumer
-
-            await consumer.close(run)
+            await consumer_of(run).close(run)
         self.note_end()
 
     def __del__(self) -> None:
@@ -682,6 +679,15 @@ class _Outputs:
         # The stream was dropped. Wait for nothing, as this may be any thread, anywhere.
         if self.run is not None:
             self.run.drop()
+
+
+def consumer_of(run: Run) -> TaskConsumer:
+    """Give what takes the outputs of *run* for an ``async for``."""
+    if run.consumer is not None:
+        return run.consumer
+    from fstream._workers.task import consumer
+
+    return consumer
 
 
 def give_up(outputs: Iterator[Any]) -> bool:

@@ -40,8 +40,9 @@ def simulated(schedule: Schedule = Schedule()) -> Iterator[Simulation]:  # noqa:
     It gives the simulation; its ``story()`` tells what happened, and is added to an exception that leaves the block, or
     printed with hypothesis's example. Streams that are still open are closed at the end of the block.
 
-    An `AssertionError` is raised where a real run would hang. Streams are to be iterated by ``for`` here; ``async for``
-    and ``await`` are for the f of a task alone, as no other event loop than the simulation's goes on.
+    An `AssertionError` is raised where a real run would hang. Streams may be iterated by ``for`` and ``async for``, and
+    awaited. The event loop of real life that this is done on stands still while the simulation goes on: async sources,
+    and coroutines of f, have the simulation's loop, and cannot wait for what tasks outside do.
     """
     from fstream._workers.simulated.workers import open_run
 

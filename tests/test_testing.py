@@ -28,7 +28,7 @@ from fstream import (
     pmap,
 )
 from fstream.testing import Schedule, SimulatedError, assert_lawful, schedules, simulated
-from tests.functions import identity, square
+from tests.functions import identity, is_odd, square, suited
 from tests.leaks import Running
 from tests.sources import Source
 
@@ -203,11 +203,52 @@ def test_workers_of_f_know_nothing_of_its_loop():
         assert list(nested) == [[0], [1], [2]]
 
 
-def test_a_real_event_loop_is_refused():
-    async def main() -> list[int]:
-        return await pmap(square, range(3))
+async def counted(n: int) -> AsyncIterator[int]:
+    for number in range(n):
+        await asyncio.sleep(3600)
+        yield number
 
-    with pytest.raises(RuntimeError, match="iterated by `for`"), simulated():
+
+@pytest.mark.parametrize("stalls", [(), (0, 1, 0, 2, 5)])
+def test_streams_are_simulated_on_an_event_loop_of_real_life(concurrent_kind: str, stalls: tuple[int, ...]):
+    threads = threading.active_count()
+
+    async def main() -> None:
+        stage = partial(pmap, suited(square, concurrent_kind), kind=concurrent_kind, workers=3)
+        row = stage(counted(9)) | pfilter(suited(is_odd, concurrent_kind), kind=concurrent_kind)
+        assert await row == [1, 9, 25, 49]
+        outputs = []
+        async for output in stage(itertools.count()):
+            outputs.append(output)
+            if output > 99:
+                break
+        assert outputs == [number * number for number in range(11)]
+        stream = stage(itertools.count())
+        assert [await anext(stream), await anext(stream)] == [0, 1]
+        await stream.aclose()
+        assert [output async for output in stream] == []
+        with pytest.raises(ZeroDivisionError):
+            await stage(1 // (2 - number) for number in range(5))
+        assert asyncio.current_task() is not None
+        assert threading.active_count() == threads
+
+    with simulated(Schedule(stalls=stalls)) as simulation:
+        asyncio.run(main())
+    assert "takes item 0" in simulation.story()
+
+
+def test_what_only_a_task_of_real_life_could_bring_is_a_hang():
+    async def main() -> None:
+        opened = asyncio.Event()
+
+        async def waits(number: int) -> int:
+            await opened.wait()
+            return number
+
+        asyncio.get_running_loop().call_soon(opened.set)
+        await pmap(waits, range(3))
+
+    with pytest.raises(AssertionError, match="nobody can go on"), simulated():
         asyncio.run(main())
 
 

@@ -158,6 +158,20 @@ class Host(Protocol):
         ...
 
 
+class TaskConsumer(Protocol):
+    """Takes the outputs of a run for an ``async for``."""
+
+    def queue_of(self, run: Run) -> Any: ...
+
+    async def take(self, run: Run, queue: Any) -> Sequence[Any] | None:
+        """Wait for outputs; at the end close all, and give None or raise the error that ended it."""
+        ...
+
+    async def close(self, run: Run) -> None:
+        """End the run as `Run.close` does, without blocking the loop."""
+        ...
+
+
 class ThreadMember(Member, Protocol):
     """A member that is a thread."""
 
@@ -207,6 +221,8 @@ class Run:
         #: The caller's event loop, if an ``async for`` takes the outputs.
         self.loop = loop
         self.host: Host | None = None
+        #: Takes the outputs for an ``async for``, if that is not `fstream._workers.task.consumer`.
+        self.consumer: TaskConsumer | None = None
         self.stopped = False
         self.members: set[Member] = set()
         #: Called, on whatever thread, when a member leaves.

@@ -83,11 +83,9 @@ class SimulatedRun(Run):
     """A row of stages whose members are actors."""
 
     def __init__(self, simulation: Simulation, loop: asyncio.AbstractEventLoop | None = None) -> None:
-        if loop is not None and not isinstance(loop, Loop):
-            raise RuntimeError(
-                "a simulated stream is iterated by `for`: an event loop of real life stands still"
-            )
-        super().__init__(loop)
+        super().__init__(loop if isinstance(loop, Loop) else None)
+        if self.loop is None:
+            self.consumer = StandingConsumer()
         self.simulation = simulation
         self.clock = simulation.clock
         self.draw = simulation.draw
@@ -173,6 +171,22 @@ class ConsumersQueue(Queue):
     def _taking(self) -> Steps:
         yield None  # the others may be ahead
         return (yield from self.taking())
+
+
+class StandingConsumer:
+    """An ``async for`` on an event loop of real life. That stands still while the simulation goes on."""
+
+    def queue_of(self, run: Run) -> Any:
+        return run.consumer_queue()
+
+    async def take(self, run: Run, queue: Any) -> Any:
+        try:
+            return run.take(queue)
+        except StopIteration:
+            return None
+
+    async def close(self, run: Run) -> None:
+        run.close()
 
 
 class Member:
