@@ -380,6 +380,15 @@ class TestPickling:
         with pytest.raises(NotPicklable, match="item 1: 1: its output cannot be unpickled: not here"):
             list(pmap(lambda number: Unloadable() if number == 1 else number, range(3), kind=make))
 
+    def test_an_output_that_cannot_be_unpickled_is_tried_again(self, make: Callable[[], Executor]):
+        stream = pmap(
+            lambda number: Unloadable() if number == 1 else number,
+            range(3), kind=make, retries=2, backoff=0, on_error="keep",
+        )  # fmt: skip
+        first, failed, last = stream
+        assert (first, type(failed.error), failed.tries, last) == (0, NotPicklable, 3, 2)
+        assert sum(stage.retried for stage in stream.stats().stages) == 2
+
     def test_a_closure_and_large_items(self, make: Callable[[], Executor]):
         suffix = b"!"
         items = [bytes([number]) * (1 << 20) for number in range(8)]

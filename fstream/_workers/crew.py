@@ -433,19 +433,24 @@ class Crew:
             self.window.done(victim)
             self.settle_beside()
 
-    def unfit(self, span: Span, error: BaseException, why: str) -> None:
-        """Find the item of *span* that cannot travel, by sending its items one by one; a single one fails."""
+    def unfit(self, span: Span, error: BaseException, why: str, part: int | None = None) -> None:
+        """Find the item of *span* that cannot travel, by sending its items one by one; a single one fails.
+
+        *part* is the part of the stage whose output cannot travel; None if it is the item, which nobody has tried.
+        """
         if len(span.items) > 1:
             with self.run.lock:
                 self.window.requeue_apart(span)
                 self.settle_beside()
             return
         failure = Failure(0, None, None)
-        self.locate(span, failure)
+        self.locate(span, failure, part)
         problem = NotPicklable(f"{which(self.stage, failure)}: {why}: {error}")
         problem.__cause__ = error
         span.sent = True
-        failure.error, failure.tries = problem, 0
+        failure.error = problem
+        if part is None:
+            failure.tries = 0
         self.put(span, failure)
         with self.run.lock:
             self.window.done(span)

@@ -266,7 +266,7 @@ class Workers(Crew):
         try:
             slots = self.parcels.slots_of(answer, span)
         except BaseException as error:
-            self.unfit(span, error, "its output cannot be unpickled")
+            self.unfit(span, error, "its output cannot be unpickled", -1)
             return 0.0
         if answer.failed or self.keep is not None:
             all(self.put(span, slot) for slot in slots)  # up to a failure that stays

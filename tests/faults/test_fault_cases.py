@@ -824,6 +824,21 @@ def test_an_output_that_cannot_be_pickled_is_tried_again_while_its_worker_is_at_
     assert sorted(stream) == list(map(ten, range(50)))
 
 
+@pytest.mark.parametrize("fused", [False, True], ids=["alone", "fused"])
+def test_an_output_that_can_never_be_unpickled_is_tried_as_often_as_may_be(tally: Tally, fused: bool) -> None:
+    def f(item: int) -> Any:
+        tally.note("f", item)
+        return faulty.give_unrebuildable(item) if item == 4 else ten(item)
+
+    source = pmap(lambda item: item, range(9), kind="process", workers=2) if fused else range(9)
+    stream = pmap(f, source, kind="process", workers=2, retries=2, backoff=0, on_error="keep")
+    outputs = list(stream)
+    failed = outputs.pop(4)
+    assert outputs == [ten(item) for item in range(9) if item != 4]
+    assert (type(failed.error), failed.item, failed.tries) == (NotPicklable, 4, 3)
+    assert tally.count("f", 4) in (3, 4)  # once more where it was in a span with others: they are run one by one
+
+
 def test_an_output_that_can_never_be_pickled_is_tried_as_often_as_may_be(tally: Tally) -> None:
     def f(item: int) -> Any:
         tally.note("f", item)

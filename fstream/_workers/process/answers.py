@@ -168,7 +168,7 @@ class Answers:
                 f"{which(self.crew.stage, failure)}: its output cannot be unpickled: {error}"
             )
             problem.__cause__ = error
-            failure.error, failure.tries = problem, 0
+            failure.error = problem
             self.crew.put(span, failure)
             if closed:
                 with self.crew.run.lock:
