@@ -324,7 +324,7 @@ def test_a_worker_that_may_have_begun_nothing_is_not_the_last():
         stage=SimpleNamespace(on_done=abs),
         ask_to_finish=lambda worker, what: asked.append(worker.name),
     )
-    Leaving(crew, lambda timeout: None, lambda: None).dismiss(stopped=False)
+    deque(Leaving(crew, lambda timeout: iter(()), lambda: None).dismiss(stopped=False), 0)  # type: ignore[arg-type, return-value]
     assert asked == ["idle", "one", "busy"]
 
 
