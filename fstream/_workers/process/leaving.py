@@ -77,7 +77,8 @@ class Leaving:
         crew = self.crew
         deadline = crew.clock() + self.stop_seconds if stopped else None
         for worker in sorted(crew.workers, key=lambda worker: (len(worker.flight), worker.answered)):
-            if not (worker.flight or (worker.active and crew.stage.on_done is not None)):
+            begun = worker.active and crew.stage.on_done is not None
+            if not (worker.flight or worker.finishing or begun):
                 continue
             if worker in crew.workers and not worker.finishing:
                 crew.ask_to_finish(worker, Stop if stopped else Finish)
