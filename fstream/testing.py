@@ -3,7 +3,8 @@
 A test of concurrent code tries one order of events, and mostly the same one. Here a *schedule* decides it: who goes on
 when, and what goes wrong. `simulated` runs pipelines by a schedule, in one thread, without real workers; `schedules`
 lets hypothesis draw it, find a bad one and shrink it; `assert_lawful` does all of that for a pipeline and what it
-should equal. What decides (spans, windows, order, retries) is the very code that runs in production.
+should equal. What decides (spans, windows, order, retries, the pool of processes) is the very code that runs in
+production.
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ def simulated(schedule: Schedule = Schedule()) -> Iterator[Simulation]:  # noqa:
 
     Every stage with workers, of any kind, is simulated: no thread, process or event loop is started. The same schedule
     gives the same run, so a failure can be debugged. Stages of kind ``"process"`` get copies of f and of the items, as
-    in real life; those of kind ``"task"`` run on a loop whose time is the simulation's: `asyncio.sleep` takes none.
-    A *timeout* runs out where the schedule says so, and nowhere else.
+    in real life, and all of them share one pool of workers, or that of the `Processes` which they name. Those of kind
+    ``"task"`` run on a loop whose time is the simulation's: `asyncio.sleep` takes none. A *timeout* runs out where the
+    schedule says so, and nowhere else.
 
     It gives the simulation; its ``story()`` tells what happened, and is added to an exception that leaves the block, or
     printed with hypothesis's example. Streams that are still open are closed at the end of the block.

@@ -343,6 +343,7 @@ def pump_of(worker: Any, asked: list[Any]) -> Any:
         used_up=lambda worker: False,
         request_steal=asked.extend,
         pool=SimpleNamespace(waiting={}),
+        clock=perf_counter,
     )
 
 
@@ -388,7 +389,8 @@ def test_a_worker_that_says_something_is_slow_until_it_says_what_it_has_finished
     link = SimpleNamespace(relayed=Relayed(), wire=SimpleNamespace(receive=lambda: [(message, [])]))
     worker: Any = SimpleNamespace(heard=0.0, link=link)
     with redirect_stdout(io.StringIO()):
-        Pump.hear(SimpleNamespace(answers=SimpleNamespace(answer=lambda *_: None)), worker)  # type: ignore[arg-type]
+        answers = SimpleNamespace(answer=lambda *_: None)
+        Pump.hear(SimpleNamespace(answers=answers, clock=perf_counter), worker)  # type: ignore[arg-type]
     assert (worker.heard > 0) == expected
 
 

@@ -6,6 +6,7 @@ import atexit
 import os
 import signal
 import sys
+from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -342,7 +343,7 @@ def test_a_worker_that_is_starting_when_its_stage_ends_is_kept_for_the_next():
     crew: Any = open_run([range(3)], [Stage(MAP, abs, "process", 1, name="abs")]).crews[0]
     crew.hire()
     [worker] = crew.workers
-    crew.leaving.wind_up()
+    deque(crew.leaving.wind_up(), 0)
     crew.leaving.leave_pool()
     crew.selector.close()
     crew.queue.close()

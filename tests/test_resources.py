@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 
-from fstream import StageStatus, WorkerInfo, peach, pfilter, pflat_map, pmap
+from fstream import Processes, StageStatus, WorkerInfo, peach, pfilter, pflat_map, pmap
 from fstream._workers.process.leaving import Leaving
 from fstream._workers.thread import Worker
+from tests.faults.faulty import eventually
 from tests.functions import suited
 from tests.gates import PATIENCE, Gate, Log, holding, opened_when
 
@@ -324,8 +325,37 @@ def test_a_worker_that_may_have_begun_nothing_is_not_the_last():
         stage=SimpleNamespace(on_done=abs),
         ask_to_finish=lambda worker, what: asked.append(worker.name),
     )
-    Leaving(crew, lambda timeout: None, lambda: None).dismiss(stopped=False)
+    deque(Leaving(crew, lambda timeout: iter(()), lambda: None).dismiss(stopped=False), 0)  # type: ignore[arg-type, return-value]
     assert asked == ["idle", "one", "busy"]
+
+
+@pytest.mark.parametrize("end", ["exhausted", "closed"])
+def test_a_worker_that_is_in_on_done_as_the_stage_ends_is_waited_for(gate: Gate, log: Log, end: str):
+    """It has had its last item before."""
+
+    def on_done() -> None:
+        log.write("begun")
+        gate.wait()
+        log.write("ended")
+
+    def source() -> Iterable[int]:
+        yield 7
+        log.wait_for("begun")
+        if end == "closed":
+            gate.wait()
+
+    pool = Processes(1)
+    stage = pmap(abs, kind=pool, max_items_per_worker=1, on_done=on_done)
+    pumps: Any = pool.pool().tenants
+    with pool, opened_when(gate, lambda: eventually(lambda: any(pump.ending for pump in list(pumps)))):
+        stream = stage(source())
+        assert next(stream) == 7
+        if end == "exhausted":
+            assert not list(stream)
+        else:
+            log.wait_for("begun")
+            stream.close()
+    assert log.entries() == ["begun", "ended"]
 
 
 # worker_info and element_index

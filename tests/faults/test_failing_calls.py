@@ -370,7 +370,7 @@ TABLE: Final = [
         FIRST,
         "thread, merged",
     ),
-    row(f"{PROCESS}.pump:Pump.__init__", "threading.Thread", MemoryError("no memory"), FIRST, "process"),
+    row(f"{PROCESS}.pump:Pump.take_part", "threading.Thread", MemoryError("no memory"), FIRST, "process"),
     # The event loop of a thread of our own.
     row(
         "_workers.task.host:Host.start",
@@ -409,9 +409,9 @@ TABLE: Final = [
     # A worker process, on the side of its parent.
     row(f"{PROCESS}.queue:PipeQueue.__init__", "socket.socketpair", NO_FILES, FIRST, "process"),
     row(f"{PROCESS}.queue:PipeQueue.ring", "_push.send", TRY_LATER, FIRST, "process", WORKS),
-    row(f"{PROCESS}.workers:Workers.__init__", "selectors.DefaultSelector", NO_FILES, FIRST, "process"),
-    row(f"{PROCESS}.pump:Pump.main", "signal.pthread_sigmask", FORBIDDEN, FIRST, "process"),
-    row(f"{PROCESS}.pump:Pump.main", "selector.register", NO_MEMORY, FIRST, "process"),
+    row(f"{PROCESS}.workers:Workers.make_selector", "selectors.DefaultSelector", NO_FILES, FIRST, "process"),
+    row(f"{PROCESS}.pump:Pump.ignore_interrupts", "signal.pthread_sigmask", FORBIDDEN, FIRST, "process"),
+    row(f"{PROCESS}.pump:Pump.steps", "selector.register", NO_MEMORY, FIRST, "process"),
     row(f"{PROCESS}.workers:Workers.employ", "selector.register", NO_MEMORY, FIRST, "process"),
     row(f"{PROCESS}.workers:Workers.employ", "selector.register", NO_MEMORY, LATER, "process"),
     row(f"{PROCESS}.pump:Pump.listen", "selector.select", NO_MEMORY, FIRST, "process"),

@@ -134,11 +134,13 @@ class Child:
     the parent has to be told.
     """
 
+    #: The clock by which it says how long spans take, in seconds.
+    clock = staticmethod(perf_counter)
+
     def __init__(
         self, sock: socket.socket, cell: memoryview, arena: int | None = None, idle: float = IDLE_SECONDS
     ) -> None:
-        inward, outward = arenas(arena)
-        self.wire = Wire(sock, outward, inward)
+        self.wire = self.wire_over(sock, arena)
         self.cell = cell
         self.inbox: SimpleQueue[tuple[Message, Packed] | None] = SimpleQueue()
         #: Held while a thread sends, and while it finds out what to send.
@@ -170,10 +172,14 @@ class Child:
         self.sent = 0
         #: The positions of the slots that are failures and were not sent yet.
         self.failed: set[int] = set()
-        #: When the span in hand was begun, in seconds of `perf_counter`.
+        #: When the span in hand was begun, in seconds of the clock.
         self.begun = 0.0
         #: The parent waits for slots: send those that there are after the item at work.
         self.flush_requested = False
+
+    def wire_over(self, sock: socket.socket, arena: int | None) -> Wire:
+        inward, outward = arenas(arena)
+        return Wire(sock, outward, inward)
 
     @property
     def start(self) -> int:
@@ -246,7 +252,10 @@ class Child:
         self.inbox.put(message)
         if isinstance(asked, Stop):
             self.stopping = True
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            self.interrupt_f()
+
+    def interrupt_f(self) -> None:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     def steal(self) -> None:
         """Give the parent all items that are not started, and send the finished slots."""
@@ -329,9 +338,8 @@ class Child:
         self.cell[DOING] = IDLE
 
     def load(self, stage: Loaded, asked: Open, body: Packed) -> None:
-        stage.surroundings, index = asked.surroundings or stage.surroundings, asked.worker
-        assert stage.surroundings is not None
-        adopt(stage.surroundings)
+        index = asked.worker
+        self.enter(stage, asked.surroundings)
         if body:
             shape, variables = self.loaded(body)
             for variable, value in variables:
@@ -342,8 +350,21 @@ class Child:
         ):  # it has no resources: any worker's will do
             self.call_for(stage, stage.call.stage, index)
 
+    def enter(self, stage: Loaded, surroundings: Surroundings | None) -> None:
+        """Make the world as the stage has left it, or as it is where the stream was started."""
+        stage.surroundings = surroundings or stage.surroundings
+        assert stage.surroundings is not None
+        adopt(stage.surroundings)
+
+    def leave(self, stage: Loaded) -> None:
+        with suppress(OSError):  # the system does not say
+            stage.surroundings = surroundings()
+
+    def make_call(self, shape: Stage, index: int) -> Call | FusedCall:
+        return call_of(shape, index)
+
     def call_for(self, stage: Loaded, shape: Stage, index: int) -> None:
-        stage.call = call = call_of(shape, index)
+        stage.call = call = self.make_call(shape, index)
         call.set_place(self)
         if isinstance(call, FusedCall):
             call.cell = self.cell
@@ -365,17 +386,27 @@ class Child:
         stage = self.stages.pop(asked.key, None)
         if stage is not None and not asked.over:
             self.stages[asked.key] = stage
-            with suppress(OSError):  # the system does not say
-                stage.surroundings = surroundings()
+            self.leave(stage)
         self.call = None
         self.context = copy_context()
         self.stopping = self.flush_requested = False
 
     def work(self, asked: Items, body: Packed) -> None:
         """Run the items in *body* and send their slots; run ``on_start`` before the first ones."""
+        call = self.begin(asked, body)
+        if call is None:
+            return
+        try:
+            self.run(lambda: self.fill(call, asked.tries))
+        except Stopped:
+            return
+        self.conclude()
+
+    def begin(self, asked: Items, body: Packed) -> Call | FusedCall | None:
+        """Have the items in *body* in hand as a span, and give what is done with each; None if nothing is."""
         call, (start, tries, progress) = self.call, asked
         if call is None or self.stopping:
-            return
+            return None
         self.cell[SPAN_START] = start
         if not call.started:
             self.cell[DOING] = OPENING
@@ -384,32 +415,32 @@ class Child:
             except BaseException as error:
                 self.call = None
                 self.say(Broken("on_start", encode_error(call.named(error))))
-                return
+                return None
             if call.stage.rate is not None and call.stage.on_start is not None:
                 # A try counts when f begins, and time has gone by since this one was counted.
                 self.cell[DOING] = IDLE
                 self.say(Stolen(start, None))
-                return
+                return None
         self.cell[DOING] = LOADING
         try:
             items = loads(body)
         except BaseException as error:
             self.say(Unloadable(start, encode_error(error)))
             self.cell[DOING] = IDLE
-            return
+            return None
         with self.sending:
             self.span, self.sent = Span(start, items, tries), 0
             self.span.progress = progress
             self.failed = set()
-        self.begun = perf_counter()
-        try:
-            self.run(lambda: self.fill(call, tries))
-        except Stopped:
-            return
+        self.begun = self.clock()
+        return call
+
+    def conclude(self) -> None:
+        """Send the slots of the span in hand, which is done with."""
         self.cell[DOING] = SENDING
         with self.sending:
             self.send_slots(closed=True)
-            self.span, self.sent = Span(start, []), 0
+            self.span, self.sent = Span(self.start, []), 0
             self.flush_requested = False
         self.cell[DOING] = IDLE
 
@@ -460,8 +491,8 @@ class Child:
                 except Stopped:
                     raise
                 except BaseException as error:
-                    tries = tries + 1 if index == self.start else 1
-                    slot = self.failure(failure := call.failure(error, item, index, tries))
+                    failure = self.failed_with(call, error, item, tries)
+                    slot = self.failure(failure)
                     if call.ends_span(failure):
                         slots.append(slot)
                         return
@@ -470,6 +501,11 @@ class Child:
                 if self.flush_requested:
                     cell[DOING] = SENDING
                     self.uninterrupted(self.send_finished)
+
+    def failed_with(self, call: Call | FusedCall, error: BaseException, item: Any, tries: int) -> Failure:
+        """Say that the next item of the span in hand has failed; the first one was tried *tries* times before."""
+        done = len(self.slots)
+        return call.failure(error, item, self.start + done, 1 if done else tries + 1)
 
     def send_finished(self) -> None:
         """Send the finished slots that the parent waits for."""
@@ -524,7 +560,7 @@ class Child:
         self.flush_prints()
         if isinstance(self.call, FusedCall) and (parts := self.call.counted()):
             self.wire.push(Counted(parts))
-        self.wire.push(Slots(self.start, count, failed, closed, perf_counter() - self.begun), body)
+        self.wire.push(Slots(self.start, count, failed, closed, self.clock() - self.begun), body)
         self.wire.flush()
 
     def sendable(self, slot: Any, position: int) -> Any:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from time import monotonic
 from typing import Final
 
 from fstream._flow.span import Failure
 from fstream._workers.process.messages import Finish, Stop
-from fstream._workers.process.workers import Workers
+from fstream._workers.process.workers import Steps, Workers
 
 __all__ = ["Leaving"]
 
@@ -20,11 +19,12 @@ class Leaving:
     """Sees to the leave of one stage's workers. *listen* and *heed* are the pump's."""
 
     def __init__(
-        self, crew: Workers, listen: Callable[[float | None], None], heed: Callable[[], None]
+        self, crew: Workers, listen: Callable[[float | None], Steps], heed: Callable[[], None]
     ) -> None:
         self.crew = crew
         self.listen = listen
         self.heed = heed
+        self.stop_seconds = STOP_SECONDS
 
     def retire_used_up(self) -> None:
         """End the workers that have had their last item, as soon as their ``on_done`` has run, and stale ones."""
@@ -36,7 +36,7 @@ class Leaving:
             worker.link.worn = True
             crew.retire(worker)
 
-    def wind_up(self) -> None:
+    def wind_up(self) -> Steps:
         """End the workers: idle ones stay warm, those in f are killed, or stopped if there is an ``on_done`` to run.
 
         Those that have resources of other stages are stopped, too, and killed only if that does not help.
@@ -55,7 +55,7 @@ class Leaving:
             elif worker.flight and not (worker.active and stage.on_done) and worker.link.homes <= {crew}:
                 crew.leave_out(worker)
                 crew.kill(worker)
-        self.dismiss(stopped)
+        yield from self.dismiss(stopped)
         for worker in list(crew.workers):
             if worker.finishing or (worker.flight and worker.link.homes <= {crew}):
                 crew.leave_out(worker)
@@ -64,32 +64,33 @@ class Leaving:
                 worker.link.worn |= crew.used_up(worker)
                 crew.retire(worker)
         if stage.on_done is not None:
-            self.dismiss_elsewhere(stopped)
+            yield from self.dismiss_elsewhere(stopped)
         if stage.max_items_per_worker is not None:
             crew.pool.warm.bury()
 
-    def dismiss(self, stopped: bool) -> None:
+    def dismiss(self, stopped: bool) -> Steps:
         """Have the workers run ``on_done``, one after the other, so that the last one knows that it is the last.
 
-        A stage that was *stopped* gives all of them `STOP_SECONDS` for that. A worker that has given nothing may have
+        A stage that was *stopped* gives all of them `stop_seconds` for that. A worker that has given nothing may have
         begun nothing, because others took its items over. It would be the last one, and run no ``on_done``.
         """
         crew = self.crew
-        deadline = monotonic() + STOP_SECONDS if stopped else None
+        deadline = crew.clock() + self.stop_seconds if stopped else None
         for worker in sorted(crew.workers, key=lambda worker: (len(worker.flight), worker.answered)):
-            if not (worker.flight or (worker.active and crew.stage.on_done is not None)):
+            begun = worker.active and crew.stage.on_done is not None
+            if not (worker.flight or worker.finishing or begun):
                 continue
             if worker in crew.workers and not worker.finishing:
                 crew.ask_to_finish(worker, Stop if stopped else Finish)
             while worker.finishing and worker in crew.workers:
-                left = None if deadline is None else deadline - monotonic()
+                left = None if deadline is None else deadline - crew.clock()
                 if left is not None and left <= 0:
                     break
-                self.listen(left)
+                yield from self.listen(left)
                 if deadline is None and crew.run.stopped:
-                    deadline = monotonic() + STOP_SECONDS
+                    deadline = crew.clock() + self.stop_seconds
 
-    def dismiss_elsewhere(self, stopped: bool) -> None:
+    def dismiss_elsewhere(self, stopped: bool) -> Steps:
         """The same with those that others have: as soon as they are given back, however long that takes.
 
         Whoever closes the stream does not wait for what is somebody else's work.
@@ -105,7 +106,7 @@ class Leaving:
                 elif worker.opened and worker.idle:
                     crew.retire(worker)
             if crew.workers or crew.waiting is not None:
-                self.listen(None)
+                yield from self.listen(None)
                 self.heed()
             elif len(crew.begun_in) == left:  # none can be had: the stage has failed for that
                 return

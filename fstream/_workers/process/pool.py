@@ -22,6 +22,7 @@ import os
 import threading
 import weakref
 from collections import Counter, deque
+from collections.abc import Callable
 from time import perf_counter
 from typing import Any, Final, Protocol
 
@@ -110,11 +111,11 @@ class Worker:
         self.finishing = False
         #: It has declined the stage: a module has changed that it has imported.
         self.stale = False
-        #: When it last gave a sign of work, in seconds of `perf_counter`: it sent something, other than items that it
+        #: When it last gave a sign of work, in seconds of its run's clock: it sent something, other than items that it
         #: had not begun, or it got a span while it had none.
         self.heard = 0.0
-        #: When the lease began, in seconds of `perf_counter`.
-        self.since = perf_counter()
+        #: When the lease began, in seconds of the pool's clock; then when it got the stage.
+        self.since = 0.0
         #: The stage that it was recalled for.
         self.recalled_for: Tenant | None = None
 
@@ -138,12 +139,15 @@ class Pool:
         idle: float = child.IDLE_SECONDS,
         relay: bool = True,
         warm: Warm | None = None,
+        clock: Callable[[], float] = perf_counter,
     ) -> None:
         self._most = most
         self._start = start
         self._idle = idle
         #: What workers print, log and warn comes out here.
         self.relay = relay
+        #: That of the runs whose stages it has, in seconds.
+        self.clock = clock
         #: Invariant: a lock of the lowest rank. Whoever holds it takes no other but that of `warm`.
         self._lock = threading.Lock()
         self.closed = False
@@ -247,7 +251,7 @@ class Pool:
         where the stage's own workers sleep, too, if it has any.
         """
         with self._lock:
-            now = perf_counter()
+            now = self.clock()
             asleep = {
                 worker: now - max(worker.heard, worker.since)
                 for worker in self.leases
@@ -277,6 +281,7 @@ class Pool:
 
     def _lease(self, tenant: Tenant, link: Link | None) -> Worker:
         worker = Worker(tenant, link)
+        worker.since = self.clock()
         self.leases.append(worker)
         return worker
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import selectors
 import signal
 import threading
+from collections import deque
 from collections.abc import Iterable
-from time import monotonic_ns, perf_counter
 from typing import Final
 
 from fstream._engine.run import Run
@@ -26,7 +26,7 @@ from fstream._workers.process.pool import PATIENCE, SLICE
 from fstream._workers.process.recovery import Recovery
 from fstream._workers.process.shape import packed_stage
 from fstream._workers.process.wire import send_by_value_what_is_being_imported
-from fstream._workers.process.workers import SPAN_BYTES, Worker, Workers
+from fstream._workers.process.workers import SPAN_BYTES, Steps, Worker, Workers
 from fstream.errors import NotPicklable
 
 __all__ = ["Pump"]
@@ -45,13 +45,10 @@ class Pump(Workers):
         self.recovery = Recovery(self)
         self.answers = Answers(self, self.recovery)
         self.leaving = Leaving(self, self.listen, self.heed)
-        #: When it last had something to do, in seconds of `perf_counter`.
-        self.woke = perf_counter()
-        #: When it last looked whether workers elsewhere sleep, in seconds of `perf_counter`.
+        #: When it last had something to do, in seconds of the run's clock.
+        self.woke = self.clock()
+        #: When it last looked whether workers elsewhere sleep, in seconds of the run's clock.
         self.looked = 0.0
-        self.thread = threading.Thread(
-            target=run.context.copy().run, args=(self.main,), name=f"fstream-{stage.name}-pump", daemon=True
-        )
 
     def start(self) -> None:
         # Not in the pump: a module that this thread is just importing is locked for all other threads.
@@ -60,6 +57,11 @@ class Pump(Workers):
             self.packed = packed_stage(self.stage, self.run.context)
         except NotPicklable as problem:
             self.fail(Failure(-1, None, problem))
+        self.take_part()
+
+    def take_part(self) -> None:
+        context, name = self.run.context.copy(), f"fstream-{self.stage.name}-pump"
+        self.thread = threading.Thread(target=context.run, args=(self.main,), name=name, daemon=True)
         self.run.launch(self)
 
     def stop(self) -> None:
@@ -70,9 +72,11 @@ class Pump(Workers):
             self.thread.join(timeout)
 
     def main(self) -> None:
+        deque(self.steps(), 0)  # each waits for itself, in the selector
+
+    def steps(self) -> Steps:
         try:
-            # Other threads than the main one have no use for Ctrl-C.
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            self.ignore_interrupts()
             self.selector.register(self.queue.bell, selectors.EVENT_READ, None)
             self.pool.enter(self)
             while not self.over():
@@ -80,10 +84,12 @@ class Pump(Workers):
                 self.leaving.retire_used_up()
                 self.share()
                 self.dispatch()
-                self.listen(self.next_check())
+                yield from self.listen(self.next_check())
             with self.run.lock:
                 self.settle_beside()  # in a long row nobody else tells the next stage of the end
-            self.leaving.wind_up()
+            yield from self.leaving.wind_up()
+        except GeneratorExit:  # the simulation is given up
+            raise
         except BaseException as error:  # a bug of ours: never a hang
             self.break_down(error)
         finally:
@@ -96,6 +102,10 @@ class Pump(Workers):
                     self.queue.takers = 0
                     self.queue.close()
                     self.run.leave(self)
+
+    def ignore_interrupts(self) -> None:
+        """Other threads than the main one have no use for Ctrl-C."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 
     def over(self) -> bool:
         return self.stopped or (self.exhausted() and not any(w.flight for w in self.workers))
@@ -124,7 +134,7 @@ class Pump(Workers):
             self.stop_waiting()
         if not self.pool.wanted(self):
             return
-        now = perf_counter()
+        now = self.clock()
         for worker in list(self.workers):
             if (
                 worker.opened
@@ -144,7 +154,7 @@ class Pump(Workers):
                 size = max(1, int(SPAN_BYTES / max(1, *self.bytes.values())))
                 if self.stage.max_items_per_worker is not None:
                     size = min(size, self.stage.max_items_per_worker - worker.items)
-                span = self.window.take(perf_counter(), size)
+                span = self.window.take(self.clock(), size)
                 self.settle_beside()
             if span is None:
                 break
@@ -163,7 +173,7 @@ class Pump(Workers):
     def next_check(self) -> float | None:
         """Give the seconds until `look_after` may have something to do without any message; None if never."""
         waits = []
-        now = perf_counter()
+        now = self.clock()
         if self.pool.waiting:
             waits += [
                 worker.since + SLICE - now
@@ -212,14 +222,14 @@ class Pump(Workers):
         own = self.stage.parts[part].timeout if self.stage.parts else most
         if doing < 0 or own is None:
             return most
-        return min(own - (monotonic_ns() - since) / 1e9, most)  # the next part may have less
+        return min(own - (self.clock() - since / 1e9), most)  # the next part may have less
 
     def at_work(self, worker: Worker) -> tuple[int, int, int]:
         """Give what the cell of *worker* says: its item, the part of the stage that has it, and since when."""
         state = worker.link.state
         return state(child.DOING), state(child.PART), state(child.SINCE)
 
-    def listen(self, timeout: float | None) -> None:
+    def listen(self, timeout: float | None) -> Steps:
         """Wait up to *timeout* seconds for messages, or until there is something to take; see to what came."""
         if not self.ending:
             with self.run.lock:
@@ -229,9 +239,10 @@ class Pump(Workers):
                     timeout = 0
                 else:
                     self.settle_beside()
-        self.window.tally.pumped += perf_counter() - self.woke
+        self.window.tally.pumped += self.clock() - self.woke
+        yield timeout
         events = self.selector.select(timeout)
-        self.woke = perf_counter()
+        self.woke = self.clock()
         with self.run.lock:
             self.queue.takers = 0
         for key, mask in events:
@@ -248,7 +259,7 @@ class Pump(Workers):
 
     def look_after(self) -> None:
         """Steal what waits behind slow items, ask upstream to flush, and kill workers whose item is over its time."""
-        now = perf_counter()
+        now = self.clock()
         delay = self.window.flush_delay
         slow = [worker for worker in self.workers if self.loaded(worker) and now - worker.heard >= delay]
         if not slow and self.at_the_end():
@@ -302,7 +313,7 @@ class Pump(Workers):
                 if not worker.link.relayed.take(message, body):  # which is no progress
                     # Nor is what it has not begun: that is not to be sent there again.
                     if not isinstance(message, Stolen):
-                        worker.heard = perf_counter()
+                        worker.heard = self.clock()
                     self.answers.answer(worker, message, body)
         except (EOFError, OSError):
             doing, part, _ = self.at_work(worker)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from math import inf
-from time import perf_counter, sleep
+from time import sleep
 from typing import Final, Protocol
 
 from fstream._engine.run import Run
@@ -44,7 +44,7 @@ class PipeQueue:
         return self.deadline is not None
 
     def watch(self) -> None:
-        self.deadline = perf_counter() + self.buffer.flush_delay
+        self.deadline = self.buffer.clock() + self.buffer.flush_delay
         self.ring()
 
     def ring(self) -> None:

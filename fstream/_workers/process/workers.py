@@ -17,9 +17,9 @@ import selectors
 import threading
 import weakref
 from collections import deque
+from collections.abc import Generator
 from itertools import count
-from time import perf_counter
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from fstream._engine.run import Run
 from fstream._flow.span import Failure, Span
@@ -30,13 +30,17 @@ from fstream._workers.process import child
 from fstream._workers.process.errors import encode_error
 from fstream._workers.process.link import Link
 from fstream._workers.process.messages import Close, Finish, Items, Open, Stop
-from fstream._workers.process.pool import POOL, SLICE, Worker
+from fstream._workers.process.pool import POOL, SLICE, Pool, Worker
 from fstream._workers.process.queue import PipeQueue, PumpWork
 from fstream._workers.process.surroundings import inherited, surroundings
 from fstream._workers.process.warm import WARM
 from fstream._workers.process.wire import Packed, dumps
 
-__all__ = ["WARM", "Worker", "Workers"]
+__all__ = ["WARM", "Steps", "Worker", "Workers"]
+
+
+#: What a pump does, up to each of its waits; it yields how long that is at most, in seconds, None for any time.
+Steps: TypeAlias = Generator[float | None, None, None]
 
 
 #: How many spans a worker has in flight at most: one at work, one waiting behind it.
@@ -62,9 +66,10 @@ class Workers(Crew):
 
     def __init__(self, run: Run, stage: Stage, window: Window) -> None:
         super().__init__(run, stage, window)
-        self.pool = POOL if stage.engine is None else stage.engine.pool()
-        self.queue = PipeQueue(PumpWork(self, window))
-        self.selector = selectors.DefaultSelector()
+        self.clock = run.clock
+        self.pool = self.find_pool()
+        self.queue = self.make_queue()
+        self.selector = self.make_selector()
         self.key = next(_KEYS)
         self.workers: list[Worker] = []
         self.free_indexes = list(range(window.workers))
@@ -87,7 +92,7 @@ class Workers(Crew):
         self.granted: deque[Worker] = deque()
         self.mourned: deque[Link] = deque()
         self.poked = False
-        #: It waits for a worker, since when, in seconds of `perf_counter`; None if it does not.
+        #: It waits for a worker, since when, in seconds of the run's clock; None if it does not.
         self.waiting: float | None = None
         #: What a process has from this one for good, when a worker was last asked for.
         self.ours: tuple[Any, ...] = ()
@@ -95,6 +100,17 @@ class Workers(Crew):
         self.busy = self.abandoned = False
         #: Nothing more is to be sent: only processes that have begun are of use, for their ``on_done``.
         self.ending = False
+
+    # What it is made of; in a simulation that is nothing of the system's.
+
+    def find_pool(self) -> Pool:
+        return POOL if self.stage.engine is None else self.stage.engine.pool()
+
+    def make_queue(self) -> PipeQueue:
+        return PipeQueue(PumpWork(self, self.window))
+
+    def make_selector(self) -> selectors.BaseSelector:
+        return selectors.DefaultSelector()
 
     def exhausted(self) -> bool:
         with self.run.lock:
@@ -160,7 +176,7 @@ class Workers(Crew):
         """
         # Nor with a rate, because a try counts when f begins.
         ahead = AHEAD if self.stage.rate is None and all(worker.opened for worker in self.workers) else 1
-        now = perf_counter()
+        now = self.clock()
         early = now - self.window.flush_delay
         return [
             w for w in self.workers
@@ -194,7 +210,7 @@ class Workers(Crew):
             self.fail(Failure(-1, None, error))
             return
         if worker is None:
-            self.waiting = perf_counter()
+            self.waiting = self.clock()
         else:
             self.employ(worker)
 
@@ -243,7 +259,7 @@ class Workers(Crew):
     def open(self, worker: Worker) -> None:
         """Give a worker the stage."""
         link, new = worker.link, worker.link not in self.loaded_in
-        worker.opened, worker.since = True, perf_counter()
+        worker.opened, worker.since = True, self.clock()
         self.loaded_in.add(link)
         link.forget_span()
         link.wire.push(
@@ -262,7 +278,7 @@ class Workers(Crew):
             return
         span.sent = True
         if not worker.flight:
-            worker.heard = perf_counter()
+            worker.heard = self.clock()
         worker.flight.append(span)
         worker.items += len(span.items)
         worker.steal_requested = False

@@ -36,6 +36,10 @@ CHEAP: Final = 1e-6
 #: an end, also if there is no end of work for others.
 LONGEST_WAIT: Final = 1000
 
+#: After how many steps of time, and of those who wait for it, it is taken for a hang that nobody else goes on. A minute
+#: of those who look twice in a second is a few hundred.
+LONGEST_SILENCE: Final = 10_000
+
 #: The rank of time: it stands still while anyone can go on.
 LAST: Final = 1 << 30
 
@@ -87,6 +91,7 @@ class Actor:
         *,
         context: Context | None = None,
         can_go_on: Callable[[], Any] | None = None,
+        only_waits: bool = False,
     ) -> None:
         self.name = name
         self.rank = rank
@@ -94,6 +99,8 @@ class Actor:
         self.context = context or copy_context()
         #: What it waits for.
         self.can_go_on = can_go_on
+        #: It does nothing by itself. Where only such go on, as time passes, nothing comes of it.
+        self.only_waits = only_waits
         #: It is at work: its f takes from a stream of its own.
         self.running = self.over = False
         #: Tells whether it would wait for somebody who is at work. All are on one stack: who waits there holds up those
@@ -137,17 +144,23 @@ class Simulation:
         self.trace: list[str] = []
         #: The runs that were opened in it.
         self.runs: list[Any] = []
+        #: Its processes, the pools that have them, by their places, and the pumps of their stages, by their keys.
+        self.processes: list[Any] = []
+        self.pools: dict[Any, Any] = {}
+        self.crews: dict[int, Any] = {}
         #: Why nobody can go on, once it came to that. It is raised again and again, as f may catch it.
         self.hang: AssertionError | None = None
         self._timers: list[tuple[float, int, Callable[[], object], Callable[[], bool]]] = []
         self._numbers = count()
         self._random = Random(0)
         self._steps = 0
+        #: For how many steps only those have gone on that wait.
+        self._waited = 0
         self._stalls = iter(schedule.stalls)
         self._to_stall = next(self._stalls, None)
         self._faults = iter(schedule.faults)
         self._next_fault = next(self._faults, None)
-        self.add(Actor("time", LAST, self._pass_time(), can_go_on=self._next_timer))
+        self.add(Actor("time", LAST, self._pass_time(), can_go_on=self._next_timer, only_waits=True))
 
     def clock(self) -> float:
         return self.now
@@ -210,10 +223,11 @@ class Simulation:
                 self._to_stall = next(self._stalls, None)
             elif self._to_stall is not None:
                 self._to_stall -= 1
-        if not enabled:
+        if not enabled or self._waited > LONGEST_SILENCE:
             self.hang = self.hang or AssertionError("nobody can go on" + self._nested())
             raise self.hang
         actor = enabled[0]
+        self._waited = self._waited + 1 if actor.only_waits else 0
         try:
             actor.go_on()
         finally:

@@ -1,9 +1,9 @@
 """A run without threads, processes and loops: its workers, feeders and consumers are actors of a simulation.
 
-All that decides is the same as ever: windows, spans, buffers, `Run.settle`, `Crew`, `Call`. What is replaced is what
-waits and what works. A simulated process has its own copy of f, as a real one, and sends its slots when its span is
-done or the parent asks; it may die. A simulated thread that runs over its time is abandoned and goes on for nobody. A
-simulated task runs on a loop that knows no clock but the simulation's, and no network.
+All that decides is the same as ever: windows, spans, buffers, `Run.settle`, `Crew`, `Call`; of processes the pool and
+the pumps, too (`processes.py`). What is replaced is what waits and what works. A simulated thread that runs over its
+time is abandoned and goes on for nobody. A simulated task runs on a loop that knows no clock but the simulation's, and
+no network.
 
 One thread has one stack. So where f or a source iterates a stream of its own, all others go on meanwhile, but whoever
 does the same returns first. What a real run would do at that moment, a simulation does a little later; it only cannot
@@ -14,35 +14,29 @@ from __future__ import annotations
 
 import asyncio
 import reprlib
-from collections import Counter
-from collections.abc import AsyncIterable, Callable, Coroutine, Generator, Iterable
+from collections.abc import AsyncIterable, Coroutine, Generator, Iterable
 from contextvars import ContextVar
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from fstream._engine.run import Run
+from fstream._engine.run import Run, StageWorkers
 from fstream._flow.buffers import Credits, Work
 from fstream._flow.observer import Observer, StageInfo
 from fstream._flow.protocols import Buffer
-from fstream._flow.span import Closed, Failure, Progress, Span
+from fstream._flow.span import Closed, Failure, Span
 from fstream._flow.window import Window
 from fstream._plan.stages import Batch, Stage
 from fstream._workers import sync
-from fstream._workers.call import Call, FusedCall, is_failure
+from fstream._workers.call import is_failure
 from fstream._workers.crew import Crew
-from fstream._workers.notes import OptionFailed, describe
 from fstream._workers.opening import lay
-from fstream._workers.process.blame import blame
-from fstream._workers.process.errors import decode_error, encode_error
-from fstream._workers.process.shape import shape_of
-from fstream._workers.process.wire import dumps, loads
+from fstream._workers.simulated.faults import Faults, FaultyCall, Lost
 from fstream._workers.simulated.loop import CONSUMER, Loop
-from fstream._workers.simulated.schedule import Actor, Fault, SimulatedError, Simulation, Steps
+from fstream._workers.simulated.processes import Pump
+from fstream._workers.simulated.schedule import Actor, Simulation, Steps
 from fstream._workers.task.reach import outside_of_loops
 from fstream._workers.task.workers import AsyncCall
-from fstream.errors import NotPicklable, WorkerDied
 
 if TYPE_CHECKING:
     from fstream._engine.run import ConsumerQueue
@@ -62,9 +56,15 @@ def open_run(
 ) -> SimulatedRun:
     """Make a run whose members are actors of *simulation*."""
     run = SimulatedRun(simulation, loop)
-    lay(run, sources, stages, Workers, Feeder, Story(simulation))
+    lay(run, sources, stages, open_workers, Feeder, Story(simulation))
     simulation.runs.append(run)
     return run
+
+
+def open_workers(run: SimulatedRun, stage: Stage, window: Window) -> StageWorkers:
+    if stage.kind == "process":
+        return Pump(run, stage, window)  # type: ignore[return-value]  # of its queue, `watched` is not set
+    return Workers(run, stage, window)
 
 
 class Story(Observer):
@@ -116,9 +116,9 @@ class SimulatedRun(Run):
         self.settle()
 
     def wait(self, timeout: float | None) -> None:
-        """Let all members come to their end."""
+        """Let all members come to their end, but for those that wait for what others are at."""
         with outside_of_loops():
-            self.simulation.finish_all(lambda: self.members)
+            self.simulation.finish_all(lambda: any(not member.busy for member in self.members))
 
 
 class Queue:
@@ -142,8 +142,6 @@ class Queue:
         self.watched = False
         if self.takers:
             self.buffer.request_flush()
-            for crew in self.run.crews:
-                cast(Workers, crew).show_finished()
             self.run.settle()
 
     def taking(self) -> Steps:
@@ -211,6 +209,10 @@ class Member:
     def join(self, timeout: float) -> None:
         """It has left: there is no more of it."""
 
+    def is_at_work(self) -> bool:
+        """Tell whether it is in user code, or would wait for somebody who is."""
+        return self.actor.running or self.actor.is_barred()
+
     def main(self) -> Steps:
         raise NotImplementedError
 
@@ -244,8 +246,7 @@ class Feeder(Member):
 
     def is_barred(self) -> bool:
         """Tell whether somebody is at work in a run that its source takes from, directly or not."""
-        members = [cast(Member, member) for run in self.inner for member in run.members]
-        return any(member.actor.running or member.actor.is_barred() for member in members)
+        return any(cast(Member | Pump, member).is_at_work() for run in self.inner for member in run.members)
 
     def stop(self) -> None:
         """Wake it from a source that is a stream, or an async one that blocks."""
@@ -311,7 +312,7 @@ class Feeder(Member):
 
 
 class Workers(Crew):
-    """The workers of one stage, of any kind."""
+    """The workers of one stage, threads or tasks."""
 
     run: SimulatedRun
 
@@ -320,8 +321,7 @@ class Workers(Crew):
         self.worker = Worker
         self.queue = Queue(run, Work(window, run.clock))
         self.rank = next(run.ranks)
-        #: How often the item of an index has met with a fault.
-        self.faults: Counter[int] = Counter()
+        self.faults = Faults(run.simulation, stage)
         #: A worker runs ``on_done``: one at a time, so that the last one to be told so is the last.
         self.ending = False
 
@@ -341,59 +341,9 @@ class Workers(Crew):
         for worker in self.present():
             worker.stop()
 
-    def show_finished(self) -> None:
-        """As the reader threads of processes do when they are asked."""
-        for worker in self.present():
-            worker.send()
-
     def present(self) -> list[Worker]:
         """The members, in the same order whenever the same happens."""
         return sorted(self.members, key=lambda worker: worker.index)
-
-    def fault(self, index: int) -> Fault | None:
-        """What the item of *index* meets with in f."""
-        first = self.stage.parts[0] if self.stage.parts else self.stage  # f of no other part meets with any
-        fault = self.run.simulation.fault(self.faults[index] >= first.retries)
-        if fault is None:
-            return None
-        self.faults[index] += 1
-        if (fault == "dies" and first.kind != "process") or (fault == "times out" and first.timeout is None):
-            return "raises"
-        return fault
-
-
-class Lost(BaseException):
-    """Stands for a call of f from which nothing came back."""
-
-    def __init__(self, fault: Fault) -> None:
-        self.fault = fault
-
-
-@dataclass
-class Place:
-    """Where a worker is, for ``element_index`` and ``attempt``."""
-
-    start: int
-    slots: list[Any]
-    tries: int
-    progress: Progress | None
-
-
-class FaultyCall(Call):
-    """One worker's f, which fails where the schedule says so."""
-
-    def __init__(self, stage: Stage, worker: Worker) -> None:
-        self.worker = worker
-        super().__init__(stage, worker.index, None if stage.kind == "process" else worker.crew.keep)
-
-    def wrap(self, bound: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        step, worker = super().wrap(bound), self.worker
-
-        def faulty(item: Any) -> Any:
-            worker.meet_fault(item)
-            return step(item)
-
-        return faulty
 
 
 class FaultyAsyncCall(FaultyCall, AsyncCall):
@@ -411,24 +361,17 @@ class Worker(Member):
         self.crew = crew
         self.index = index
         self.span: Span | None = None
-        #: A process's slots, until they are sent; others append to the span itself.
-        self.slots: list[Any] = []
-        self.items = 0
         self.gone = False
-        #: It has no ``on_done``: it died in f.
-        self.dead = False
         self.in_f = False
-        self.call: Call | FusedCall
-        self.call = FaultyAsyncCall(stage, self) if stage.kind == "task" else FaultyCall(stage, self)
+        make = FaultyAsyncCall if stage.kind == "task" else FaultyCall
+        self.call = make(stage, index, self.meet_fault, crew.keep)
 
     def main(self) -> Steps:
         crew = self.crew
         try:
-            if self.stage.kind == "process":
-                self.load()
             crew.started(self)
             span: Any = crew.arrived()
-            while not self.used_up() and type(span := span or (yield from crew.queue.taking())) is not Closed:
+            while type(span := span or (yield from crew.queue.taking())) is not Closed:
                 crew.recruit()
                 yield from self.work(span)
                 if self.gone or self.abandoned:
@@ -436,48 +379,21 @@ class Worker(Member):
                 span = None
         except (Exception, asyncio.CancelledError) as error:  # its task was cancelled by somebody else
             crew.break_down(error)
-        replaced = self.gone or self.abandoned
         yield from self.end()
-        if self.used_up() and not replaced:
-            crew.replace(self)
         with self.run.lock:
             crew.ended(self)
             self.run.leave(self)
 
-    def load(self) -> None:
-        """A process has a stage of its own; handlers stay in the parent."""
-        shape = shape_of(self.stage)
-        try:
-            stage: Stage = loads(dumps(shape))
-        except Exception as error:
-            problem = NotPicklable(blame(shape, error))
-            problem.__cause__ = error
-            self.crew.fail(Failure(-1, None, problem))
-            return
-        parts = stage.parts or (stage,)
-        calls = [FaultyCall(parts[0], self), *(Call(part, self.index) for part in parts[1:])]
-        self.call = FusedCall(stage, calls) if stage.parts else calls[0]
-
-    def not_picklable(self, what: str, error: Exception) -> NotPicklable:
-        problem = NotPicklable(f"{what} cannot be pickled: {error}")
-        problem.__cause__ = error
-        return problem
-
     def is_gone(self) -> bool:
-        """It was stopped in f: cancelled, killed, dead, abandoned."""
+        """It was stopped in f: cancelled, abandoned."""
         return self.gone or self.abandoned
-
-    def used_up(self) -> bool:
-        most = self.stage.max_items_per_worker
-        return most is not None and self.items >= most
 
     def work(self, span: Span) -> Steps:
         crew = self.crew
         begun = self.simulation.now
         crew.taken(span, self)
-        self.span, self.slots = span, span.slots if self.stage.kind != "process" else []
-        span.filled = self.slots
-        self.call.set_place(Place(span.start, self.slots, span.tries, span.progress))
+        self.span = span
+        self.call.set_place(span)
         self.in_f = True
         fresh = not self.call.started
         try:
@@ -495,11 +411,7 @@ class Worker(Member):
                 yield from self.fill(span)
         self.in_f = False
         if not self.is_gone():
-            self.send()
             self.span = None
-            if isinstance(self.call, FusedCall) and (parts := self.call.counted()):
-                assert crew.window.tally.parts is not None
-                crew.window.tally.parts.add(parts)
             crew.window.done(span, self.simulation.now - begun)
             self.run.settle()
 
@@ -510,14 +422,14 @@ class Worker(Member):
             self.call.begin()
 
     def fill(self, span: Span) -> Steps:
-        window = self.crew.window
-        while len(self.slots) < len(span.items) and (todo := window.claim(span)):
+        slots = span.slots
+        while (todo := self.crew.claim(span)) is not None:
             for item in todo:
                 yield None
                 if self.is_gone():
                     return
-                index = span.start + len(self.slots)
-                slot = yield from self.slot_of(item, index, 1 if self.slots else span.tries + 1)
+                index = span.start + len(slots)
+                slot = yield from self.slot_of(item, index, 1 if slots else span.tries + 1)
                 self.simulation.now += self.simulation.pace
                 yield None  # f takes its time
                 if self.is_gone():
@@ -526,31 +438,16 @@ class Worker(Member):
                     if not span.closed:  # else it is tried again
                         yield from self.fail(span, slot)
                     return
-                self.items += 1
-                if self.used_up():
-                    window.ledger.steal_from(span)
-                self.slots.append(slot)
+                slots.append(slot)
                 self.log(f"has item {index}: {reprlib.repr(slot)}")
                 yield None
                 if self.is_gone():
                     return
-                if window.flush_requested:  # a process is asked
-                    self.send()
-                    if window.available():
-                        window.flush_requested = False
-                    self.run.settle()
 
     def meet_fault(self, item: Any) -> None:
-        """Fail in the place of f, if the schedule says so."""
         assert self.span is not None
-        index = self.span.start + len(self.slots)
-        fault = self.crew.fault(index)
-        what = f"calls f on item {index}: {reprlib.repr(item)}"
-        self.log(what if fault is None else f"{what}, which {fault}")
-        if fault == "raises":
-            raise SimulatedError(f"f raises at item {index}, as the schedule says")
-        if fault is not None:
-            raise Lost(fault)
+        index = self.span.start + len(self.span.slots)
+        self.crew.faults.meet(index, f"item {index}: {reprlib.repr(item)}", self.log)
 
     def slot_of(self, item: Any, index: int, tries: int) -> Steps:
         """Run f, and what is done about its failure; give the slot, or a failure, which ends the span."""
@@ -562,59 +459,18 @@ class Worker(Member):
                 if not self.is_gone():
                     raise
                 return None
-        slot: Any
-        if self.stage.kind == "process":
-            slot = self.slot_of_process(call, item, index, tries)
-        else:
-            try:
-                return call.step(item)
-            except BaseException as error:
-                slot = call.failure(error, item, index, tries)
-        if is_failure(slot) and not self.sees_to(slot):
-            slot = self.crew.stands_for(self.crew.failed(slot))
-        return slot
+        try:
+            return call.step(item)
+        except BaseException as error:
+            failure = call.failure(error, item, index, tries)
+        return failure if self.sees_to(failure) else self.crew.stands_for(self.crew.failed(failure))
 
     def sees_to(self, failure: Failure) -> bool:
         """Tell whether ``on_error`` is not asked: the call was lost, or the item is tried again."""
         if type(failure.error) is Lost:
             return True
-        self.send()
         assert self.span is not None
-        return self.crew.retry(self.span, failure) or self.crew.looks_up(self.span, failure)
-
-    def slot_of_process(self, call: Call | FusedCall, item: Any, index: int, tries: int) -> Any:
-        """The same of copies, as what a process gets and gives is pickled."""
-        where = describe(self.stage, index, item)
-        try:
-            own = loads(dumps(item))
-        except Exception as error:
-            return Failure(index, item, self.not_picklable(f"{where}: item", error))
-        try:
-            slot = call.step(own)
-        except BaseException as error:
-            slot = call.failure(error, own, index, tries)
-        if is_failure(slot):
-            if type(slot.error) is not Lost:
-                slot.error = decode_error(encode_error(slot.error))
-            slot.item = loads(dumps(slot.item)) if slot.part else item
-            assert self.span is not None
-            self.crew.recall(self.span, slot)
-            return slot
-        try:
-            came = loads(dumps(slot))
-        except Exception as error:
-            problem = self.not_picklable(f"{where}: its output, of type {type(slot).__name__},", error)
-            failure = Failure(0, None, problem)
-            self.send()
-            assert self.span is not None
-            self.crew.locate(self.span, failure, -1)
-            return failure
-        try:
-            if self.crew.keep is not None:
-                self.crew.keep(index, came)
-        except OptionFailed as failed:
-            return call.failure(failed, item, index, tries)
-        return came
+        return self.crew.retry(self.span, failure)
 
     async def slot_on_loop(self, call: AsyncCall, item: Any, index: int, tries: int) -> Any:
         try:
@@ -627,12 +483,8 @@ class Worker(Member):
 
     def fail(self, span: Span, failure: Failure) -> Steps:
         """The span ends with *failure*, or with the worker's end."""
-        lost = failure.error
-        if not isinstance(lost, Lost):
-            self.send()
+        if not isinstance(failure.error, Lost):
             self.crew.fail(failure)
-        elif lost.fault == "dies":
-            self.lose(span, self.died)
         else:
             assert self.stage.timeout is not None
             self.simulation.call_later(
@@ -641,16 +493,10 @@ class Worker(Member):
             while not (self.is_gone() or self.run.stopped):
                 yield lambda: self.is_gone() or self.run.stopped
 
-    def send(self) -> None:
-        """Give out the slots of a process."""
-        span = self.span
-        if span is not None and self.slots is not span.slots and not span.closed:
-            span.slots.extend(self.slots[len(span.slots) :])
-
     def end(self) -> Steps:
-        """Run ``on_done``, unless there is no process left to run it."""
+        """Run ``on_done``."""
         crew = self.crew
-        if self.call.started and not self.dead:
+        if self.call.started:
             while crew.ending:
                 yield lambda: not crew.ending
             crew.ending = True
@@ -665,7 +511,7 @@ class Worker(Member):
         crew.members.discard(self)
 
     def stop(self) -> None:
-        """The stage is stopped: a process in f is killed, a task cancelled; a thread goes on to the end of f."""
+        """The stage is stopped: a task is cancelled in f; a thread goes on to the end of it."""
         if self.in_f and self.stage.kind != "thread":
             self.gone = True
             self.cancel()
@@ -673,22 +519,15 @@ class Worker(Member):
     def run_over(self, span: Span) -> None:
         """Its item is over its time."""
         if self.span is span and not self.run.stopped:
-            self.lose(span, self.crew.too_late)
+            self.lose(span)
 
-    def lose(self, span: Span, error_of: Callable[[Failure], BaseException]) -> None:
-        """It is lost in f, to be replaced: a thread is abandoned, a process dead."""
+    def lose(self, span: Span) -> None:
+        """It is lost in f, to be replaced: a thread is abandoned, a task cancelled."""
         self.abandoned = self.stage.kind == "thread"
         self.gone = not self.abandoned
-        if self.stage.kind == "process":
-            self.dead = True
-            self.crew.not_begun()
-        self.crew.ended(self, "died" if self.dead and error_of == self.died else "timed out")
-        self.crew.lost(span, error_of, len(self.slots))
+        self.crew.ended(self, "timed out")
+        self.crew.lost(span, self.crew.too_late, len(span.slots))
         self.crew.replace(self)
-
-    def died(self, failure: Failure) -> BaseException:
-        where = describe(self.stage, failure.index, failure.item)
-        return WorkerDied(f"{where}: its worker died, as the schedule says", None, failure.item)
 
 
 async def _next(items: Any) -> Any:
