@@ -416,7 +416,9 @@ def test_slow_work_is_busy(kind: str):
     stream = pmap(SLOW[kind], range(100), kind=kind, workers=1)
     list(stream)
     stage = stream.stats().stages[0]
-    assert stage.busy > max(0.4, stage.starved, stage.blocked)  # on a busy machine all that is handed over waits, too
+    assert stage.busy > max(
+        0.4, stage.starved, stage.blocked
+    )  # on a busy machine all that is handed over waits, too
 
 
 def test_a_slow_source_starves(kind: str):

@@ -836,7 +836,10 @@ def test_an_output_that_can_never_be_unpickled_is_tried_as_often_as_may_be(tally
     failed = outputs.pop(4)
     assert outputs == [ten(item) for item in range(9) if item != 4]
     assert (type(failed.error), failed.item, failed.tries) == (NotPicklable, 4, 3)
-    assert tally.count("f", 4) in (3, 4)  # once more where it was in a span with others: they are run one by one
+    assert tally.count("f", 4) in (
+        3,
+        4,
+    )  # once more where it was in a span with others: they are run one by one
 
 
 def test_an_output_that_can_never_be_pickled_is_tried_as_often_as_may_be(tally: Tally) -> None:
