@@ -96,6 +96,7 @@ class Leaving:
         Whoever closes the stream does not wait for what is somebody else's work.
         """
         crew = self.crew
+        self.heed()  # the bell may have rung while the others ran theirs
         while left := len(crew.begun_in):
             crew.busy = stopped or crew.run.stopped
             if not crew.workers and crew.waiting is None:
