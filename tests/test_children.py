@@ -454,7 +454,7 @@ class Death(Recovery):
         nothing = lambda *_: None  # noqa: E731
         self.crew = SimpleNamespace(  # type: ignore[assignment]
             window=SimpleNamespace(requeue_apart=self.scattered, stopped=False),
-            run=SimpleNamespace(lock=nullcontext(), settle=nothing),
+            run=SimpleNamespace(lock=nullcontext()), settle_beside=nothing,
             pool=SimpleNamespace(gone=nothing), ended=nothing, leave_out=nothing, lost=self.lost,
         )  # fmt: skip
         cell = [doing, 0, 0, start]
