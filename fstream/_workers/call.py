@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from inspect import BoundArguments, Parameter, signature
-from time import monotonic_ns, perf_counter
+from time import perf_counter, perf_counter_ns
 from types import CoroutineType
 from typing import Any, Final, Protocol
 
@@ -414,7 +414,9 @@ class FusedCall:
         for number, call, timed in self.numbered:
             self.at, self.item = call, item
             if timed:
-                cell[SINCE] = monotonic_ns()  # before the part: its time must not be that of the part before
+                cell[SINCE] = (
+                    perf_counter_ns()
+                )  # before the part: its time must not be that of the part before
             cell[PART] = number
             item = call.step(item)
             if item is DROP or item is kernels.SKIP:
@@ -435,7 +437,7 @@ class FusedCall:
             if number == until:
                 raise Reached
             if timed:
-                self.cell[SINCE] = monotonic_ns()
+                self.cell[SINCE] = perf_counter_ns()
             if self.told:
                 self.cell[PART] = number
             begun = perf_counter()

@@ -25,7 +25,7 @@ from contextlib import suppress
 from contextvars import copy_context
 from multiprocessing.connection import Connection
 from queue import Empty, SimpleQueue
-from time import monotonic_ns, perf_counter
+from time import perf_counter, perf_counter_ns
 from typing import Any, Final
 
 from fstream._flow.span import Failure, Progress, Span
@@ -84,7 +84,7 @@ __all__ = [
 #: of a span whose slots the parent has.
 CELL_SIZE: Final = 4096
 DOING: Final = 0  # the index of the item in f, or one of the four numbers below
-# SINCE, 1: when the item in f was begun: monotonic nanoseconds, if the stage has a time-out
+# SINCE, 1: when the item in f was begun, if there is a time-out: nanoseconds of `perf_counter`, the same everywhere
 FLUSHING: Final = 2  # 1 while the reader thread pickles finished slots, else 0
 SPAN_START: Final = 3  # the start of the span at work
 #: Word 7, PART, is which part of the stage has the item in f, if it stands for several and they differ in what becomes
@@ -484,7 +484,7 @@ class Child:
                 if timed:
                     # The time before the index: the parent must not see this item with the time of the last one. A CPU
                     # that is not x86 may show the two the other way round for a moment, so the parent looks twice.
-                    cell[SINCE] = monotonic_ns()
+                    cell[SINCE] = perf_counter_ns()
                 cell[doing] = index
                 try:
                     slot = step(item)
