@@ -210,3 +210,14 @@ def test_to_wait_for_a_worker_for_ever_is_a_hang(monkeypatch: pytest.MonkeyPatch
         first = pmap(abs, count(), kind=one)
         assert next(first) == 0
         list(pmap(abs, range(3), kind=one))
+
+
+@pytest.mark.usefixtures("two_cpus")
+@pytest.mark.parametrize("turn", range(12))
+def test_a_stage_that_winds_up_hears_of_a_worker_that_died_with_another_stage(turn: int):
+    """It has resources there, and would wait for it until it is given back."""
+    two = partial(pmap, kind=Processes(2), retries=9, backoff=0, ordered=False)
+    with simulated(Schedule(faults=((turn, "dies"),), transient=True)):
+        first = two(unchanged, iter(range(3)), workers=2, on_start=partial(started, "x"), on_done=ended)
+        row = two(unchanged, two(unchanged, first, workers=1), workers=1)
+        assert sorted(at_once(row)[0]) == [0, 1, 2]

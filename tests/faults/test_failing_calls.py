@@ -604,6 +604,7 @@ HARMLESS: Final = {
 
 #: Sites that need no row, with the reason.
 SOUND: Final = {
+    ("_workers.simulated.processes", "selectors.SelectorKey"): "a tuple",
     ("_seen.trace", "file.write"): "test_a_full_disk_is_an_error_at_the_end_of_the_block in test_trace",
     ("_engine.rates", "threading.Lock"): "where a rate is made: nothing is open yet",
     ("_workers.memory", "threading.Lock"): "where a run is laid: nothing is open yet",
@@ -625,6 +626,10 @@ SOUND: Final = {
     ("_workers.process.imported", "os.stat"): "a file that is gone counts as unchanged",
     ("_workers.sync", "threading.Lock"): "where a stream is made: nothing is open yet",
     ("_workers.task.inline", "asyncio.Runner"): "before anything is open: an error of the consumer's",
+    (
+        "journal",
+        "os.fstat",
+    ): "of a file that was just opened, where the journal is made: nothing else is open yet",
     ("journal", "os.open"): "an error where the journal is made: nothing is open yet",
     ("journal", "os.ftruncate"): "test_a_full_disk_is_an_error_and_loses_nothing in test_journal",
     ("journal", "os.write"): "test_a_full_disk_is_an_error_and_loses_nothing in test_journal",
