@@ -91,6 +91,9 @@ def test_what_is_before_a_stage_that_waits_for_a_worker_grows_while_the_consumer
     assert not grown
     assert buffer.report_starvation(True)  # those before it are told in any case
     assert grown == [True] * (not workers)
+    for crew in run.crews:
+        crew.selector.close()  # type: ignore[attr-defined]
+        crew.queue.close()  # type: ignore[attr-defined]
 
 
 class LentOut:
