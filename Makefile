@@ -2,9 +2,7 @@
 # environment in .venv, with fstream (editable) and the extras of pyproject.toml that the target needs. It is
 # brought up to date whenever pyproject.toml changes.
 
-VERSIONS := 3.11 3.12 3.13 3.14 3.15
-# Tested by `make further`, until all tests have been seen to pass there.
-FURTHER  := 3.13t
+VERSIONS := 3.11 3.12 3.13 3.13t 3.14 3.15
 VENV     ?= .venv
 # How many tests run at once. Most of them wait, so it may be more than there are CPUs.
 JOBS     ?= 4
@@ -22,7 +20,7 @@ VERSION := $(shell $(PY) $(version) || $(PYTHON) $(version))
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo demo-cluster test quick check further bench soak mutants cover fmt lint types clean
+.PHONY: help demo demo-cluster test quick check bench soak mutants cover fmt lint types clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/make \1\t\2/p' Makefile | expand -t 20
@@ -42,8 +40,6 @@ quick: $(VENV)/.with-test  ## run the tests that take little time: for the inner
 
 check: lint types test $(filter-out test-$(VERSION),$(VERSIONS:%=test-%))  ## all that CI checks, on each Python that is here
 	$(PY) tests/mutants.py --draw --quick
-
-further: $(FURTHER:%=test-%)  ## the tests on Pythons that are not part of `make check` yet
 
 bench: $(VENV)/.with-bench  ## measure fstream beside its peers
 	@$(PY) -m compileall -q fstream
