@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from collections.abc import AsyncIterable, Iterator
 from contextvars import ContextVar
@@ -221,3 +222,26 @@ def test_a_stage_that_winds_up_hears_of_a_worker_that_died_with_another_stage(tu
         first = two(unchanged, iter(range(3)), workers=2, on_start=partial(started, "x"), on_done=ended)
         row = two(unchanged, two(unchanged, first, workers=1), workers=1)
         assert sorted(at_once(row)[0]) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "stalls", [(3, 5, 7, 1), (5, 7, 4, 2, 4, 6, 2, 3, 2, 7, 2, 7, 6, 7, 2, 5, 2, 4, 3, 7)]
+)
+def test_a_worker_that_falls_behind_is_not_passed_over_for_ever(stalls: tuple[int, ...]):
+    """Its items are taken back from it each time, and then it is given others."""
+
+    def f(item: int) -> int:
+        return 1 // (item - 8)
+
+    with pytest.raises(ZeroDivisionError), simulated(Schedule(stalls=stalls, ahead=True)):
+        list(pmap(f, count(), kind="process", maxsize=5, workers=2, ordered=False))
+
+
+def test_a_stream_that_is_dropped_is_stopped_by_a_step_of_its_own():
+    with simulated() as simulation:
+        stream = pmap(abs, count(), kind="process", maxsize=2)
+        assert next(stream) == 0
+        del stream
+        gc.collect()
+        assert simulation.runs[0].members
+        simulation.finish_all(lambda: simulation.runs[0].members)

@@ -258,7 +258,9 @@ class Child(child.Child):
     def reading(self) -> Steps:
         try:
             while True:
-                deque(map(self.sort, self.wire.receive()), 0)
+                for message in self.wire.receive():
+                    self.sort(message)
+                    yield None  # else items that come together with a `Steal` would never be begun
                 yield self.end.is_readable
         except (EOFError, BrokenPipeError):
             self.process.end(1 if self.opened else 0)

@@ -111,6 +111,14 @@ class SimulatedRun(Run):
         """The loop of its tasks: that of the task which iterates it, or one of its own."""
         return cast(Loop | None, self.loop) or Loop(self.simulation)  # type: ignore[abstract]  # at run time it is not
 
+    def drop(self) -> None:
+        """Stop the run at a step of its own: who collects its stream may be in the middle of anything."""
+        self.simulation.add(Actor("the collector of a stream", CONSUMER, self.stopping()))
+
+    def stopping(self) -> Steps:
+        self.stop_observed()
+        yield None
+
     def settle_elsewhere(self) -> None:
         self.patient_until = 0.0  # its sources do not block
         self.settle()
