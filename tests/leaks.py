@@ -26,6 +26,15 @@ other_references = 0
 ended_tasks: weakref.WeakSet[asyncio.Task[object]] = weakref.WeakSet()
 
 
+def copied(objects: Iterable[object]) -> list[object]:
+    """Copy a set that other threads change meanwhile: again, as `asyncio.all_tasks` does."""
+    while True:
+        try:
+            return list(objects)
+        except RuntimeError:
+            continue
+
+
 def pending_tasks() -> list[asyncio.Task[object]]:
     """Every task of this process that has not ended, on whatever loop."""
     global other_references, ended_tasks
@@ -42,7 +51,7 @@ def pending_tasks() -> list[asyncio.Task[object]]:
         other_references = min(references, sys.getrefcount(asyncio.Task)) - len(known)
     else:
         names = ("_all_tasks", "_scheduled_tasks", "_eager_tasks")
-        known = chain.from_iterable(vars(asyncio.tasks).get(name, ()) for name in names)
+        known = chain.from_iterable(copied(vars(asyncio.tasks).get(name, ())) for name in names)
     return [each for each in known if isinstance(each, asyncio.Task) and not each.done()]
 
 
