@@ -1,6 +1,6 @@
 """Rows of many stages: what an item costs in each; and stages that run as one, whatever their options."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from benchmarks.rows import Bound, Mapper, Row, bare, serial, timed
@@ -87,40 +87,34 @@ def _name(stages: int) -> str:
     return f"{stages} stage{'s' if stages > 1 else ''}"
 
 
-ROWS = (
-    Row(
-        "many-stages",
-        f"thread, identity over an iterator of {SIZE:,} in 1 to 100 stages",
+def _many(name: str, work: str, row: Callable[[int], Mapper], numbers: Sequence[int]) -> Row:
+    """Compare rows of several *numbers* of stages, by the time for each item and stage."""
+    return Row(
+        name,
+        work,
         "us an item and stage",
         {
             _name(stages): timed(
-                bare(row_of(stages)),
+                bare(row(stages)),
                 identity,
                 lambda n: iter(range(n)),
                 units=lambda n, stages=stages: n * stages,  # type: ignore[misc]
             )
-            for stages in STAGES
+            for stages in numbers
         },
-        {_name(stages): Bound(5, FEW) for stages in STAGES if stages > 10},
+        {_name(stages): Bound(5, FEW) for stages in numbers if stages > 10},
         SIZE,
         SIZE // 4,
-    ),
-    Row(
+    )
+
+
+ROWS = (
+    _many("many-stages", f"thread, identity over an iterator of {SIZE:,} in 1 to 100 stages", row_of, STAGES),
+    _many(
         "many-process-stages",
         f"process, identity over an iterator of {SIZE:,} in 10 to 100 stages that do not run as one",
-        "us an item and stage",
-        {
-            _name(stages): timed(
-                bare(apart(stages)),
-                identity,
-                lambda n: iter(range(n)),
-                units=lambda n, stages=stages: n * stages,  # type: ignore[misc]
-            )
-            for stages in STAGES[1:]
-        },
-        {_name(stages): Bound(5, FEW) for stages in STAGES[2:]},
-        SIZE,
-        SIZE // 4,
+        apart,
+        STAGES[1:],
     ),
     _fused(),
 )

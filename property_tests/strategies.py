@@ -256,6 +256,29 @@ def endless_chains(kinds: tuple[str, ...] = KINDS) -> st.SearchStrategy[Chain]:
     return st.lists(any_step, min_size=1, max_size=3).map(tuple).map(Chain)
 
 
+# Streams that run beside others
+
+
+class Counted:
+    """A pipeline of *steps* over *length* numbers that notes how many it holds as each is pulled."""
+
+    length: int
+    steps: Sequence[Any]
+    held: list[int]
+    outputs: list[Any]
+
+    @property
+    def bound(self) -> float:
+        """How many it may hold."""
+        sizes = [step.maxsize for step in self.steps]
+        return sum(size or 0 for size in sizes) if all(sizes) else float("inf")
+
+    def source(self) -> Iterator[int]:
+        for number in range(self.length):
+            self.held.append(number + 1 - len(self.outputs))
+            yield number
+
+
 # Outputs
 
 

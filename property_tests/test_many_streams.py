@@ -29,6 +29,7 @@ from fstream import Failed, Stream, pfilter, pflat_map, pmap
 from fstream._workers.process import pool
 from fstream._workers.process.pool import POOL
 from property_tests.conversations import Boom
+from property_tests.strategies import Counted
 from property_tests.worlds import PROCESS
 from tests.faults.faulty import eventually
 
@@ -126,7 +127,7 @@ STEPS = st.builds(
 
 
 @dataclass(frozen=True)
-class Pipeline:
+class Pipeline(Counted):
     """One stream and its consumer, who takes *taken* outputs and then leaves by *leave*."""
 
     length: int
@@ -153,16 +154,6 @@ class Pipeline:
     @property
     def tries(self) -> int:
         return self.steps[-1].others.get("retries", 0) + 1  # type: ignore[no-any-return]
-
-    @property
-    def bound(self) -> float:
-        sizes = [step.maxsize for step in self.steps]
-        return sum(size or 0 for size in sizes) if all(sizes) else float("inf")
-
-    def source(self) -> Iterator[int]:
-        for number in range(self.length):
-            self.held.append(number + 1 - len(self.outputs))
-            yield number
 
     def stream(self, notes: Notes) -> Stream[Any]:
         stream: Any = self.source()

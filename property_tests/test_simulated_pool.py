@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count, islice
@@ -22,6 +22,7 @@ from fstream import Processes, Stream, pmap
 from fstream._workers.process import pool
 from fstream._workers.simulated.schedule import Schedule, Simulation
 from fstream.testing import schedules, simulated
+from property_tests.strategies import Counted
 
 CPUS = 2
 
@@ -83,7 +84,7 @@ STEPS = st.builds(
 
 
 @dataclass(frozen=True)
-class Pipeline:
+class Pipeline(Counted):
     """One stream and its consumer, who takes *taken* outputs and then leaves by *leave*."""
 
     length: int
@@ -92,16 +93,6 @@ class Pipeline:
     taken: int
     held: list[int] = field(default_factory=list, compare=False, repr=False)
     outputs: list[int] = field(default_factory=list, compare=False, repr=False)
-
-    @property
-    def bound(self) -> float:
-        sizes = [step.maxsize for step in self.steps]
-        return sum(size or 0 for size in sizes) if all(sizes) else float("inf")
-
-    def source(self) -> Iterator[int]:
-        for number in range(self.length):
-            self.held.append(number + 1 - len(self.outputs))
-            yield number
 
     def stream(self, kind: Any) -> Stream[int]:
         stream: Any = self.source()

@@ -35,14 +35,13 @@ from fstream import (
     trace,
 )
 from fstream._flow.span import Span
-from fstream._flow.weight import has_gil
 from fstream._plan.kernels import MAP
 from fstream._plan.stages import Stage
 from fstream._workers import dask
 from fstream._workers.dask import Answered, Workers, answered
 from fstream._workers.parcels import Parcels
 from fstream._workers.process.wire import loads
-from tests.faults.faulty import eventually
+from tests.faults.faulty import HAS_GIL, eventually
 from tests.functions import MEANINGS, Meaning, fail_at_first, identity, square, suited
 from tests.gates import PATIENCE, Gate, Log, holding, opened_when
 from tests.scripts import Script, printed
@@ -57,7 +56,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(180),
     # Its profiler ends processes there, and its scheduler has kept tasks whose futures were gone.
-    pytest.mark.skipif(not has_gil(), reason="distributed does not support free-threaded builds yet"),
+    pytest.mark.skipif(not HAS_GIL, reason="distributed does not support free-threaded builds yet"),
 ]
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from fstream._flow.weight import has_gil
+from tests.faults.faulty import HAS_GIL
 from tests.scripts import environment_with, write_script
 
 SLOW = bool(os.environ.get("FSTREAM_SLOW"))
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.timeout(1200 if SLOW else 240), pytest.mark.slow]
 
 MEBIBYTE = 1024  # in the kibibytes that Linux counts in
 #: Without the GIL objects are larger, and each thread has a heap of its own.
-NOISE = (8 if has_gil() else 16) * MEBIBYTE
+NOISE = (8 if HAS_GIL else 16) * MEBIBYTE
 
 PREAMBLE = """
 import collections, itertools, os, sys, time
