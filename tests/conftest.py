@@ -14,6 +14,8 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from hypothesis import given, settings
+from hypothesis.strategies import none
 
 from fstream._engine.run import Run
 from tests.faults.faulty import HAS_GIL
@@ -70,8 +72,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_collection_finish() -> None:
     """Leave what pytest has of its own out of each later collection of garbage: twelve thousand tests take long."""
     sys.dont_write_bytecode = bool(sys.flags.dont_write_bytecode)
+    first_of_hypothesis()
     gc.collect()
     gc.freeze()
+
+
+@settings(max_examples=1, derandomize=True, database=None)
+@given(nothing=none())
+def first_of_hypothesis(nothing: None) -> None:
+    """Let hypothesis register its own random numbers: it asks the collector for them, which hides what is frozen.
+
+    It does so in its first test that is derandomized, as all are where the variable CI is set.
+    """
 
 
 def share_of(item: pytest.Item) -> float:
