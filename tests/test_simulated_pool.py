@@ -237,6 +237,20 @@ def test_a_worker_that_falls_behind_is_not_passed_over_for_ever(stalls: tuple[in
         list(pmap(f, count(), kind="process", maxsize=5, workers=2, ordered=False))
 
 
+@pytest.mark.usefixtures("two_cpus")
+def test_a_stage_that_only_waits_itself_does_not_look_without_end_whether_others_do():
+    """Its worker was recalled, is slow, and nobody else waits any more."""
+
+    def same(item: int, worker_info: Any) -> int:
+        return item
+
+    two = partial(pmap, same, kind=Processes(2), retries=9, ordered=False)
+    with simulated(Schedule(faults=((5, "times out"), (2, "times out")), transient=True)):
+        first = two(iter(range(4)), workers=1, max_items_per_worker=3, backoff=0)
+        row = two(two(first, workers=1, timeout=5, backoff=0), workers=2, timeout=5, backoff=0)
+        assert sorted(at_once(row)[0]) == [0, 1, 2, 3]
+
+
 def test_a_stream_that_is_dropped_is_stopped_by_a_step_of_its_own():
     with simulated() as simulation:
         stream = pmap(abs, count(), kind="process", maxsize=2)

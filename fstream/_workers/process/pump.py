@@ -174,14 +174,14 @@ class Pump(Workers):
         """Give the seconds until `look_after` may have something to do without any message; None if never."""
         waits = []
         now = self.clock()
-        if self.pool.waiting:
+        if self.pool.wanted(self):
             waits += [
                 worker.since + SLICE - now
                 for worker in self.workers
                 if worker.recalled and not worker.steal_requested
             ]
-            if self.waiting is not None:
-                waits.append(max(self.waiting, self.looked) + PATIENCE - now)
+        if self.waiting is not None:
+            waits.append(max(self.waiting, self.looked) + PATIENCE - now)
         self.flush_noticed = self.window.flush_requested
         if self.flush_noticed or self.spare():
             waits += [
