@@ -9,6 +9,7 @@ import pytest
 
 from fstream import batch, pfilter, pmap
 from fstream._engine.run import FULL_LOOK_SECONDS, SHORT_ROW, Run
+from fstream._engine.steps import through
 from fstream._flow.room import Room
 from fstream._flow.sizing import Numbers, Sizing
 from fstream._flow.sources import Feed
@@ -170,7 +171,7 @@ def test_to_wait_for_the_lock_is_no_work(monkeypatch: pytest.MonkeyPatch):
         nonlocal now
         now += seconds
 
-    monkeypatch.setattr("fstream._workers.thread.perf_counter", lambda: now)
+    monkeypatch.setattr(Run, "clock", staticmethod(lambda: now))
     run = open_run([range(3)], [pmap(lambda _: passes(0.25), kind="thread", workers=1).steps[0].stage])
     [crew], [window] = run.crews, run.windows
     claim = window.claim
@@ -179,7 +180,7 @@ def test_to_wait_for_the_lock_is_no_work(monkeypatch: pytest.MonkeyPatch):
     for _ in range(2):
         span = window.take(0.0)
         assert isinstance(span, Span)
-        assert worker.work(span) == 0.25 * len(span.items)
+        assert through(worker.work(span)) == 0.25 * len(span.items)
         window.done(span, 0.0)
 
 

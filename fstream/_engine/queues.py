@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from fstream._engine.interrupts import acquire
+from fstream._engine.steps import FOREVER, Steps, through
 from fstream._flow.protocols import Buffer
 
 __all__ = ["ThreadQueue"]
@@ -60,6 +60,10 @@ class ThreadQueue(queue.Queue[Any]):
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
         """Wait until there is something to take. Not with the lock held."""
+        return through(self.taking())
+
+    def taking(self) -> Steps[Any]:
+        """Take what there is, or wait until there is something."""
         waiter = threading.Lock()
         waiter.acquire()
         counted = minding = False
@@ -76,14 +80,14 @@ class ThreadQueue(queue.Queue[Any]):
                     self.settle()
                     if self.signalled:
                         continue
-                    seconds = -1.0
+                    seconds = FOREVER
                     if self.watched and self.minder is None:
                         self.minder, minding = waiter, True
                         seconds = self.buffer.flush_delay
                         # `until` may be what an earlier wait has noted, when less time was left.
                         self.until = self.buffer.clock() + seconds
                     self.waiters.append(waiter)
-                woken = self.wait(waiter, seconds)
+                woken = yield from self.waiting(waiter, seconds)
                 with self.mutex:
                     self.waiters.remove(waiter)
                     woken = waiter.acquire(False) or woken  # somebody may have woken it since
@@ -101,9 +105,9 @@ class ThreadQueue(queue.Queue[Any]):
                     if waiter in self.waiters:
                         self.waiters.remove(waiter)
 
-    def wait(self, waiter: threading.Lock, seconds: float) -> bool:
-        """Wait to be woken: for so many *seconds*, or without limit if that is -1. Tell whether somebody did."""
-        return acquire(waiter, seconds)
+    def waiting(self, waiter: threading.Lock, seconds: float) -> Steps[bool]:
+        """Wait to be woken, for so many *seconds*. Tell whether somebody did."""
+        return (yield waiter, seconds)
 
     def notify(self) -> None:
         """Wake one taker that waits."""

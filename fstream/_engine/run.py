@@ -41,6 +41,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from fstream._engine.interrupts import Uninterrupted, acquire
 from fstream._engine.queues import ThreadQueue
 from fstream._engine.reports import Reports
+from fstream._engine.steps import Steps, through
 from fstream._flow.buffers import Credits, Outlet
 from fstream._flow.protocols import Node, TakerQueue
 from fstream._flow.sources import Feed, Slices
@@ -356,6 +357,16 @@ class Run:
     def enter(self, member: Member) -> None:
         with self.lock:
             self.members.add(member)
+
+    def thread(self, main: Callable[[], object], name: str) -> threading.Thread:
+        """Make a thread for a member: it calls *main* in a copy of the run's context."""
+        return threading.Thread(
+            target=self.context.copy().run, args=(main,), name=f"fstream-{name}", daemon=True
+        )
+
+    def thread_of(self, steps: Callable[[], Steps[None]], name: str) -> threading.Thread:
+        """Make one that runs steps through."""
+        return self.thread(lambda: through(steps()), name)
 
     def launch(self, member: ThreadMember) -> None:
         """Have a member enter, and start its thread."""

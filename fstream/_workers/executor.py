@@ -19,6 +19,7 @@ from functools import partial
 from inspect import signature
 from typing import TYPE_CHECKING, Any, Final
 
+from fstream._engine.steps import through
 from fstream._flow.buffers import OVERDUE
 from fstream._flow.span import Failure, Span
 from fstream._flow.window import Window
@@ -137,7 +138,7 @@ class Flight(Hand):
         context = self.run.context.copy()
         context.run(INSIDE.set, INSIDE.get() | {id(self.executor)})
         try:
-            return 0.0 if self.run.stopped else context.run(self.work, self.span)
+            return 0.0 if self.run.stopped else context.run(through, self.work(self.span))
         finally:
             self.call.set_place(None)  # it keeps no item while it waits
 
@@ -194,7 +195,7 @@ class Workers(Crew):
     def stop(self) -> None:
         self.queue.signal()
         if self.watch is not None:
-            self.watch.wake.notify()
+            self.watch.rouse()
 
     def add(self, index: int | None = None) -> None:
         """A worker was given up: it is the executor's, and nobody takes its place before it returns."""

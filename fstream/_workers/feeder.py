@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 
 from fstream._engine.queues import ThreadQueue
 from fstream._engine.run import HERE, Run
+from fstream._engine.steps import Steps
 from fstream._flow.buffers import Credits
 from fstream._flow.span import Closed
 from fstream._workers.sync import blame
@@ -31,9 +32,9 @@ class ThreadFeeder:
         #: The runs that were started by its source, in its thread: streams that it iterates, however wrapped. Under the
         #: lock.
         self.inner: weakref.WeakSet[Run] = weakref.WeakSet()
-        self.thread = threading.Thread(
-            target=run.context.copy().run, args=(self.main,), name="fstream-feeder", daemon=True
-        )
+        self.thread = run.thread_of(self.steps, "feeder")
+        #: For how many items it has room.
+        self.room = 0
 
     def start(self) -> None:
         self.run.launch(self)
@@ -53,35 +54,23 @@ class ThreadFeeder:
         if self.thread is not threading.current_thread():
             self.thread.join(timeout)
 
-    def main(self) -> None:
+    def be_here(self) -> None:
+        """Runs that start in this thread from now on are the source's."""
+        HERE.feeder = self
+
+    def steps(self) -> Steps[None]:
         run, feed = self.run, self.run.feed
         error: BaseException | None = None
         items: Any = None
-        credits = 0
-        HERE.feeder = self
+        self.be_here()
         try:
             self.busy = True
             source, self.source = self.source, None
             items = iter(source)  # type: ignore[arg-type]
             del source
-            # What a node draws is looked at as it comes, and by whoever waits behind that.
-            taker = None if feed.alone or run.windows[0] in run.sorting else run.crews[0].queue
-            pending, append, mine = feed.pending, feed.append, self.credits
-            if (credits := self.grant()) > 0:
-                for item in items:
-                    append(item)
-                    credits -= 1
-                    if mine.halted:
-                        break
-                    # Where more was waiting, whoever can take it has been woken for that.
-                    if len(pending) <= feed.feeders and (
-                        taker is None or (taker.takers and not taker.signalled)
-                    ):
-                        with run.lock:
-                            run.settle()
-                    if not credits and not (credits := self.grant()):
-                        break
-            item = None  # not to be kept alive by a source that takes long to close
+            yield from self.grant()
+            if self.room:
+                yield from self.pull(items)
         except BaseException as raised:
             error = raised
         try:
@@ -93,20 +82,43 @@ class ThreadFeeder:
             error = error or raised
         with run.lock:
             feed.rest(run.clock())
-            feed.ended(credits, error)
+            feed.ended(self.room, error)
             run.leave(self)
             run.settle()
 
-    def grant(self) -> int:
-        """Wait for room; 0 if the run is over."""
+    def pull(self, items: Iterator[Any]) -> Steps[None]:
+        """Append *items* to the feed as far as there is room, up to their end or the run's."""
+        run, feed, mine, room = self.run, self.run.feed, self.credits, self.room
+        # What a node draws is looked at as it comes, and by whoever waits behind that.
+        taker = None if feed.alone or run.windows[0] in run.sorting else run.crews[0].queue
+        pending, append = feed.pending, feed.append
+        try:
+            for item in items:
+                append(item)
+                room -= 1
+                if mine.halted:
+                    break
+                # Where more was waiting, whoever can take it has been woken for that.
+                if len(pending) <= feed.feeders and (taker is None or (taker.takers and not taker.signalled)):
+                    with run.lock:
+                        run.settle()
+                if not room:
+                    yield from self.grant()
+                    if not (room := self.room):
+                        break
+        finally:
+            self.room = room
+
+    def grant(self) -> Steps[None]:
+        """Wait for room; there is none if the run is over."""
         feed, lock = self.run.feed, self.run.lock
         with lock:
             self.busy = False
             feed.blocked += 1
             feed.rest(self.run.clock())
-        credits = self.queue.get()
+        credits = yield from self.queue.taking()
         with lock:
             feed.blocked -= 1
             feed.go_on(self.run.clock())
             self.busy = True
-        return 0 if type(credits) is Closed else credits
+        self.room = 0 if type(credits) is Closed else credits

@@ -115,12 +115,7 @@ class FlightPump:
 
     def __init__(self, crew: Pumped) -> None:
         self.crew = crew
-        self.thread = threading.Thread(
-            target=crew.run.context.copy().run,
-            args=(self.main,),
-            name=f"fstream-{crew.stage.name}-pump",
-            daemon=True,
-        )
+        self.thread = crew.run.thread(self.main, f"{crew.stage.name}-pump")
 
     def join(self, timeout: float) -> None:
         if self.thread is not threading.current_thread():
@@ -145,7 +140,7 @@ class FlightPump:
             with run.lock:
                 crew.members.discard(self)
                 if crew.watch is not None:
-                    crew.watch.wake.notify()
+                    crew.watch.rouse()
                 run.leave(self)
 
     def over(self) -> bool:

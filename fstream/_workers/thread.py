@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from time import monotonic, perf_counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from fstream._engine.queues import ThreadQueue
+from fstream._engine.steps import FOREVER, Steps
 from fstream._flow.buffers import Work
 from fstream._flow.span import Closed, Failure, Span
 from fstream._flow.window import Window
@@ -38,6 +39,10 @@ class Workers(Crew):
         if self.watch is not None:
             self.run.launch(self.watch)
 
+    def counted(self) -> AbstractContextManager[None]:
+        """Count the CPU time of the calling thread, which is a worker."""
+        return counted(self.window.tally, self.run.lock)
+
     def launch(self, worker: Worker) -> None:
         try:
             worker.thread.start()
@@ -57,7 +62,7 @@ class Workers(Crew):
     def stop(self) -> None:
         """Nothing more to do than what the queue says: a thread cannot be stopped."""
         if self.watch is not None:
-            self.watch.wake.notify()
+            self.watch.rouse()
 
 
 class Hand:
@@ -66,6 +71,7 @@ class Hand:
     def __init__(self, crew: Crew, index: int | None, call: Call) -> None:
         self.crew = crew
         self.run = crew.run
+        self.clock = crew.run.clock
         self.stage = crew.stage
         self.index = index
         self.call = call
@@ -75,17 +81,17 @@ class Hand:
         self.span: Span | None = None
         #: How long it has taken to claim the items of that, in seconds.
         self.claiming = 0.0
-        #: When the item at work was begun, in seconds of `monotonic`, if the stage has a time-out: for the watch. None
-        #: between items.
+        #: When the item at work was begun, in seconds of the run's clock, if the stage has a time-out: for the watch.
+        #: None between items.
         self.begun: float | None = None
         #: The watch has given this thread up, because its item ran over its time. Nobody reads what it does from then
         #: on.
         self.abandoned = False
 
-    def work(self, span: Span) -> float:
+    def work(self, span: Span) -> Steps[float]:
         """Do what there is to do for *span*; give the seconds that went into it."""
         self.busy, self.claiming = True, 0.0
-        begun = perf_counter()
+        begun = self.clock()
         self.span = span
         self.call.set_place(span)
         fresh = not self.call.started
@@ -99,17 +105,16 @@ class Hand:
             self.crew.break_down(self.call.named(error), span)
         else:
             if not (fresh and self.crew.gives_back(span)):
-                self.fill(span)
+                yield from self.fill(span)
         self.busy = False
-        return perf_counter() - begun - self.claiming
+        return self.clock() - begun - self.claiming
 
-    def fill(self, span: Span) -> None:
-        """Append the slots of *span*, up to its end or to an item that is tried again or has failed for good."""
-        step = self.call.step
-        slots: list[Any] | TimedSlots = span.slots
-        if self.crew.watch is not None:
-            step = self.watched(step)
-            slots = TimedSlots(self, span)
+    def fill(self, span: Span) -> Iterable[Any]:
+        """Append the slots of *span*, up to its end or to an item that is tried again or has failed for good.
+
+        Give what it waits for meanwhile: nothing here, but in a simulation others go on between two items.
+        """
+        step, slots = self.means(span)
         todo = self.claim(span)
         while todo is not None:
             try:
@@ -118,26 +123,33 @@ class Hand:
             except BaseException as error:
                 slot = self.failed(error, item, span)
                 if is_failure(slot):
-                    return
+                    break
                 slots.append(slot)
                 del slot  # it must not be kept alive while the next item is at work
             else:
                 todo = self.claim(span)
+        return ()
+
+    def means(self, span: Span) -> tuple[Callable[[Any], Any], list[Any] | TimedSlots]:
+        """Give what runs f on an item, and what its slot is appended to."""
+        if self.crew.watch is None:
+            return self.call.step, span.slots
+        return self.watched(self.call.step), TimedSlots(self, span)
 
     def claim(self, span: Span) -> Iterator[Any] | None:
         """Claim items of *span*, and note how long that took: where many threads wait for the lock, longer than f."""
-        begun = perf_counter()
+        begun = self.clock()
         todo = self.crew.claim(span)
-        self.claiming += perf_counter() - begun
+        self.claiming += self.clock() - begun
         return todo
 
     def watched(self, step: Any) -> Any:
         """Give *step*, preceded by a note for the watch that an item is begun."""
-        watch = self.crew.watch
+        watch, clock = self.crew.watch, self.clock
         assert watch is not None
 
         def timed(item: Any) -> Any:
-            self.begun = monotonic()
+            self.begun = clock()
             if watch.asleep:
                 watch.rouse()
             return step(item)
@@ -163,44 +175,48 @@ class Worker(Hand):
     crew: Workers
 
     def __init__(self, crew: Workers, index: int) -> None:
-        super().__init__(crew, index, Call(crew.stage, index, crew.keep))
-        self.thread = threading.Thread(
-            target=crew.run.context.copy().run,
-            args=(self.main,),
-            name=f"fstream-{crew.stage.name}-{index}",
-            daemon=True,
-        )
+        super().__init__(crew, index, self.make_call(crew, index))
+        self.thread = crew.run.thread_of(self.steps, f"{crew.stage.name}-{index}")
+
+    def make_call(self, crew: Workers, index: int) -> Call:
+        return Call(crew.stage, index, crew.keep)
 
     def join(self, timeout: float) -> None:
         self.thread.join(timeout)
 
-    def main(self) -> None:
+    def steps(self) -> Steps[None]:
         crew = self.crew
         try:
-            crew.started(self)
-            with counted(crew.window.tally, self.run.lock):
-                span: Any = crew.arrived()
-                while type(span := span or crew.queue.get()) is not Closed:
-                    crew.recruit()
-                    if crew.observer is not None:
-                        self.busy = True  # it may call observers
-                        crew.taken(span, self)
-                    elapsed = self.work(span)
-                    if self.abandoned:
-                        break
-                    self.span = None
-                    if (span := crew.next_for(span, elapsed)) is None:
-                        self.call.set_place(None)
-        except BaseException as error:  # a bug of ours, or an interrupt from outside: never a hang
-            crew.break_down(error)
-        finally:
+            try:
+                crew.started(self)
+                with crew.counted():
+                    span: Any = crew.arrived()
+                    while type(span := span or (yield from crew.queue.taking())) is not Closed:
+                        crew.recruit()
+                        if crew.observer is not None:
+                            self.busy = True  # it may call observers
+                            crew.taken(span, self)
+                        elapsed = yield from self.work(span)
+                        if self.abandoned:
+                            break
+                        self.span = None
+                        if (span := crew.next_for(span, elapsed)) is None:
+                            self.call.set_place(None)
+            except GeneratorExit:  # the simulation is given up
+                raise
+            except BaseException as error:  # a bug of ours, or an interrupt from outside: never a hang
+                crew.break_down(error)
             self.busy = True
-            with crew.ending:
+            yield crew.ending, FOREVER
+            try:
                 crew.finish(self.call)
+            finally:
+                crew.ending.release()
+        finally:
             with self.run.lock:
                 crew.members.discard(self)
                 if crew.watch is not None:
-                    crew.watch.wake.notify()
+                    crew.watch.rouse()
                 crew.ended(self)
                 self.run.leave(self)
 
@@ -231,47 +247,45 @@ class Watch:
 
     def __init__(self, crew: Crew) -> None:
         self.crew = crew
-        self.wake = threading.Condition(crew.run.lock)
+        #: Locked, unless the watch is to look: whoever wakes it releases this, under the run's lock.
+        self.wake = threading.Lock()
+        self.wake.acquire()
         #: A worker that begins an item has to wake the watch. Invariant: the watch sets this before it looks at the
         #: items at work, and a worker notes that it begins its item before it looks at this. So one of the two sees the
         #: other.
         self.asleep = False
         self.busy = False
-        self.thread = threading.Thread(
-            target=crew.run.context.copy().run,
-            args=(self.main,),
-            name=f"fstream-{crew.stage.name}-watch",
-            daemon=True,
-        )
+        self.thread = crew.run.thread_of(self.steps, f"{crew.stage.name}-watch")
 
     def join(self, timeout: float) -> None:
         self.thread.join(timeout)
 
     def rouse(self) -> None:
-        with self.wake:
-            self.wake.notify()
+        with self.crew.run.lock:
+            if self.wake.locked():
+                self.wake.release()
 
-    def main(self) -> None:
-        run = self.crew.run
+    def steps(self) -> Steps[None]:
+        run, crew = self.crew.run, self.crew
         while True:
-            with self.wake:
+            with run.lock:
                 self.asleep = True
-                late, wait = self.crew.overdue(monotonic())
-                if run.stopped or not self.crew.members:
+                late, wait = crew.overdue(run.clock())
+                if run.stopped or not crew.members:
                     run.leave(self)
                     return
                 self.asleep = (
                     wait is None
                 )  # else the watch wakes in time: an item begun later is over its time later
-                if not late:
-                    self.wake.wait(wait)
-                self.asleep = False
                 for worker in late:
                     worker.abandoned = True
-                    self.crew.members.discard(worker)
+                    crew.members.discard(worker)
             for worker in late:
-                self.crew.ended(worker, "timed out")
-                self.crew.lost(worker.span, self.crew.too_late)
+                crew.ended(worker, "timed out")
+                crew.lost(worker.span, crew.too_late)
                 with run.lock:
-                    if not self.crew.window.exhausted:
-                        self.crew.add(worker.index)
+                    if not crew.window.exhausted:
+                        crew.add(worker.index)
+            if not late:
+                yield self.wake, FOREVER if wait is None else wait
+                self.asleep = False

@@ -330,9 +330,14 @@ FOR: Final = ("for",)
 TABLE: Final = [
     # Threads, and the locks that they wait in.
     row(
-        "_engine.queues:ThreadQueue.get", "threading.Lock", NO_LOCK, FIRST, "thread, task, merged", loops=FOR
+        "_engine.queues:ThreadQueue.taking",
+        "threading.Lock",
+        NO_LOCK,
+        FIRST,
+        "thread, task, merged",
+        loops=FOR,
     ),
-    row("_engine.queues:ThreadQueue.get", "threading.Lock", NO_LOCK, LATER, "thread, timed, merged"),
+    row("_engine.queues:ThreadQueue.taking", "threading.Lock", NO_LOCK, LATER, "thread, timed, merged"),
     row("_engine.run:Run.__init__", "threading.RLock", NO_LOCK, FIRST, "thread, task, process, merged"),
     row("_engine.run:Run.launch", "thread.start", NO_THREAD, FIRST, "thread, process, merged, executor"),
     row("_engine.run:Run.launch", "thread.start", NO_THREAD, FIRST, "task, async source", loops=FOR),
@@ -352,25 +357,19 @@ TABLE: Final = [
     ),
     row("_workers.thread:Workers.launch", "thread.start", MemoryError("no memory"), LATER, "thread", WORKS),
     row("_workers.thread:Workers.__init__", "threading.Lock", NO_LOCK, FIRST, "thread"),
-    row("_workers.thread:Worker.__init__", "threading.Thread", MemoryError("no memory"), FIRST, "thread"),
-    row("_workers.thread:Watch.__init__", "threading.Condition", MemoryError("no memory"), FIRST, "timed"),
     row(
-        "_workers.thread:Watch.__init__",
+        "_engine.run:Run.thread",
         "threading.Thread",
         MemoryError("no memory"),
         FIRST,
-        "timed, timed executor",
+        "thread, merged, process",
     ),
-    row("_workers.pump:FlightPump.__init__", "threading.Thread", MemoryError("no memory"), FIRST, "executor"),
+    row("_engine.run:Run.thread", "threading.Thread", MemoryError("no memory"), FIRST, "timed, executor"),
+    row(
+        "_engine.run:Run.thread", "threading.Thread", MemoryError("no memory"), (2,), "timed, timed executor"
+    ),
+    row("_workers.thread:Watch.__init__", "threading.Lock", MemoryError("no memory"), FIRST, "timed"),
     row("_engine.run:Run.launch", "thread.start", NO_THREAD, (3,), "timed executor"),
-    row(
-        "_workers.feeder:ThreadFeeder.__init__",
-        "threading.Thread",
-        MemoryError("no memory"),
-        FIRST,
-        "thread, merged",
-    ),
-    row(f"{PROCESS}.pump:Pump.take_part", "threading.Thread", MemoryError("no memory"), FIRST, "process"),
     # The event loop of a thread of our own.
     row(
         "_workers.task.host:Host.start",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import selectors
 import signal
-import threading
 from collections import deque
 from collections.abc import Iterable
 from typing import Final
@@ -60,8 +59,7 @@ class Pump(Workers):
         self.take_part()
 
     def take_part(self) -> None:
-        context, name = self.run.context.copy(), f"fstream-{self.stage.name}-pump"
-        self.thread = threading.Thread(target=context.run, args=(self.main,), name=name, daemon=True)
+        self.thread = self.run.thread(self.main, f"{self.stage.name}-pump")
         self.run.launch(self)
 
     def stop(self) -> None:

@@ -26,16 +26,13 @@ from fstream._workers.process.messages import Items, Message, Open, Ready
 from fstream._workers.process.surroundings import Surroundings, inherited
 from fstream._workers.process.wire import Packed
 from fstream._workers.simulated.faults import Faults, FaultyCall, Lost
-from fstream._workers.simulated.schedule import Actor, Simulation, Steps
+from fstream._workers.simulated.schedule import Actor, Simulation, Steps, Wait
 
 __all__ = ["Pump"]
 
 
 #: The simulated process whose code runs; None is the test's own.
 HERE: Final[ContextVar[Process | None]] = ContextVar("HERE", default=None)
-
-#: The shortest wait, in the simulation's seconds: less would be lost where it is added to the time.
-TICK: Final = 1e-9
 
 Sent = tuple[Message, Packed]
 
@@ -95,21 +92,6 @@ class Selector(selectors.BaseSelector):
 
     def get_map(self) -> Mapping[Any, selectors.SelectorKey]:
         return self.keys
-
-
-class Wait:
-    """A pump waits for its selector, for so many *seconds* at most."""
-
-    def __init__(self, selector: Selector, simulation: Simulation, seconds: float) -> None:
-        self.selector = selector
-        self.given_up = self.timed_out = False
-        simulation.call_later(seconds, self.time_out, lambda: self.given_up)
-
-    def time_out(self) -> None:
-        self.timed_out = True
-
-    def is_over(self) -> bool:
-        return self.timed_out or self.selector.is_ready()
 
 
 class Queue(queue.PipeQueue):
@@ -416,7 +398,7 @@ class Pump(pump.Pump):
             if timeout is None or timeout >= LONGEST_WAIT:
                 yield self.selector.is_ready
                 continue
-            wait = Wait(self.selector, simulation, max(timeout, TICK))
+            wait = Wait(self.selector.is_ready, simulation, timeout)
             yield wait.is_over
             wait.given_up = True
 

@@ -20,7 +20,7 @@ from itertools import count
 from random import Random
 from typing import Any, Final, Literal, TypeAlias
 
-__all__ = ["Actor", "Fault", "Schedule", "SimulatedError", "Simulation", "Steps"]
+__all__ = ["Actor", "Fault", "Schedule", "SimulatedError", "Simulation", "Steps", "Wait"]
 
 
 #: What an actor yields: None where others may go on, or what tells whether it can itself.
@@ -39,6 +39,9 @@ LONGEST_WAIT: Final = 1000
 #: After how many steps of time, and of those who wait for it, it is taken for a hang that nobody else goes on. A minute
 #: of those who look twice in a second is a few hundred.
 LONGEST_SILENCE: Final = 10_000
+
+#: The shortest wait, in the simulation's seconds: less would be lost where it is added to the time.
+TICK: Final = 1e-9
 
 #: The rank of time: it stands still while anyone can go on.
 LAST: Final = 1 << 30
@@ -262,3 +265,19 @@ class Simulation:
             left_out = f"  ... {len(lines) - 2 * SHOWN} more ..."
             lines = [*lines[:SHOWN], left_out, *lines[-SHOWN:]]
         return "\n".join([repr(self.schedule), *lines])
+
+
+class Wait:
+    """Somebody waits until *is_ready*, for so many *seconds* at most; None is no limit."""
+
+    def __init__(self, is_ready: Callable[[], Any], simulation: Simulation, seconds: float | None) -> None:
+        self.is_ready = is_ready
+        self.given_up = self.timed_out = False
+        if seconds is not None:
+            simulation.call_later(max(seconds, TICK), self.time_out, lambda: self.given_up)
+
+    def time_out(self) -> None:
+        self.timed_out = True
+
+    def is_over(self) -> bool:
+        return self.timed_out or bool(self.is_ready())

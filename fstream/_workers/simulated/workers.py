@@ -14,11 +14,10 @@ from __future__ import annotations
 
 import asyncio
 import reprlib
-from collections.abc import AsyncIterable, Coroutine, Generator, Iterable
-from contextvars import ContextVar
+from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
 from functools import cached_property
 from itertools import count
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from fstream._engine.run import Run, StageWorkers
 from fstream._flow.buffers import Credits, Work
@@ -31,10 +30,12 @@ from fstream._workers import sync
 from fstream._workers.call import is_failure
 from fstream._workers.crew import Crew
 from fstream._workers.opening import lay
+from fstream._workers.simulated import threads
 from fstream._workers.simulated.faults import Faults, FaultyCall, Lost
 from fstream._workers.simulated.loop import CONSUMER, Loop
 from fstream._workers.simulated.processes import Pump
 from fstream._workers.simulated.schedule import Actor, Simulation, Steps
+from fstream._workers.simulated.threads import FEEDER
 from fstream._workers.task.reach import outside_of_loops
 from fstream._workers.task.workers import AsyncCall
 
@@ -42,10 +43,6 @@ if TYPE_CHECKING:
     from fstream._engine.run import ConsumerQueue
 
 __all__ = ["open_run"]
-
-
-#: The feeder that iterates its source, in the context of that.
-FEEDER: Final[ContextVar[Feeder | None]] = ContextVar("FEEDER", default=None)
 
 
 def open_run(
@@ -56,7 +53,7 @@ def open_run(
 ) -> SimulatedRun:
     """Make a run whose members are actors of *simulation*."""
     run = SimulatedRun(simulation, loop)
-    lay(run, sources, stages, open_workers, Feeder, Story(simulation))
+    lay(run, sources, stages, open_workers, open_feeder, Story(simulation))
     simulation.runs.append(run)
     return run
 
@@ -64,7 +61,12 @@ def open_run(
 def open_workers(run: SimulatedRun, stage: Stage, window: Window) -> StageWorkers:
     if stage.kind == "process":
         return Pump(run, stage, window)  # type: ignore[return-value]  # of its queue, `watched` is not set
-    return Workers(run, stage, window)
+    return threads.Workers(run, stage, window) if stage.kind == "thread" else Workers(run, stage, window)
+
+
+def open_feeder(run: SimulatedRun, source: Any) -> Feeder | threads.Feeder:
+    is_async = isinstance(source, AsyncIterable) and not isinstance(source, Iterable)
+    return Feeder(run, source) if is_async else threads.Feeder(run, source)
 
 
 class Story(Observer):
@@ -98,12 +100,15 @@ class SimulatedRun(Run):
         """Outputs may come in any order."""
         return len(self.feeders) > 1 or not all(window.outbox.ordered for window in self.windows)
 
+    def thread_of(self, steps: Callable[[], Any], name: str) -> Any:
+        return threads.Thread(self, steps, name)
+
     def consumer_queue(self) -> ConsumerQueue:
-        queue = ConsumersQueue(self, self.outlet)
+        queue = threads.ConsumersQueue(self)
         self.queues.insert(0, queue)
         return queue
 
-    def outer_feeder(self) -> Feeder | None:
+    def outer_feeder(self) -> Any:
         return FEEDER.get()
 
     @cached_property
@@ -167,18 +172,6 @@ class Queue:
         return taken
 
 
-class ConsumersQueue(Queue):
-    """The queue of whoever iterates the outputs: all others go on while it waits."""
-
-    def get(self) -> Any:
-        with outside_of_loops():
-            return self.run.simulation.finish(Actor("the consumer", CONSUMER, self._taking()))
-
-    def _taking(self) -> Steps:
-        yield None  # the others may be ahead
-        return (yield from self.taking())
-
-
 class StandingConsumer:
     """An ``async for`` on an event loop of real life. That stands still while the simulation goes on."""
 
@@ -237,31 +230,18 @@ class Member:
 
 
 class Feeder(Member):
-    """Iterates one source, and closes it."""
+    """Iterates one async source, and closes it."""
 
-    def __init__(self, run: SimulatedRun, source: Iterable[Any] | AsyncIterable[Any]) -> None:
+    def __init__(self, run: SimulatedRun, source: AsyncIterable[Any]) -> None:
         super().__init__(run, "the feeder", CONSUMER + 1 if run.simulation.schedule.ahead else 0)
         self.source: Any = source
         self.credits = Credits(run.feed, run.clock)
         self.queue = Queue(run, self.credits)
-        #: The runs that were started by its source: streams that it iterates, however wrapped.
-        self.inner: list[SimulatedRun] = []
         self.closing = False
-        self.actor.is_barred = self.is_barred
-
-    def adopt(self, run: Run) -> None:
-        self.inner.append(cast(SimulatedRun, run))
-
-    def is_barred(self) -> bool:
-        """Tell whether somebody is at work in a run that its source takes from, directly or not."""
-        return any(cast(Member | Pump, member).is_at_work() for run in self.inner for member in run.members)
 
     def stop(self) -> None:
-        """Wake it from a source that is a stream, or an async one that blocks."""
+        """Wake it from a source that blocks."""
         self.credits.halted = True
-        for run in self.inner:
-            run.blamed = self.run.error
-            run.stop()
         if not self.closing:
             self.cancel()
 
@@ -270,17 +250,15 @@ class Feeder(Member):
         error: BaseException | None = None
         credits = 0
         items: Any = None
-        FEEDER.set(self)
         source, self.source = self.source, None
-        is_async = isinstance(source, AsyncIterable) and not isinstance(source, Iterable)
         try:
-            items = aiter(source) if is_async else iter(source)
+            items = aiter(source)
             del source
             while credits or (credits := (yield from self.grant())):
                 yield None
                 if credits and self.credits.halted:
                     break
-                item = (yield from self.awaited(_next(items))) if is_async else next(items)
+                item = yield from self.awaited(_next(items))
                 self.log(f"pulls item {next(run.pulled)}: {reprlib.repr(item)}")
                 feed.append(item)
                 credits -= 1
@@ -288,7 +266,7 @@ class Feeder(Member):
                 if self.credits.halted:
                     break
             item = None
-        except (StopIteration, StopAsyncIteration):
+        except StopAsyncIteration:
             pass
         except GeneratorExit:  # the simulation is given up
             raise
@@ -296,11 +274,7 @@ class Feeder(Member):
             error = raised
         self.closing = True
         try:
-            if is_async:
-                yield from self.awaited(sync.aclose(items))
-            elif isinstance(items, Generator):
-                sync.blame(items, run.error)
-                items.close()
+            yield from self.awaited(sync.aclose(items))
         except BaseException as raised:
             error = error or raised
         feed.rest(run.clock())

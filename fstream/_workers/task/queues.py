@@ -9,6 +9,7 @@ from time import monotonic
 from typing import Any, Protocol
 
 from fstream._engine.queues import ThreadQueue
+from fstream._engine.steps import Steps
 from fstream._flow.protocols import Buffer
 from fstream._flow.sizing import SPAN_SECONDS
 from fstream._workers.task.reach import EventLoop, call, is_here, running
@@ -140,12 +141,12 @@ class TurnQueue(ThreadQueue):
         #: Invariant: otherwise it waits that long at most, so an f that blocks the loop delays nothing for longer.
         self.waited_long = True
 
-    def wait(self, waiter: threading.Lock, seconds: float) -> bool:
+    def waiting(self, waiter: threading.Lock, seconds: float) -> Steps[bool]:
         if self.waited_long or seconds >= 0:
             began = monotonic()
-            woken = super().wait(waiter, seconds)
+            woken = yield waiter, seconds
             self.waited_long = monotonic() - began > SPAN_SECONDS
-        elif not (woken := super().wait(waiter, SPAN_SECONDS)):
+        elif not (woken := (yield waiter, SPAN_SECONDS)):
             with self.mutex:
                 self.waited_long = not self.buffer.ready()
         return woken
