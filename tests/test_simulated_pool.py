@@ -251,6 +251,44 @@ def test_a_stage_that_only_waits_itself_does_not_look_without_end_whether_others
         assert sorted(at_once(row)[0]) == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize(
+    ("lengths", "others", "stalls"),
+    [
+        ([1, 1], [None], (8, 2, 1, 0)),
+        ([5, 6, 5], [3, 3], (4, 8, 4, 6, 8)),
+        ([3, 2, 2], [3, 3], (1, 6, 8, 4, 8)),
+        ([6, 2], [3, 3], (4, 6, 8)),
+        ([6, 6, 1], [3, 3], (3,)),
+    ],
+)
+def test_a_worker_that_starts_gets_its_turn_beside_one_that_always_has_more_to_do(
+    lengths: list[int], others: list[int | None], stalls: tuple[int, ...]
+):
+    """Else what it was given is taken back before it begins, and it is given to the next one who waits."""
+    kind, left, taken = Processes(2), len(lengths), Counter[int]()
+
+    async def finite(length: int) -> None:
+        nonlocal left
+        assert await pmap(abs, range(length), kind=kind, workers=2) == list(range(length))
+        left -= 1
+
+    async def endless(number: int) -> None:
+        stream = pmap(abs, count(), kind=kind, workers=2, maxsize=others[number])
+        async for _ in stream:
+            taken[number] += 1
+            if not left:
+                break
+            assert taken[number] < 1000
+        await stream.aclose()
+
+    async def consume(number: int) -> None:
+        await (finite(lengths[number]) if number < len(lengths) else endless(number - len(lengths)))
+
+    with simulated(Schedule(stalls=stalls, ahead=True)):
+        total = len(lengths) + len(others)
+        list(pmap(consume, range(total), workers=total))
+
+
 def test_a_stream_that_is_dropped_is_stopped_by_a_step_of_its_own():
     with simulated() as simulation:
         stream = pmap(abs, count(), kind="process", maxsize=2)

@@ -22,17 +22,20 @@ class Loop(asyncio.AbstractEventLoop):
     def __init__(self, simulation: Simulation) -> None:
         self.simulation = simulation
         self.ready: deque[asyncio.Handle] = deque()
-        simulation.add(Actor("the event loop", CONSUMER - 1, self.turns(), can_go_on=self.ready.__len__))
+        self.actor = Actor("the event loop", CONSUMER + 2, self.turns(), can_go_on=self.ready.__len__)
+        simulation.add(self.actor)
 
     def turns(self) -> Steps:
         while True:
-            handle = self.ready.popleft()
-            if not handle.cancelled():
-                asyncio._set_running_loop(self)  # nested steps are `outside_of_loops`
-                try:
-                    handle._run()
-                finally:
-                    asyncio._set_running_loop(None)
+            for _ in range(len(self.ready)):  # what comes meanwhile is for the next turn
+                handle = self.ready.popleft()
+                if not handle.cancelled():
+                    asyncio._set_running_loop(self)  # nested steps are `outside_of_loops`
+                    try:
+                        handle._run()
+                    finally:
+                        asyncio._set_running_loop(None)
+            self.actor.may_stall = not self.ready
             yield self.ready.__len__
 
     def call_soon(

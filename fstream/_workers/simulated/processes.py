@@ -202,6 +202,9 @@ class Child(child.Child):
         cell[child.DOING], cell[child.SPAN_START] = child.IDLE, -1
         #: Since when its item hangs, in the simulation's seconds.
         self.hangs_since: float | None = None
+        #: It begins with a stage, and goes on to its first item at once: else all could be taken back before, again and
+        #: again.
+        self.opening = False
         #: What the items of its stage meet with.
         self.faults: Faults | None = None
         context, number = self.new_context(), len(simulation.processes)
@@ -258,9 +261,11 @@ class Child(child.Child):
                 asked, body = message
                 if isinstance(asked, Items):
                     yield from self.in_context(self.working(asked, body))
+                    yield None
                 else:
                     self.heed(message)
-                yield None
+                    if not self.opening:
+                        yield None
         except BrokenPipeError:  # it was killed, or the parent has no use for it any more
             self.process.end(0)
 
@@ -283,6 +288,7 @@ class Child(child.Child):
         self.reader.name = f"the reader of {self.main.name}"
         self.main.rank = self.reader.rank = crew.rank
         super().open(asked, body)
+        self.opening = True
 
     def make_call(self, shape: Stage, index: int) -> Call | FusedCall:
         parts = shape.parts or (shape,)
@@ -304,7 +310,9 @@ class Child(child.Child):
         """As `fill`; give whether the span is done with, and not stopped in the middle."""
         while (todo := self.claim()) is not None:
             for item in todo:
-                yield None
+                if not self.opening:
+                    yield None
+                self.opening = False
                 if self.is_stopped():
                     return False
                 index = self.start + len(self.slots)

@@ -36,6 +36,9 @@ CHEAP: Final = 1e-6
 #: an end, also if there is no end of work for others.
 LONGEST_WAIT: Final = 1000
 
+#: After how many steps of others an actor goes on before those of its rank, one of which may have no end of work.
+LONGEST_TURN: Final = 100
+
 #: After how many steps of time, and of those who wait for it, it is taken for a hang that nobody else goes on. A minute
 #: of those who look twice in a second is a few hundred.
 LONGEST_SILENCE: Final = 10_000
@@ -109,6 +112,8 @@ class Actor:
         #: Tells whether it would wait for somebody who is at work. All are on one stack: who waits there holds up those
         #: who came before, while in threads of their own they would go on.
         self.is_barred: Callable[[], bool] = lambda: False
+        #: It is not in the middle of something.
+        self.may_stall = True
         #: At which step it was stalled; 0 while it is not.
         self.stalled = 0
         #: Since which step it could go on, and others did.
@@ -218,14 +223,9 @@ class Simulation:
         """Let one actor go on."""
         self._steps += 1
         enabled = sorted(filter(_enabled, self.actors), key=self._turn)
-        if len(enabled) > 1 and not enabled[0].stalled:
-            if self._to_stall == 0:
-                stalled = enabled.pop(0)
-                stalled.stalled = self._steps
-                self.log(f"    {stalled.name} stalls")
-                self._to_stall = next(self._stalls, None)
-            elif self._to_stall is not None:
-                self._to_stall -= 1
+        first = enabled[0] if len(enabled) > 1 else None
+        if first is not None and first.may_stall and not first.stalled and self.stalls(first):
+            del enabled[0]
         if not enabled or self._waited > LONGEST_SILENCE:
             self.hang = self.hang or AssertionError("nobody can go on" + self._nested())
             raise self.hang
@@ -237,10 +237,22 @@ class Simulation:
             if actor.over and actor in self.actors:
                 self.actors.remove(actor)
 
-    def _turn(self, actor: Actor) -> tuple[bool, int, int]:
+    def stalls(self, actor: Actor) -> bool:
+        """Have *actor*, whose turn it is, stall if the schedule says so, and tell."""
+        if self._to_stall == 0:
+            actor.stalled = self._steps
+            self.log(f"    {actor.name} stalls")
+            self._to_stall = next(self._stalls, None)
+            return True
+        if self._to_stall is not None:
+            self._to_stall -= 1
+        return False
+
+    def _turn(self, actor: Actor) -> tuple[bool, int, int, bool]:
         if actor.passed_over_since is None:
             actor.passed_over_since = self._steps
-        return self._steps - actor.passed_over_since <= LONGEST_WAIT, actor.stalled, actor.rank
+        passed_over = self._steps - actor.passed_over_since
+        return passed_over <= LONGEST_WAIT, actor.stalled, actor.rank, passed_over <= LONGEST_TURN
 
     def _nested(self) -> str:
         names = [actor.name for actor in self.actors if actor.running]

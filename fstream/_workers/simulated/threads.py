@@ -108,9 +108,9 @@ class Feeder(Awaited, feeder.ThreadFeeder):
     def __init__(self, run: Any, source: Iterable[Any]) -> None:
         super().__init__(run, source)
         #: In the order in which they came: a set would have another one each time.
-        self.inner: list[Run] = []  # type: ignore[assignment]
+        self.inner: list[Any] = []  # type: ignore[assignment]
         self.thread.name, self.thread.only_waits = "the feeder", False
-        self.thread.rank = CONSUMER + 1 if run.simulation.schedule.ahead else 0
+        self.thread.rank = run.feeders_rank
         self.thread.is_barred = self.is_barred
 
     def be_here(self) -> None:
@@ -125,8 +125,7 @@ class Feeder(Awaited, feeder.ThreadFeeder):
 
     def is_barred(self) -> bool:
         """Tell whether somebody is at work in a run that its source takes from, directly or not."""
-        members: Iterable[Any] = (member for run in self.inner for member in run.members)
-        return any(member.is_at_work() for member in members if not isinstance(member, real.Watch))
+        return any(run.is_at_work() for run in self.inner)
 
     def pull(self, items: Iterator[Any]) -> steps.Steps[None]:
         while self.room:
@@ -137,7 +136,7 @@ class Feeder(Awaited, feeder.ThreadFeeder):
                 item = next(items)
             except StopIteration:
                 return
-            self.run.simulation.log(f"the feeder pulls item {next(self.run.pulled)}: {reprlib.repr(item)}")
+            self.run.log_pulled(item)
             yield from super().pull(iter([item]))
 
 

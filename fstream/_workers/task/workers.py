@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from inspect import isawaitable
-from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
 from fstream._flow.buffers import Work
@@ -161,9 +160,14 @@ class Workers(Crew):
             self.timer.cancel()
             self.timer = None
 
+    def expect(self) -> None:
+        """Have `watch` called when an item that is begun now could be over its time."""
+        assert self.stage.timeout is not None
+        self.timer = self.host.loop.call_later(self.stage.timeout, self.watch)
+
     def watch(self) -> None:
         """Abandon the workers whose item is over its time; call this again when the next item could be."""
-        late, wait = self.overdue(monotonic())
+        late, wait = self.overdue(self.run.clock())
         for worker in late:
             worker.abandoned = True
             self.members.discard(worker)
@@ -229,11 +233,12 @@ class Worker(Cancellable):
     def __init__(self, crew: Workers, index: int) -> None:
         self.crew = crew
         self.run = crew.run
+        self.clock = crew.run.clock
         self.index = index
         self.call = AsyncCall(crew.stage, index, crew.keep)
         #: What it has in hand.
         self.span: Span | None = None
-        #: When its present item was begun, if the stage has a time-out.
+        #: When its present item was begun, in seconds of the run's clock, if the stage has a time-out.
         self.begun: float | None = None
         self.abandoned = False
 
@@ -282,7 +287,7 @@ class Worker(Cancellable):
 
     async def work_off(self, span: Span) -> Span | Closed | None:
         """Fill *span*, and those that can be had at once; give what comes then."""
-        crew, call = self.crew, self.call
+        crew, call, clock = self.crew, self.call, self.clock
         streak = 0.0
         taken: Span | Closed | None = span
         while type(taken) is Span:
@@ -293,10 +298,10 @@ class Worker(Cancellable):
                 crew.taken(span, self)
             self.came_back()
             crew.latest = self
-            begun = perf_counter()
+            begun = clock()
             if call.started or (await self.begin(span) and not crew.gives_back(span)):
                 await self.fill(span)
-            elapsed = perf_counter() - begun
+            elapsed = clock() - begun
             if self.abandoned:
                 return CLOSED
             self.span = None
@@ -326,7 +331,7 @@ class Worker(Cancellable):
         crew.recruit()
         self.span = call.place = place = Span(0, ())
         self.came_back()
-        begun, count = perf_counter(), 0
+        begun, count = self.clock(), 0
         tally = crew.window.tally
         tally.begin_lone(begun)
         while items:
@@ -356,7 +361,7 @@ class Worker(Cancellable):
             if crew.latest is self:
                 waited = False
                 break
-        tally.end_lone(begun, perf_counter(), count)
+        tally.end_lone(begun, self.clock(), count)
         crew.latest = self
         self.span = call.place = None
         return CLOSED if crew.over else crew.next_lone(waited)
@@ -412,10 +417,9 @@ class Worker(Cancellable):
 
     async def timed(self, item: Any) -> Any:
         """Run f on *item*, and note when it was begun."""
-        self.begun = monotonic()
+        self.begun = self.clock()
         if self.crew.timer is None:
-            assert self.crew.stage.timeout is not None
-            self.crew.timer = self.crew.host.loop.call_later(self.crew.stage.timeout, self.crew.watch)
+            self.crew.expect()
         slot = await self.call.step(item)
         self.begun = None
         return slot
