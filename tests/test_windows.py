@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from array import array
+from dataclasses import asdict
+from heapq import heappop, heappush
 from itertools import islice
 from typing import Any
 
@@ -17,6 +19,8 @@ from fstream._flow.sources import Feed, Slices
 from fstream._flow.span import Closed, Failure, Span
 from fstream._flow.window import Window
 from fstream._plan.kernels import DROP, FILTER, FLAT_MAP, MAP, Kernel
+from fstream._workers.dask import CHEAP
+from fstream._workers.kinds import backend_for
 
 
 def window_over(
@@ -37,7 +41,7 @@ def window_over(
         ordered=ordered,
         outputs=lambda slots: kernel.outputs(slots, skips=False),
         one_each=kernel.plain,
-        numbers=Numbers(shares=lambda workers: workers, **numbers),
+        numbers=Numbers(**{"shares": lambda workers: workers} | numbers),
         loses=loses,
     )
 
@@ -247,6 +251,42 @@ def test_a_span_is_so_many_times_the_last_one_at_most():
             span.slots.extend(span.claim() or ())
             window.done(span, 1e-6)
         assert sizes == [1, growth, growth**2, growth**3]
+
+
+def test_less_work_than_a_part_of_a_span_goes_to_one_worker():
+    for part, size in (0.1, 5), (0.25, 12):
+        window = window_over(Slices(range(20)), workers=4, maxsize=0, span_seconds=1.0, not_shared=part)
+        window.sizing.cost, window.sizing.last_size = 0.02, 20
+        assert len(taken(window).items) == size
+
+
+@pytest.mark.parametrize(("count", "cost"), [(400_000, 3e-8), (200_000, 1e-5), (2_000, 1e-3), (200, 1e-2)])
+def test_two_seconds_of_work_are_few_spans_on_a_cluster_and_both_of_its_workers_end_together(
+    count: int, cost: float
+):
+    """Two workers, each with a span at work and one behind it; what is handed over is there in 20 ms."""
+    window = window_over(Slices(range(count)), workers=2, **asdict(backend_for("dask").numbers))
+    window.sizing.most_cheap = 4 * CHEAP
+    now, spans, free = 0.0, 0, [0.0, 0.0]
+    under_way: list[tuple[float, int, Span]] = []
+    while True:
+        while window.available():
+            window.release(window.draw(1 << 15)[1])
+        window.grow()
+        while len(under_way) < 4 and (span := window.take(now, 1 << 22)) is not None:
+            spans += 1
+            worker = free.index(min(free))
+            free[worker] = max(now + 0.02, free[worker]) + cost * len(span.items)
+            heappush(under_way, (free[worker], spans, span))
+        if not under_way:
+            break
+        now, _, span = heappop(under_way)
+        span.slots.extend(span.items)
+        window.done(span, cost * len(span.items))
+    assert window.exhausted
+    assert spans <= 32
+    assert max(free) - min(free) < 0.04
+    assert max(free) < count * cost / 2 + 0.16
 
 
 def test_a_window_whose_workers_become_more_or_fewer():

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 __all__ = [
+    "DASK_NOT_SHARED",
     "DASK_SPAN_SECONDS",
     "LONGEST_SPAN_SECONDS",
     "MAX_BYTES",
@@ -43,8 +44,9 @@ SPAN_OF_WORK: Final = 0.125
 LONGEST_SPAN_SECONDS: Final = 0.064
 
 #: Work of less than this fraction of a span goes to one worker. To hand a part of it over would take as long as to do
-#: it.
+#: it. A cluster is 20 ms away, there and back: its workers would wait for what comes after a shorter piece.
 NOT_SHARED: Final = 0.1
+DASK_NOT_SHARED: Final = 0.25
 
 #: Lists of fewer outputs than this are joined, so that a taker gets one list instead of many.
 SHORT: Final = 64
@@ -83,6 +85,8 @@ class Numbers:
     span_seconds: float = SPAN_SECONDS
     #: The work that one span may grow to be, in seconds; see `SPAN_OF_WORK`.
     longest_span: float = SPAN_SECONDS
+    #: Work of less than this fraction of `span_seconds` goes to one worker whole.
+    not_shared: float = NOT_SHARED
     #: The most items that a window holds, however cheap they are.
     most_cheap: int = MAX_CHEAP
     #: Spans are worked on in another process. The finished part of one has to be asked for by a message.
@@ -103,7 +107,7 @@ class Sizing:
         self.span_seconds = numbers.span_seconds
         self.longest_span = numbers.longest_span
         #: Less work than this, in seconds, goes to one worker whole.
-        self.undivided = NOT_SHARED * numbers.span_seconds
+        self.undivided = numbers.not_shared * numbers.span_seconds
         #: The work done so far by all workers, in seconds.
         self.worked = 0.0
         #: What an item costs, in seconds, measured: half the last span's mean, half what it was before. None at first.
