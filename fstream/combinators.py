@@ -198,8 +198,8 @@ def pmap(f: Any = MISSING, source: Any = MISSING, /, *more: Any, **options: Any)
     *ordered* False gives outputs as they complete. Default True.
 
     *timeout* is in seconds, for one item, from the start of f. Beyond it the item fails with `TimeoutError`; its
-    process is killed, its task cancelled, its thread left to itself. Default None: no limit. It has no effect on kind
-    "sync", nor have *workers* and *maxsize*.
+    process is killed, its task cancelled, its thread left to itself. In an executor or a cluster f goes on until it
+    returns. Default None: no limit. It has no effect on kind "sync", nor have *workers* and *maxsize*.
 
     *retries* is how many more times an item is tried that failed, ran over its time, or whose worker died; each try has
     the whole *timeout*. Default 0. An item that waits for its next try holds no worker, and keeps its place in the

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,11 @@ from fstream import peach, pfilter, pflat_map, pmap
 
 def identity(item: Any) -> Any:
     return item
+
+
+def asides() -> int:
+    """How many threads there are here for items that have a time-out."""
+    return sum(thread.name == "fstream-aside" for thread in threading.enumerate())
 
 
 def square(number: int) -> int:

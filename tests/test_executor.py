@@ -24,6 +24,7 @@ from tests.faults.faulty import eventually
 from tests.functions import (
     MEANINGS,
     Meaning,
+    asides,
     fail_at_first,
     identity,
     number_of,
@@ -289,10 +290,97 @@ def test_retries(pool: Executor, tmp_path: Path):
         list(pmap(f, [50], kind=pool))
 
 
-def test_a_time_out_on_threads(threads: Executor, gate: Gate):
+# Time-outs
+
+
+def test_a_time_out_costs_one_item(pool: Executor, gate: Gate, log: Log):
+    f = holding("executor", {1: gate}, log)
+    outputs = list(pmap(f, range(6), kind=pool, timeout=0.5, on_error=lambda error, _: repr(error)))
+    late = f"TimeoutError(\"stage '{f.__name__}' (executor), item 1: 1, ran over its 0.5 seconds\")"
+    assert outputs == [0, late, 2, 3, 4, 5]
+    assert ("end", 1) not in log.entries()
+    assert pool.submit(square, 3).result() == 9
+    gate.open()
+    log.wait_for(("end", 1))  # which changes nothing
+
+
+def test_an_item_that_is_over_its_time_is_tried_again(pool: Executor, gate: Gate, log: Log):
+    def late_at_first(item: int, attempt: int) -> tuple[int, int]:
+        if item == 3 and attempt == 0:
+            gate.wait()
+            log.write("end")
+        return item, attempt
+
+    stream = pmap(late_at_first, range(50), kind=pool, timeout=0.5, retries=1, backoff=0)
+    assert list(stream) == [(item, int(item == 3)) for item in range(50)]
+    gate.open()
+    log.wait_for("end")
+
+
+def test_an_item_that_computes_is_over_its_time_too(pool: Executor, tmp_path: Path):
+    end = tmp_path / "end"
+
+    def compute(item: int) -> int:
+        while item == 1 and not end.exists():
+            pass
+        return item
+
+    try:
+        assert list(pmap(compute, range(4), kind=pool, timeout=0.5, on_error="skip")) == [0, 2, 3]
+    finally:
+        end.touch()
+
+
+def test_a_late_item_keeps_its_resources_and_others_get_new_ones(pool: Executor, gate: Gate, log: Log):
+    def start() -> int:
+        log.write("start")
+        return threading.get_ident()
+
+    def f(item: int, thread: int) -> bool:
+        if item == 1:
+            gate.wait()
+            log.write(("late", thread == threading.get_ident()))
+        return thread == threading.get_ident()
+
+    stream = pmap(f, range(50), kind=pool, on_start=start, timeout=0.5, on_error="skip")
+    assert list(stream) == [True] * 49
+    gate.open()
+    log.wait_for(("late", True))
+
+
+@pytest.mark.parametrize("make", [each for name, each in EACH.items() if name != "threads"])
+def test_items_with_a_time_out_share_spans_and_their_threads_end(make: Callable[[], Executor], gate: Gate):
+    with make() as pool:
+        pool.submit(square, 1).result()
+        with recorded() as record:
+            stream = pmap(square, range(5000), kind=pool, timeout=60.0)
+            assert list(stream) == list(map(square, range(5000)))
+        assert len(record.told("done")) < 100
+        assert list(pmap(holding("executor", {1: gate}), range(4), kind=pool, timeout=0.5, on_error="skip"))
+        gate.open()
+
+        def none_left() -> bool:  # what comes to a worker next ends the threads of stages that are over
+            list(pmap(identity, range(200), kind=pool))
+            return not any(pool.submit(asides).result() for _ in range(4))
+
+        assert eventually(none_left)
+
+
+@pytest.mark.parametrize("make", [each for name, each in EACH.items() if name not in ("threads", "loky")])
+def test_an_executor_of_the_stage_ends_no_later_than_what_is_at_work(
+    make: Callable[[], Executor], gate: Gate
+):
     f = holding("executor", {1: gate})
-    outputs = list(pmap(f, range(4), kind=threads, timeout=0.2, on_error=lambda error, _: type(error)))
-    assert outputs == [0, TimeoutError, 2, 3]
+    stream = pmap(f, range(4), kind=make, timeout=0.5, on_error="skip")
+    assert [next(stream) for _ in range(3)] == [0, 2, 3]
+    gate.open()
+    assert list(stream) == []
+
+
+@pytest.mark.parametrize("make", [EACH[name] for name in ("fork", "spawn", "forkserver")])
+def test_nobody_waits_for_what_a_process_of_the_stage_is_at(make: Callable[[], Executor], gate: Gate):
+    f = holding("executor", {1: gate})
+    assert list(pmap(f, range(4), kind=make, timeout=0.5, on_error="skip")) == [0, 2, 3]
     gate.open()
 
 
@@ -559,7 +647,6 @@ def numbered(item: int, worker_info: Any) -> int:
             ValueError,
             "worker_info is not for executors",
         ),
-        (lambda pool: pmap(square, kind=FORKS, timeout=1), ValueError, "timeout is for ThreadPoolExecutor"),
         (lambda pool: pmap(wait, kind=pool), TypeError, "kind='executor' cannot run: use kind='task'"),
         (lambda pool: pmap(square, kind=square), TypeError, r"write kind=lambda: square\(...\)"),
         (lambda pool: pmap(square, kind="executor"), ValueError, "kind must be one of 'sync', 'thread'"),
@@ -620,7 +707,7 @@ def test_an_observer_is_told_of_each_further_try_and_of_what_fails_for_good(pool
     assert record.items() == 20
 
 
-def test_an_observer_is_told_of_an_item_that_is_over_its_time(threads: Executor, gate: Gate):
+def test_an_observer_is_told_of_an_item_that_is_over_its_time(pool: Executor, gate: Gate):
     with recorded() as record:
 
         def wait_at_three(item: int) -> int:
@@ -628,7 +715,7 @@ def test_an_observer_is_told_of_an_item_that_is_over_its_time(threads: Executor,
                 gate.wait()
             return item
 
-        stream = pmap(wait_at_three, range(10), kind=threads, timeout=0.05, on_error="skip")
+        stream = pmap(wait_at_three, range(10), kind=pool, timeout=0.5, on_error="skip")
         assert list(stream) == [item for item in range(10) if item != 3]
         gate.open()
     assert [(index, type(error), tries) for _, index, error, tries in record.told("failed")] == [

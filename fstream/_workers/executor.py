@@ -59,10 +59,6 @@ def check(stage: Stage) -> None:
         )
     if "worker_info" in stage.names or (stage.on_start and "worker_info" in declared(stage.on_start)):
         raise ValueError("worker_info is not for executors, whose workers have no numbers: leave it out")
-    if stage.timeout is not None and ThreadPoolExecutor not in (
-        type(engine), engine, getattr(engine, "func", None)
-    ):  # fmt: skip
-        raise ValueError("timeout is for ThreadPoolExecutor alone among executors: use kind='process'")
     if isinstance(engine, Executor):
         _workers_of(stage, engine)
         return
@@ -143,6 +139,7 @@ class Flight(Hand):
             self.call.set_place(None)  # it keeps no item while it waits
 
     def __reduce__(self) -> Any:
+        self.crew.travels = True
         with self.run.lock:  # from here on nobody takes anything of it
             self.span.sent = True
         seconds = OVERTIME * self.crew.window.sizing.span_seconds
@@ -178,6 +175,8 @@ class Workers(Crew):
         #: The executor has broken with one item alone.
         self.proven = False
         self.parcels = Parcels(stage, run.context)
+        #: Flights are pickled, so time-outs are seen to where they are unpickled; or nobody knows yet.
+        self.travels = False
         #: The `call` of each thread of this process that has begun.
         self.here = threading.local()
         self.no_call = Call(stage, 0)
@@ -221,7 +220,7 @@ class Workers(Crew):
         with self.run.lock:
             now = self.run.clock()
             self.window.steal_overdue(now, OVERDUE)
-            alone = (self.suspects and self.singly) or self.watch
+            alone = (self.suspects and self.singly) or (self.watch and not self.travels)
             span = self.window.take(now, 1 if alone else max(1, int(SPAN_BYTES / self.parcels.item_bytes)))
             self.settle_beside()
             if span is None:

@@ -6,6 +6,7 @@ of the stage or of an item, and never one of whatever carries them.
 
 from __future__ import annotations
 
+import _thread
 import os
 import sys
 import threading
@@ -48,6 +49,10 @@ _CALLS: Final[dict[tuple[str, int], tuple[Call | FusedCall, Context]]] = {}
 #: thread that they work for.
 _ASIDE: Final[dict[tuple[str, int], Aside]] = {}
 
+
+#: Whether threads may be daemons here. In an interpreter beside the first one they may not, and that waits at its end
+#: until they return.
+DAEMONS: Final = sys.version_info < (3, 12) or _thread.daemon_threads_allowed()
 
 #: In a worker: the keys of the stages that ended last, of which a task may still come.
 _OVER: Final[dict[str, None]] = {}
@@ -175,13 +180,13 @@ def serve(*fields: Any) -> Answer:
 
 
 def _served(order: Order) -> Answer:
-    if not order.aside:
-        return Execution(order).run()
     for place in list(_ASIDE):
         if (
             _is_over(place, order) and (over := _ASIDE.pop(place, None)) is not None
         ):  # `forget` may have it, too
             over.close()
+    if not order.aside:
+        return Execution(order).run()
     place = order.key, threading.get_ident()
     aside = _ASIDE.get(place)
     if aside is None:
@@ -193,6 +198,16 @@ def _served(order: Order) -> Answer:
     if aside.abandoned:
         _ASIDE.pop(place, None)
     return answer
+
+
+def _close_all() -> None:
+    """Have all threads beside others end, or end behind the item that they are at."""
+    for aside in list(_ASIDE.values()):
+        aside.close()
+
+
+if not DAEMONS:
+    threading._register_atexit(_close_all)  # type: ignore[attr-defined]  # `atexit` comes when they have ended
 
 
 def _is_over(place: tuple[str, int], order: Order) -> bool:
@@ -323,7 +338,7 @@ class Aside:
         self.call: Call | FusedCall | None = None
         #: An item was over its time.
         self.abandoned = False
-        self.thread = threading.Thread(target=self.main, name="fstream-aside", daemon=True)
+        self.thread = threading.Thread(target=self.main, name="fstream-aside", daemon=DAEMONS)
         self.thread.start()
 
     def serve(self, execution: Execution) -> Answer:
