@@ -36,7 +36,7 @@ from fstream import (
 )
 from fstream._flow.span import Span
 from fstream._plan.kernels import MAP
-from fstream._plan.stages import Stage
+from fstream._plan.stages import Stage, WorkerInfo
 from fstream._workers import dask
 from fstream._workers.dask import Answered, Workers, answered
 from fstream._workers.parcels import Parcels
@@ -103,7 +103,7 @@ def remembered() -> list[Any]:
     """In a worker: what it keeps of stages."""
     from fstream._workers import parcels
 
-    return [*parcels._CALLS, *parcels._ASIDE]
+    return [*parcels._CALLS, *parcels._ASIDE, *parcels._SEATS]
 
 
 @pytest.fixture
@@ -427,6 +427,101 @@ def test_resources_are_made_used_and_ended_in_one_thread(client: Any, log: Log, 
     assert sorted(entry[1:3] for entry in ended) == sorted(started)
     assert [entry[3] for entry in ended] == [*range(len(ended))][::-1]
     assert all(is_right for entry in ended for is_right in entry[4:])
+
+
+# The indexes of the workers
+
+
+def seated(log: Log, seconds: float = 0.005) -> Callable[..., Any]:
+    """Give the worker's index, and write when an item begins and ends there."""
+
+    def f(item: int, worker_info: WorkerInfo) -> int:
+        log.write(("begin", worker_info.index))
+        time.sleep(seconds)
+        log.write(("end", worker_info.index))
+        return worker_info.index
+
+    return f
+
+
+def check_one_at_a_time(entries: list[tuple[str, int]]) -> None:
+    """No two items were at work under one index."""
+    for index in {index for _, index in entries}:
+        steps = [step for step, each in entries if each == index]
+        assert steps == ["begin", "end"] * (len(steps) // 2)
+
+
+@pytest.mark.parametrize(
+    ("shape", "workers", "processes"),
+    [
+        ((2, 1), None, True),
+        ((2, 1), 1, True),
+        ((1, 4), 2, True),
+        ((2, 2), None, True),
+        ((2, 2), 3, True),
+        ((2, 2), 9, True),
+        ((2, 2), None, False),
+        ((2, 2), 3, False),
+    ],
+)
+def test_each_worker_has_an_index(shape: tuple[int, int], workers: int | None, processes: bool, log: Log):
+    with (
+        local_cluster(n_workers=shape[0], threads_per_worker=shape[1], processes=processes) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        indexes = set(pmap(seated(log), range(200), kind=client, workers=workers))
+        assert indexes <= set(range(min(workers or 4, shape[0] * shape[1])))
+        assert len(indexes) > 1 or workers == 1
+        check_one_at_a_time(log.entries())
+        assert eventually(lambda: not any(client.run(remembered).values())), client.run(remembered)
+
+
+def test_a_worker_keeps_its_index(client: Any, log: Log):
+    def start(worker_info: WorkerInfo) -> tuple[int, int]:
+        log.write(("start", worker_info.index))
+        return worker_info.index, threading.get_ident()
+
+    def f(item: int, started_as: int, thread: int, worker_info: WorkerInfo) -> bool:
+        return (started_as, thread) == (worker_info.index, threading.get_ident())
+
+    def done(stage_status: Any, started_as: int, thread: int, worker_info: WorkerInfo) -> None:
+        log.write(("done", started_as))
+        assert (started_as, thread) == (worker_info.index, threading.get_ident())
+
+    assert all(pmap(f, range(5000), kind="dask", on_start=start, on_done=done))
+    entries = sorted(log.entries())
+    assert entries in ([(step, n) for step in ("done", "start") for n in some] for some in ([0], [1], [0, 1]))
+
+
+def test_who_follows_a_late_item_has_its_index(client: Any, gate: Gate):
+    def f(item: int, worker_info: WorkerInfo) -> int:
+        if item == 1:
+            gate.wait()
+        return worker_info.index
+
+    assert set(pmap(f, range(20), kind="dask", workers=1, timeout=0.5, on_error="skip")) == {0}
+    gate.open()
+
+
+def test_workers_that_join_get_indexes_and_those_that_leave_give_theirs_up(log: Log):
+    with (
+        local_cluster(n_workers=1) as cluster,
+        distributed.Client(cluster) as client,
+        pmap(seated(log), itertools.count(), kind=client) as stream,
+    ):
+        assert {next(stream) for _ in range(20)} == {0}
+        cluster.scale(3)
+        assert eventually(lambda: {next(stream) for _ in range(60)} == {0, 1, 2}, 40)
+        cluster.scale(1)
+        assert eventually(lambda: len({next(stream) for _ in range(20)}) == 1, 30)
+
+
+def test_the_only_worker_is_killed_and_the_next_one_has_its_index(log: Log):
+    with local_cluster(n_workers=1) as cluster, distributed.Client(cluster) as client:
+        stream = pmap(seated(log), range(400), kind=client)
+        outputs = [next(stream) for _ in range(20)]
+        os.kill(pids(client)[0], signal.SIGKILL)
+        assert {*outputs, *stream} == {0}
 
 
 def test_on_done_is_told_of_the_error_and_its_own_is_raised(client: Any, log: Log):
@@ -786,6 +881,7 @@ class Looked:
         self.down: list[str] = []
         self.sizes: list[int] = []
         self.resize = self.sizes.append
+        self.parcels = SimpleNamespace(seats=None)
         client = SimpleNamespace(scheduler=self)
         self.cluster = SimpleNamespace(client=client, threads=1, is_there=lambda: True, gone=lambda why: why)
         with suppress(asyncio.CancelledError):
@@ -829,7 +925,7 @@ def test_the_end_is_heard_in_the_turn_in_which_the_scheduler_answers(
 
         client = SimpleNamespace(scheduler=SimpleNamespace(ncores=ncores))
         cluster = SimpleNamespace(client=client, threads=1, is_there=lambda: True)
-        workers = SimpleNamespace(flights={"flight"}, cluster=cluster)
+        workers = SimpleNamespace(flights={"flight"}, cluster=cluster, parcels=SimpleNamespace(seats=None))
         looking = asyncio.create_task(Workers.look_after(workers))  # type: ignore[arg-type]
         await asked.wait()
         answer.set_result({"tcp://a:1": 1})
@@ -920,10 +1016,6 @@ def test_ctrl_c_leaves_nothing(script: Script):
 # What is refused
 
 
-def numbered_worker(item: int, worker_info: Any) -> int:
-    return item
-
-
 @pytest.mark.parametrize(
     ("build", "error", "message"),
     [
@@ -933,12 +1025,6 @@ def numbered_worker(item: int, worker_info: Any) -> int:
             r"got the class: write kind=Client\(address\)",
         ),
         (lambda: pmap(square, kind="dask", max_items_per_worker=3), ValueError, "--lifetime"),
-        (lambda: pmap(numbered_worker, kind="dask"), ValueError, r"get_worker\(\).name"),
-        (
-            lambda: pmap(square, kind="dask", on_start=lambda worker_info: 1),
-            ValueError,
-            "worker_info of on_start",
-        ),
         (
             lambda: pmap(suited(square, "task"), kind="dask"),
             TypeError,

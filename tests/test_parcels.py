@@ -56,3 +56,11 @@ def test_an_item_that_is_over_its_time_ends_its_span_where_it_is_at_work(gate: G
     made.close()
     assert slot == 1
     assert (type(late.error), late.index, late.item) == (TimeoutError, 8, 2)
+
+
+def test_a_worker_that_has_no_index_gives_its_span_back():
+    made = Parcels(Stage(MAP, abs, "dask"), copy_context())
+    made.seats = {}
+    span = Span(0, [-1, -2])
+    answer = serve(*made.pack(span, 1.0, frozenset())._replace(seats=()))
+    assert (answer.error, made.slots_of(answer, span)) == (None, [])

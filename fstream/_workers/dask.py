@@ -96,12 +96,6 @@ def check(stage: Stage) -> None:
         raise ValueError(
             "max_items_per_worker is for kind='process': start dask's workers with --lifetime, for libraries that leak"
         )
-    for role, call in ("f", stage.f), ("on_start", stage.on_start), ("on_done", stage.on_done):
-        if call is not None and "worker_info" in declared(call):
-            raise ValueError(
-                f"worker_info of {role} is not for dask, whose workers come and go: "
-                "write distributed.get_worker().name in it"
-            )
 
 
 def prepare(stage: Stage) -> Stage:
@@ -224,7 +218,12 @@ def teach_dask() -> None:
 def answered(*fields: Any) -> Answered:
     """In a worker: carry out an order."""
     teach_dask()
-    answer, buffers = serve(*fields), list[PickleBuffer]()
+    order, buffers = Order(*fields), list[PickleBuffer]()
+    if isinstance(order.seats, dict):
+        from distributed import get_worker
+
+        order = order._replace(seats=order.seats.get(get_worker().address, ()))
+    answer = serve(*order)
     answer = answer._replace(slots=[*answer.slots[:1], *map(PickleBuffer, answer.slots[1:])])
     packed = pickle.dumps(answer, protocol=5, buffer_callback=buffers.append)
     return Answered([packed, *(buffer.raw() for buffer in buffers)])
@@ -240,6 +239,9 @@ class Flight:
     task: Any = None
     #: What kept it from being pickled.
     problem: Exception | None = None
+    #: Which workers may have the task; None for all. They are gone, and so it was cancelled.
+    homes: list[str] | None = None
+    homeless = False
 
     def __init__(self, crew: Workers, span: Span) -> None:
         self.span = span
@@ -277,6 +279,14 @@ class Workers(executor.Workers):
         #: How often which item was in a task that somebody has cancelled.
         self.cancelled: Counter[int] = Counter()
         self.pulse: Future[None] | None = None
+        calls = [
+            call
+            for each in (stage.parts or [stage])
+            for call in (each.f, each.on_start, each.on_done)
+            if call
+        ]
+        if any("worker_info" in declared(call) for call in calls):
+            self.parcels.seats = {}
         self.resize(self.cluster.threads)
 
     def resize(self, threads: int) -> None:
@@ -294,6 +304,30 @@ class Workers(executor.Workers):
             sizing.most_cheap = CHEAP * max(FEW, cluster.threads)
             self.settle_beside()
 
+    def seat(self, threads: dict[str, int]) -> None:
+        """Give indexes to workers that have none: as many as each has *threads*, while there are some.
+
+        What a worker has it keeps until it is gone. A worker that has none gets no task.
+        """
+        seats = {home: held for home, held in (self.parcels.seats or {}).items() if home in threads}
+        limit = self.cluster.limit or sum(threads.values())
+        free = sorted({*range(limit)}.difference(*seats.values()))
+        for home, number in threads.items():
+            if home not in seats and free:
+                seats[home], free = tuple(free[:number]), free[number:]
+        self.parcels.seats = seats
+
+    def homeless(self, threads: dict[str, int]) -> list[Any]:
+        """Give the tasks for which there is no worker: all that may have them are gone."""
+        flights = [
+            flight
+            for flight in list(self.flights)
+            if flight.task is not None and flight.homes and threads.keys().isdisjoint(flight.homes)
+        ]
+        for flight in flights:
+            flight.homeless = True
+        return [flight.task for flight in flights]
+
     # ------------------------------------------------------------------------------------------------- handing over
 
     def dispatch(self) -> None:
@@ -302,6 +336,12 @@ class Workers(executor.Workers):
             for _ in range(AT_ONCE):
                 if (back := self.queue.news.get_nowait()) is not None:
                     self.landed(back)
+        if self.parcels.seats == {}:
+            try:
+                self.seat(self.cluster.call(self.cluster.client.scheduler.ncores()).result(PATIENCE))
+            except Exception as error:
+                self.fail(Failure(-1, None, self.cluster.gone(error)))
+                return
         message: list[tuple[Flight, partial[Any]]] = []
         size = 0
         while (flight := self.next_flight()) is not None:
@@ -340,7 +380,8 @@ class Workers(executor.Workers):
             if not cluster.is_there():  # it would keep them until it is again
                 raise cluster.gone()
             keys = [next(self.keys) for _ in flights]
-            tasks = cluster.client.map(operator.call, calls, key=keys, pure=False)
+            homes = [*self.parcels.seats] if self.parcels.seats else None
+            tasks = cluster.client.map(operator.call, calls, key=keys, pure=False, workers=homes)
             if self.pulse is None:
                 self.pulse = cluster.call(self.look_after())
         except BaseException as error:
@@ -348,7 +389,7 @@ class Workers(executor.Workers):
                 self.put_down(flight, error)
             return
         for flight, task in zip(flights, tasks):
-            flight.task = task
+            flight.task, flight.homes = task, homes
             task.add_done_callback(partial(self.arrived_at, flight))
 
     # -------------------------------------------------------------------- in the client's threads, without the lock
@@ -404,6 +445,10 @@ class Workers(executor.Workers):
             try:
                 async with asyncio.timeout(PATIENCE):  # `wait_for` of 3.11 may swallow that it is cancelled
                     threads = await cluster.client.scheduler.ncores()
+                    if self.parcels.seats is not None:
+                        self.seat(threads)
+                        if homeless := self.homeless(threads):
+                            await cluster.client.cancel(homeless, asynchronous=True)
             except Exception as error:
                 silent, why = silent + 1, error
             else:
@@ -428,6 +473,8 @@ class Workers(executor.Workers):
         elif isinstance(error, distributed.scheduler.KilledWorker):
             self.killed(flight, error)
         elif isinstance(error, CancelledError | asyncio.CancelledError | OSError):
+            if flight.homeless:  # it was cancelled here
+                self.cancelled[span.start] -= 1
             self.interrupted(span, error)
         else:
             if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] == "fstream":

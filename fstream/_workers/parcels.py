@@ -45,10 +45,12 @@ _PROGRAM: Final = os.urandom(8).hex()
 #: In a worker: what each of its threads has begun, and in which context, by the key of the stage and the thread.
 _CALLS: Final[dict[tuple[str, int], tuple[Call | FusedCall, Context]]] = {}
 
-#: In a worker: the threads in which items of a stage run that has time-outs or an ``on_done``, by its key and the
-#: thread that they work for.
+#: In a worker: the threads in which items of a stage run that has time-outs, an ``on_done`` or a ``worker_info``, by
+#: its key and the thread that they work for; or ``~index``, which is negative, if they have an index.
 _ASIDE: Final[dict[tuple[str, int], Aside]] = {}
 
+#: In a worker: the indexes that no thread has at work, by the stage's key and the first index of all of them.
+_SEATS: Final[dict[tuple[str, int], SimpleQueue[int]]] = {}
 
 #: Whether threads may be daemons here. In an interpreter beside the first one they may not, and that waits at its end
 #: until they return.
@@ -75,6 +77,10 @@ class Order(NamedTuple):
     #: The items run in a thread that may be given up, and that the worker's resources stay with.
     aside: bool
     timeout: float | None
+    #: Which indexes the workers here may have, or all workers by where they are; None if f does not ask for its own.
+    seats: tuple[int, ...] | dict[str, tuple[int, ...]] | None = None
+    #: The index of the worker, once it is known.
+    seat: int | None = None
     python: tuple[int, int] = sys.version_info[:2]
 
 
@@ -108,6 +114,8 @@ class Parcels:
         self.problem: NotPicklable | None = None
         #: How many bytes an item is, of those that were sent last.
         self.item_bytes = 1.0
+        #: Which workers have which indexes, by where they are, if f asks for its own.
+        self.seats: dict[str, tuple[int, ...]] | None = None
 
     def open(self) -> None:
         _LIVE.add(self.key)
@@ -126,7 +134,7 @@ class Parcels:
                 raise
         items = dumps(span.items)
         self.item_bytes = max(1.0, sum(map(len, items)) / max(1, len(span.items)))
-        aside = self.timeout is not None or self.stage.on_done is not None
+        aside = self.timeout is not None or self.stage.on_done is not None or self.seats is not None
         return Order(
             self.key,
             {*_LIVE},
@@ -138,6 +146,7 @@ class Parcels:
             seconds,
             aside,
             self.timeout,
+            self.seats,
         )
 
     def problem_of(self, answer: Answer) -> tuple[str, BaseException] | None:
@@ -173,10 +182,26 @@ def serve(*fields: Any) -> Answer:
     if order.key in _OVER:
         return Answer("stage", encode_error(RuntimeError("the stage is over")))
     try:
-        return _served(order)
+        return _served(order) if order.seats is None else _seated(order)
     finally:
         if order.key in _OVER:  # since then
             forget(order.key)
+
+
+def _seated(order: Order) -> Answer:
+    """Work it off under an index that no other thread has meanwhile."""
+    assert isinstance(order.seats, tuple)
+    if not order.seats:  # it has come since, and has none yet
+        return Answer("", None, _plain(dumps([])))
+    free: SimpleQueue[int] = SimpleQueue()
+    for seat in order.seats:
+        free.put(seat)
+    free = _SEATS.setdefault((order.key, order.seats[0]), free)
+    seat = free.get()  # more threads may be here than have an index
+    try:
+        return _served(order._replace(seat=seat))
+    finally:
+        free.put(seat)
 
 
 def _served(order: Order) -> Answer:
@@ -187,7 +212,7 @@ def _served(order: Order) -> Answer:
             over.close()
     if not order.aside:
         return Execution(order).run()
-    place = order.key, threading.get_ident()
+    place = order.key, threading.get_ident() if order.seat is None else ~order.seat
     aside = _ASIDE.get(place)
     if aside is None:
         try:
@@ -400,7 +425,7 @@ def _call_of(order: Order) -> tuple[Call | FusedCall, Context]:
         context = copy_context()
         for variable, value in variables:
             context.run(variable.set, value)
-        _CALLS[place] = call_of(shape, 0), context
+        _CALLS[place] = call_of(shape, order.seat or 0), context
     return _CALLS[place]
 
 
@@ -416,6 +441,8 @@ def take_out(key: str) -> list[Aside]:
     while len(_OVER) > MOST_OVER:
         _OVER.pop(next(iter(_OVER)), None)
     taken = [aside for place in list(_ASIDE) if place[0] == key and (aside := _ASIDE.pop(place, None))]
+    for place in [place for place in list(_SEATS) if place[0] == key]:
+        _SEATS.pop(place, None)
     active = [aside for aside in taken if aside.call is not None and aside.call.started]
     for aside in taken:
         if aside not in active:
