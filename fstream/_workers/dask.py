@@ -57,11 +57,11 @@ AHEAD: Final = 2
 #: this many seconds longer.
 THREAD_SECONDS: Final = 0.002
 
-#: The most cheap items that a window holds for each thread; for a few threads as many as for four. The cheapest take
+#: The most cheap items that a window holds for each thread; for a few threads as many as for sixteen. The cheapest take
 #: longer on their way than in f: so several spans are to be under way, though each has 100,000 of them. Large clusters
 #: need two long spans for each thread. What items weigh bounds the window, too.
-CHEAP: Final = 1 << 16
-FEW: Final = 4
+CHEAP: Final = 1 << 14
+FEW: Final = 16
 
 #: What is handed over in one message has no more than this many bytes, as far as it can be divided: dask warns of more
 #: than 10 MB.
