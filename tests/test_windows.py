@@ -19,7 +19,7 @@ from fstream._flow.sources import Feed, Slices
 from fstream._flow.span import Closed, Failure, Span
 from fstream._flow.window import Window
 from fstream._plan.kernels import DROP, FILTER, FLAT_MAP, MAP, Kernel
-from fstream._workers.dask import CHEAP
+from fstream._workers.dask import CHEAP, FEW
 from fstream._workers.kinds import backend_for
 
 
@@ -266,7 +266,7 @@ def test_two_seconds_of_work_are_few_spans_on_a_cluster_and_both_of_its_workers_
 ):
     """Two workers, each with a span at work and one behind it; what is handed over is there in 20 ms."""
     window = window_over(Slices(range(count)), workers=2, **asdict(backend_for("dask").numbers))
-    window.sizing.most_cheap = 4 * CHEAP
+    window.sizing.most_cheap = FEW * CHEAP
     now, spans, free = 0.0, 0, [0.0, 0.0]
     under_way: list[tuple[float, int, Span]] = []
     while True:
