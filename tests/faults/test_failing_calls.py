@@ -621,6 +621,8 @@ SOUND: Final = {
         "thread.start",
     ): "too many threads are an answer of the worker's, an error of the stage",
     ("_workers.parcels", "threading.Thread"): "in the same block",
+    ("_workers.parcels", "_thread.daemon_threads_allowed"): "while the module is imported",
+    ("_workers.parcels", "threading._register_atexit"): "while the module is imported",
     ("_workers.parcels", "threading.Lock"): "in a worker: an error of the executor's, which ends the stage",
     ("_workers.process.imported", "os.stat"): "a file that is gone counts as unchanged",
     ("_workers.sync", "threading.Lock"): "where a stream is made: nothing is open yet",
