@@ -446,18 +446,22 @@ def test_a_plain_observer_may_look_at_everything(kind: str):
 
 
 class Broken(Observer):
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, error: BaseException) -> None:
         self.heard = 0
+        self.error = error
         setattr(self, name, self.fail)
 
     def fail(self, *_: Any) -> None:
         self.heard += 1
-        raise LookupError("I cannot see")
+        raise self.error
 
 
 @pytest.mark.parametrize("name", ["run_opened", "taken", "done", "worker_ended", "run_ended"])
-def test_an_observer_that_raises_is_told_nothing_more(kind: str, name: str, caplog: pytest.LogCaptureFixture):
-    broken = Broken(name)
+@pytest.mark.parametrize("error", [LookupError("I cannot see"), GeneratorExit()], ids=["error", "exit"])
+def test_an_observer_that_raises_is_told_nothing_more(
+    kind: str, name: str, error: BaseException, caplog: pytest.LogCaptureFixture
+):
+    broken = Broken(name, error)
     with recorded() as record, observe(broken), caplog.at_level(logging.ERROR, "fstream"):
         assert list(pmap(identity, range(3000), kind=kind, workers=2)) == list(range(3000))
     assert broken.heard == 1
@@ -466,7 +470,7 @@ def test_an_observer_that_raises_is_told_nothing_more(kind: str, name: str, capl
     (entry,) = caplog.records
     assert f"Broken.{name} raised" in entry.getMessage()
     assert entry.exc_info is not None
-    assert isinstance(entry.exc_info[1], LookupError)
+    assert entry.exc_info[1] is error
 
 
 def test_an_observer_that_blocks_holds_up_one_worker_alone(gate: Gate):

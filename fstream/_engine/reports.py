@@ -71,7 +71,7 @@ class Reports(Observer):
                 for observer in self.observers[:]:
                     try:
                         getattr(observer, name)(*said)
-                    except Exception:
+                    except (Exception, GeneratorExit):  # what is given up is the observer, and no thread
                         self.observers.remove(observer)
                         self.complain(observer, name)
         finally:
