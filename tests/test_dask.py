@@ -494,6 +494,18 @@ def test_a_worker_keeps_its_index(client: Any, log: Log):
     assert entries in ([(step, n) for step in ("done", "start") for n in some] for some in ([0], [1], [0, 1]))
 
 
+@pytest.mark.parametrize("options", [{}, {"timeout": 60.0}, {"on_done": lambda *_: None}], ids=str)
+def test_f_may_ask_dask_for_its_worker(client: Any, options: dict[str, Any]):
+    def f(item: int, worker_info: WorkerInfo) -> str:
+        return distributed.get_worker().address
+
+    def g(item: int) -> str:
+        return distributed.get_worker().address
+
+    for asks in f, g:
+        assert set(pmap(asks, range(20), kind="dask", **options)) <= set(client.scheduler_info()["workers"])
+
+
 def test_who_follows_a_late_item_has_its_index(client: Any, gate: Gate):
     def f(item: int, worker_info: WorkerInfo) -> int:
         if item == 1:

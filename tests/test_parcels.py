@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
+from contextvars import ContextVar, copy_context
 from typing import Any
 
 import pytest
 
 from fstream._flow.span import Span
 from fstream._plan.kernels import MAP
-from fstream._plan.stages import Stage
+from fstream._plan.stages import Stage, StageStatus
 from fstream._workers import parcels
-from fstream._workers.parcels import Parcels, serve
+from fstream._workers.parcels import Aside, Execution, Order, Parcels, serve
 from tests.faults.faulty import eventually
 from tests.gates import PATIENCE, Gate, holding
 
@@ -64,3 +64,63 @@ def test_a_worker_that_has_no_index_gives_its_span_back():
     span = Span(0, [-1, -2])
     answer = serve(*made.pack(span, 1.0, frozenset())._replace(seats=()))
     assert (answer.error, made.slots_of(answer, span)) == (None, [])
+
+
+HERE: ContextVar[str] = ContextVar("HERE", default="nowhere")
+
+
+@pytest.mark.parametrize("options", [{}, {"timeout": 20.0}], ids=["in its thread", "aside"])
+def test_f_has_the_context_of_the_thread_that_it_works_for(options: dict[str, Any]):
+    made = Parcels(Stage(MAP, lambda _: HERE.get(), "dask", **options), copy_context())
+    made.open()
+    span = Span(0, [1])
+    with ThreadPoolExecutor(1, initializer=HERE.set, initargs=("worker",)) as threads:
+        answer = threads.submit(serve, *made.pack(span, 1.0, frozenset())).result(PATIENCE)
+    made.close()
+    parcels.forget(made.key)
+    assert made.slots_of(answer, span) == ["worker"]
+
+
+class Watched(Execution):
+    """Who waits for it looks often whether it is late, and is counted."""
+
+    looks = 0
+
+    def __init__(self, made: Parcels, span: Span, at_most: float = PATIENCE) -> None:
+        super().__init__(Order(*made.pack(span, 1.0, frozenset())))
+        self.at_most = at_most
+
+    def left(self, timeout: float) -> float:
+        self.looks += 1
+        return min(self.at_most, super().left(timeout))
+
+
+def test_each_of_two_threads_with_one_beside_them_gets_its_own_answer(gate: Gate):
+    """The worker that was at work under an index is lost, and the next one in its process has that."""
+    made = Parcels(Stage(MAP, holding("dask", {1: gate}), "dask", timeout=2 * PATIENCE), copy_context())
+    spans = [Span(0, [1]), Span(1, [2])]
+    lost, other = Watched(made, spans[0], 0.001), Watched(made, spans[1])
+    aside = Aside()
+    with ThreadPoolExecutor(2) as threads:
+        answers = [threads.submit(aside.serve, lost)]
+        assert eventually(lambda: lost.looks)
+        answers.append(threads.submit(aside.serve, other))
+        assert eventually(lambda: other.looks)
+        seen = lost.looks
+        assert eventually(lambda: lost.looks > seen + 20)  # the other one has waited for longer
+        gate.open()
+        slots = [made.slots_of(each.result(PATIENCE), span) for each, span in zip(answers, spans)]
+    aside.close()
+    assert slots == [[1], [2]]
+
+
+def test_a_thread_that_was_told_to_end_is_not_waited_for():
+    """By its stage's end, or as its item was late, after it was found and before it was given a span, or the end."""
+    made = Parcels(Stage(MAP, abs, "dask", timeout=20.0), copy_context())
+    span = Span(0, [-1])
+    aside = Aside()
+    aside.close()
+    with ThreadPoolExecutor(1) as threads:
+        answer = threads.submit(aside.serve, Watched(made, span)).result(PATIENCE)
+    assert (answer.error, made.slots_of(answer, span)) == (None, [])
+    assert aside.end(StageStatus(1)).result(PATIENCE) is None

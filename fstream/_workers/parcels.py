@@ -359,22 +359,40 @@ class Aside:
 
     def __init__(self) -> None:
         self.todo: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
-        self.answers: SimpleQueue[Answer] = SimpleQueue()
+        #: It has been told to end, and takes nothing more. Under the lock.
+        self.closed = False
+        self.lock = threading.Lock()
         self.call: Call | FusedCall | None = None
         #: An item was over its time.
         self.abandoned = False
-        self.thread = threading.Thread(target=self.main, name="fstream-aside", daemon=DAEMONS)
+        # F has the context that it would have in the worker's own thread: dask says there which worker it is.
+        self.thread = threading.Thread(
+            target=copy_context().run, args=(self.main,), name="fstream-aside", daemon=DAEMONS
+        )
         self.thread.start()
+
+    def put(self, *calls: Callable[[], object] | None) -> bool:
+        """Have it make these calls, and end if the last one is None; False if it was told to end before."""
+        with self.lock:
+            if self.closed:
+                return False
+            self.closed = calls[-1] is None
+            for call in calls:
+                self.todo.put(call)
+            return True
 
     def serve(self, execution: Execution) -> Answer:
         """See *execution* done, within the time that each of its items has."""
         timeout = execution.order.timeout
-        self.todo.put(partial(self.do, execution))
+        # Nobody else's: another thread may wait for what this one is at.
+        answers: SimpleQueue[Answer] = SimpleQueue()
+        if not self.put(partial(self.do, execution, answers)):  # since it was found
+            return Answer("", None, _plain(dumps([])))
         begun = perf_counter()
         while True:
             try:
                 left = None if timeout is None else max(0.0, execution.left(timeout))
-                return self.answers.get(timeout=left)
+                return answers.get(timeout=left)
             except Empty:
                 assert timeout is not None
                 if execution.give_up(timeout):
@@ -382,10 +400,10 @@ class Aside:
                     self.end(StageStatus(1))
                     return execution.answer(perf_counter() - begun)
 
-    def do(self, execution: Execution) -> None:
+    def do(self, execution: Execution, answers: SimpleQueue[Answer]) -> None:
         answer = execution.run()
         self.call = execution.call
-        self.answers.put(answer)
+        answers.put(answer)
 
     def end(self, status: StageStatus) -> Future[tuple[Any, ...] | None]:
         """Have it run ``on_done``, if it has begun, and end; give the error, if there is one."""
@@ -400,12 +418,12 @@ class Aside:
                     error = encode_error(self.call.named(raised))
             ended.set_result(error)
 
-        self.todo.put(end)
-        self.todo.put(None)
+        if not self.put(end, None):
+            ended.set_result(None)
         return ended
 
     def close(self) -> None:
-        self.todo.put(None)
+        self.put(None)
 
     def main(self) -> None:
         while (call := self.todo.get()) is not None:
