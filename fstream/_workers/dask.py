@@ -309,13 +309,14 @@ class Workers(executor.Workers):
 
         What a worker has it keeps until it is gone. A worker that has none gets no task.
         """
-        seats = {home: held for home, held in (self.parcels.seats or {}).items() if home in threads}
-        limit = self.cluster.limit or sum(threads.values())
-        free = sorted({*range(limit)}.difference(*seats.values()))
-        for home, number in threads.items():
-            if home not in seats and free:
-                seats[home], free = tuple(free[:number]), free[number:]
-        self.parcels.seats = seats
+        with self.run.lock:  # the pump comes first, then the client's loop
+            seats = {home: held for home, held in (self.parcels.seats or {}).items() if home in threads}
+            limit = self.cluster.limit or sum(threads.values())
+            free = sorted({*range(limit)}.difference(*seats.values()))
+            for home, number in threads.items():
+                if home not in seats and free:
+                    seats[home], free = tuple(free[:number]), free[number:]
+            self.parcels.seats = seats
 
     def homeless(self, threads: dict[str, int]) -> list[Any]:
         """Give the tasks for which there is no worker: all that may have them are gone."""
@@ -338,7 +339,7 @@ class Workers(executor.Workers):
                     self.landed(back)
         if self.parcels.seats == {}:
             try:
-                self.seat(self.cluster.call(self.cluster.client.scheduler.ncores()).result(PATIENCE))
+                self.seat(self.cluster.call(self.cluster.client.scheduler.ncores()).result(2 * PATIENCE))
             except Exception as error:
                 self.fail(Failure(-1, None, self.cluster.gone(error)))
                 return
