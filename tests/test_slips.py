@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bdb
 import operator
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -18,7 +19,7 @@ def combinator(request: pytest.FixtureRequest) -> Callable[..., Any]:
     return request.param  # type: ignore[no-any-return]
 
 
-def notes_of(stream: Iterable[Any], error: type[Exception] = TypeError) -> str:
+def notes_of(stream: Iterable[Any], error: type[BaseException] = TypeError) -> str:
     with pytest.raises(error) as caught:
         list(stream)
     return "\n".join(caught.value.__notes__)
@@ -211,9 +212,17 @@ def ask(item: int) -> str:
     return input()
 
 
-@pytest.mark.parametrize(("f", "error"), [(stop, bdb.BdbQuit), (ask, EOFError)])
-def test_a_worker_process_has_no_terminal(f: Any, error: type[Exception]):
+#: What pdb raises at the end of its input.
+QUIT = bdb.BdbQuit if sys.version_info < (3, 14) else SystemExit
+
+
+@pytest.mark.parametrize(("f", "error"), [(stop, QUIT), (ask, EOFError)])
+def test_a_worker_process_has_no_terminal(f: Any, error: type[BaseException]):
     assert "with fstream.inline()" in notes_of(pmap(f, [1], kind="process"), error)
+
+
+def test_a_function_that_exits_is_told_nothing_of_a_terminal():
+    assert "inline" not in notes_of(pmap(sys.exit, [1], kind="process"), SystemExit)
 
 
 def test_the_end_of_a_file_is_none_of_a_terminal():

@@ -270,9 +270,7 @@ class Call:
                 error,
                 "SKIP is for on_error handlers to return, and for f: this item, from the source, is SKIP",
             )
-        if self.stage.kind == "process" and (
-            type(error).__name__ == "BdbQuit" or (type(error) is EOFError and "reading a line" in str(error))
-        ):
+        if self.stage.kind == "process" and wants_terminal(error):
             self.hint(
                 error,
                 "a worker process has no terminal: to stop in f, write with fstream.inline(): around the loop",
@@ -304,6 +302,19 @@ class Call:
 
     def named(self, error: BaseException) -> BaseException:
         return named(error, self.stage.name)
+
+
+def wants_terminal(error: BaseException) -> bool:
+    """Tell whether *error* comes from a debugger, or from `input`, that has found no terminal."""
+    if type(error) is EOFError:
+        return "reading a line" in str(error)
+    if type(error) is not SystemExit:
+        return type(error).__name__ == "BdbQuit"
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    # From Python 3.14 on, pdb ends the program.
+    return place is not None and place.tb_frame.f_globals.get("__name__") == "pdb"
 
 
 class Reached(Exception):

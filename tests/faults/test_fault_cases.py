@@ -371,6 +371,7 @@ def test_a_busy_worker_killed_from_outside_and_retried(ordered: bool, tally: Tal
     assert got == sorted(got) or not ordered
 
 
+@pytest.mark.forks
 def test_a_worker_that_dies_and_leaves_a_process_of_its_own_behind(gate: gates.Gate) -> None:
     """That one has inherited all that the parent sees its worker by."""
 
