@@ -494,7 +494,7 @@ def test_a_worker_keeps_its_index(client: Any, log: Log):
     assert entries in ([(step, n) for step in ("done", "start") for n in some] for some in ([0], [1], [0, 1]))
 
 
-@pytest.mark.parametrize("options", [{}, {"timeout": 60.0}, {"on_done": lambda *_: None}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"timeout": 60.0}, {"on_done": lambda *_: None}], ids="-".join)
 def test_f_may_ask_dask_for_its_worker(client: Any, options: dict[str, Any]):
     def f(item: int, worker_info: WorkerInfo) -> str:
         return distributed.get_worker().address
