@@ -3,8 +3,8 @@
 A test of concurrent code tries one order of events, and mostly the same one. Here a *schedule* decides it: who goes on
 when, and what goes wrong. `simulated` runs pipelines by a schedule, in one thread, without real workers; `schedules`
 lets hypothesis draw it, find a bad one and shrink it; `assert_lawful` does all of that for a pipeline and what it
-should equal. What decides (spans, windows, order, retries, the pool of processes) is the very code that runs in
-production; so are worker tasks as a whole.
+should equal. What decides (spans, windows, order, retries, time-outs, the pool of processes) and what waits (queues,
+watches, feeders, workers) is the very code that runs in production.
 """
 
 from __future__ import annotations
