@@ -453,12 +453,12 @@ async def test_cheap_outputs_do_not_keep_the_loop_to_themselves(concurrent_kind:
     async def consume() -> int:
         f = at_once if concurrent_kind == "task" else abs
         total = 0
-        async for y in pmap(f, range(1_000_000), kind=concurrent_kind, workers=2, maxsize=0):
+        async for y in pmap(f, range(3_000_000), kind=concurrent_kind, workers=2, maxsize=0):
             total += y
         return total
 
     begin = time.monotonic()
     consumer = asyncio.create_task(consume())
     gap = await longest_gap(consumer)
-    assert await consumer == sum(range(1_000_000))
+    assert await consumer == sum(range(3_000_000))
     assert gap < (time.monotonic() - begin) / 2
