@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -30,9 +31,10 @@ class Faults:
         #: How often the item of an index has met with a fault.
         self.counts: Counter[int] = Counter()
 
-    def meet(self, index: int, what: str, log: Callable[[str], None]) -> None:
-        """Fail in the place of f, if the schedule says so: it calls f on *what*, the item of *index*."""
+    def meet(self, index: int, item: Any, log: Callable[[str], None]) -> None:
+        """Log that f is called on *item*, and fail in the place of f if the schedule says so."""
         fault = self.next(index)
+        what = f"item {index}: {reprlib.repr(item)}"
         log(f"calls f on {what}" if fault is None else f"calls f on {what}, which {fault}")
         if fault == "raises":
             raise SimulatedError(f"f raises at item {index}, as the schedule says")

@@ -26,7 +26,7 @@ from fstream._workers.process.messages import Items, Message, Open, Ready
 from fstream._workers.process.surroundings import Surroundings, inherited
 from fstream._workers.process.wire import Packed
 from fstream._workers.simulated.faults import Faults, FaultyCall, Lost
-from fstream._workers.simulated.schedule import Actor, Simulation, Steps, Wait
+from fstream._workers.simulated.schedule import Actor, Simulation, Steps, waiting
 
 __all__ = ["Pump"]
 
@@ -298,7 +298,7 @@ class Child(child.Child):
     def meet_fault(self, item: Any) -> None:
         index = self.start + len(self.slots)
         assert self.faults is not None
-        self.faults.meet(index, f"item {index}: {reprlib.repr(item)}", self.log)
+        self.faults.meet(index, item, self.log)
 
     def working(self, asked: Items, body: Packed) -> Steps:
         """As `work`: run a span, and let others go on before and behind each call of f."""
@@ -406,9 +406,7 @@ class Pump(pump.Pump):
             if timeout is None or timeout >= LONGEST_WAIT:
                 yield self.selector.is_ready
                 continue
-            wait = Wait(self.selector.is_ready, simulation, timeout)
-            yield wait.is_over
-            wait.given_up = True
+            yield from waiting(self.selector.is_ready, simulation, timeout)
 
     def join(self, timeout: float) -> None:
         """It has left: there is no more of it."""

@@ -20,7 +20,7 @@ from itertools import count
 from random import Random
 from typing import Any, Final, Literal, TypeAlias
 
-__all__ = ["Actor", "Fault", "Schedule", "SimulatedError", "Simulation", "Steps", "Wait"]
+__all__ = ["Actor", "Fault", "Schedule", "SimulatedError", "Simulation", "Steps", "waiting"]
 
 
 #: What an actor yields: None where others may go on, or what tells whether it can itself.
@@ -279,14 +279,21 @@ class Simulation:
         return "\n".join([repr(self.schedule), *lines])
 
 
-class Wait:
-    """Somebody waits until *is_ready*, for so many *seconds* at most; None is no limit."""
+def waiting(is_ready: Callable[[], Any], simulation: Simulation, seconds: float | None) -> Steps:
+    """Wait until something *is_ready*, for so many *seconds* at most; None is no limit."""
+    wait = Wait(is_ready)
+    if seconds is not None:
+        simulation.call_later(max(seconds, TICK), wait.time_out, lambda: wait.given_up)
+    yield wait.is_over
+    wait.given_up = True
 
-    def __init__(self, is_ready: Callable[[], Any], simulation: Simulation, seconds: float | None) -> None:
+
+class Wait:
+    """What somebody waits for, and whether it has taken too long."""
+
+    def __init__(self, is_ready: Callable[[], Any]) -> None:
         self.is_ready = is_ready
         self.given_up = self.timed_out = False
-        if seconds is not None:
-            simulation.call_later(max(seconds, TICK), self.time_out, lambda: self.given_up)
 
     def time_out(self) -> None:
         self.timed_out = True

@@ -148,7 +148,7 @@ class Worker(workers.Worker):
             self.log(f"takes item {index}")
         await self.turn()
         try:
-            self.crew.faults.meet(index, f"item {index}: {reprlib.repr(item)}", self.log)
+            self.crew.faults.meet(index, item, self.log)
             slot = await step(item)
         except Lost:
             await self.hang()

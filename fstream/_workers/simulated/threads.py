@@ -7,6 +7,7 @@ while f is at work.
 from __future__ import annotations
 
 import reprlib
+import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
@@ -23,7 +24,7 @@ from fstream._workers import thread as real
 from fstream._workers.call import Call, is_failure
 from fstream._workers.simulated.faults import Faults, FaultyCall, Lost
 from fstream._workers.simulated.loop import CONSUMER
-from fstream._workers.simulated.schedule import Actor, Simulation, Steps, Wait
+from fstream._workers.simulated.schedule import Actor, Simulation, Steps, waiting
 from fstream._workers.task.reach import outside_of_loops
 
 __all__ = ["FEEDER", "ConsumersQueue", "Feeder", "Thread", "Workers"]
@@ -44,15 +45,18 @@ def in_turns(whole: Generator[Any, Any, Any], simulation: Simulation) -> Steps:
             wait = whole.send(acquired)
             if type(wait) is tuple:
                 lock, seconds = wait
-                wait = Wait(lambda: not lock.locked(), simulation, seconds if seconds >= 0 else None)  # noqa: B023
-                yield wait.is_over
-                wait.given_up = True
-                acquired = lock.acquire(False)
+                acquired = yield from acquiring(lock, seconds, simulation)
             else:
                 yield wait
                 acquired = None
     except StopIteration as stop:
         return stop.value
+
+
+def acquiring(lock: threading.Lock, seconds: float, simulation: Simulation) -> Steps:
+    """Wait for *lock*, for so many *seconds*; give whether it was acquired."""
+    yield from waiting(lambda: not lock.locked(), simulation, seconds if seconds >= 0 else None)
+    return lock.acquire(False)
 
 
 class Thread(Actor):
@@ -191,7 +195,7 @@ class Worker(Awaited, real.Worker):
     def meet_fault(self, item: Any) -> None:
         assert self.span is not None
         index = self.span.start + len(self.span.slots)
-        self.crew.faults.meet(index, f"item {index}: {reprlib.repr(item)}", self.log)
+        self.crew.faults.meet(index, item, self.log)
 
     def log(self, what: str) -> None:
         self.simulation.log(f"{self.thread.name} {what}")
