@@ -7,15 +7,20 @@ one, until the command is None; or `Failed`. It leads a process group, which it 
 dies.
 """
 
+import ctypes
 import os
 import signal
 import sys
 import threading
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from time import perf_counter
 
 from benchmarks.rows import Failed, Measure, Opened, Ready
+
+#: See prctl(2).
+PR_SET_PDEATHSIG = 1
 
 
 def listen(pipe: Connection, commands: "SimpleQueue[bool | None]") -> None:
@@ -26,7 +31,14 @@ def listen(pipe: Connection, commands: "SimpleQueue[bool | None]") -> None:
             if command is None:
                 return
     except (EOFError, OSError):
+        os.killpg(0, signal.SIGCONT)
         os.killpg(0, signal.SIGTERM)  # not SIGKILL: who looks after named semaphores may remove them first
+
+
+def go_on_without_parent() -> None:
+    """Have this process go on when its parent dies, so that it notices: it may be stopped then."""
+    with suppress(OSError, AttributeError):  # Linux alone has it
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGCONT)
 
 
 def affordable(measure: Measure, size: int, seconds: float) -> int:
@@ -45,6 +57,7 @@ def affordable(measure: Measure, size: int, seconds: float) -> int:
 
 def main(arguments: list[str]) -> None:
     fd, row_name, contender, size, seconds = arguments
+    go_on_without_parent()
     pipe = Connection(int(fd))
     commands: SimpleQueue[bool | None] = SimpleQueue()
     threading.Thread(target=listen, args=(pipe, commands), daemon=True).start()

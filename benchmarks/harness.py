@@ -60,7 +60,10 @@ class Effort:
 
 
 class Child:
-    """A contender in a process of its own, which leads a process group: that ends with it."""
+    """A contender in a process of its own, which leads a process group: that ends with it.
+
+    While others have their turn it is stopped: a cluster that idles takes 7 % of a CPU, and a row has six.
+    """
 
     def __init__(self, row: Row, contender: str, effort: Effort) -> None:
         self._patience = effort.patience
@@ -83,17 +86,20 @@ class Child:
         theirs.close()
 
     def answer(self) -> Opened | Ready | Sample | Failed:
+        """Wait for the next answer, and stop the contender."""
         if not self._pipe.poll(self._patience):
             self._end()  # now, so that it does not disturb the others
             return Failed(f"no answer in {self._patience:g} s, cut off")
         try:
             answer: Opened | Ready | Sample | Failed = self._pipe.recv()
+            self._signal(signal.SIGSTOP)
             return answer
         except (EOFError, OSError):
             return Failed(f"ended by itself, exit status {self._process.wait()}")
 
     def command(self, go: bool | None) -> None:
         """Go on to the next answer, or with None, end."""
+        self._signal(signal.SIGCONT)
         with suppress(OSError):
             self._pipe.send(go)
 
