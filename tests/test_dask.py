@@ -92,11 +92,11 @@ def client(cluster: Any) -> Iterator[Any]:
     """The current client. After the test there is nothing left of it in the cluster."""
     with distributed.Client(cluster) as client:
         yield client
-        assert eventually(partial(nothing_is_left, cluster, client)), (
+        assert eventually(partial(nothing_is_left, cluster, client), PATIENCE), (
             cluster.scheduler.tasks,
             client.futures,
         )
-        assert eventually(lambda: not any(client.run(remembered).values())), client.run(remembered)
+        assert eventually(lambda: not any(client.run(remembered).values()), PATIENCE), client.run(remembered)
 
 
 def remembered() -> list[Any]:
