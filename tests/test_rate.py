@@ -7,7 +7,7 @@ import bisect
 import math
 import pickle
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import count, pairwise
@@ -18,10 +18,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fstream import Observer, Rate, Stream, observe, pmap
+from fstream import Observer, Rate, observe, pmap
 from fstream._flow.pacing import Limit
 from fstream._workers.simulated.schedule import Schedule
-from fstream._workers.sync import Rest
 from fstream.testing import schedules, simulated
 from tests.conftest import CONCURRENT_KINDS
 from tests.functions import identity, suited
@@ -419,73 +418,3 @@ def test_a_stream_of_one_start_in_an_age_waits_until_it_is_closed(kind: str):
     closer.start()
     assert list(stream) == []
     closer.join()
-
-
-def written(log: Log) -> Callable[[int], int]:
-    def write(item: int) -> int:
-        log.write(item)
-        return item
-
-    return write
-
-
-def someone_waits() -> bool:
-    return any(rest.called for rest in list(Rest.callers.values()))
-
-
-def slowly(log: Log) -> Iterator[int]:
-    """An iterator of the user's over a stream of one start in an age."""
-    yield from pmap(written(log), count(), kind="sync", rate=Rate(1, per=1000))
-
-
-@pytest.mark.parametrize("end", [lambda stream: stream.close(), lambda stream: stream.drain(within=0)])
-@pytest.mark.parametrize("depth", [1, 2])
-def test_who_ends_a_stream_ends_a_wait_behind_an_iterator_of_the_user(
-    end: Callable[[Stream[int]], None], depth: int, log: Log
-):
-    before = set(Rest.callers)
-    stream = pmap(abs, slowly(log), kind="sync")
-    if depth == 2:
-        stream = pmap(abs, (item for item in stream), kind="sync")
-    taker = threading.Thread(target=list, args=(stream,))
-    taker.start()
-    log.take(1)
-    while not someone_waits():
-        sleep(0.001)
-    end(stream)
-    taker.join(PATIENCE)
-    assert not taker.is_alive()
-    assert len(log.entries()) == 1
-    assert set(Rest.callers) <= before
-
-
-def test_to_close_a_stream_ends_no_wait_of_another_one_in_the_same_thread(log: Log):
-    inner = pmap(written(log), [0, 1], kind="sync", rate=Rate(1, per=0.3))
-    beside = pmap(abs, iter([1, 2]), kind="sync")
-    assert next(beside) == 1
-    closer = threading.Timer(0.05, beside.close)
-    closer.start()
-    assert list(inner) == [0, 1]
-    closer.join()
-    assert list(beside) == []
-
-
-def test_aclose_ends_a_wait_behind_an_async_iterator_of_the_user(log: Log):
-    async def between() -> AsyncIterator[int]:
-        async for item in pmap(written(log), count(), kind="sync", rate=Rate(1, per=1000)):
-            yield item
-
-    before = set(Rest.callers)
-
-    async def main() -> None:
-        stream = pmap(abs, between(), kind="sync")
-        assert await anext(stream) == 0
-        waits = asyncio.create_task(anext(stream, None))
-        while not someone_waits():
-            await asyncio.sleep(0)
-        await stream.aclose()
-        assert await waits is None
-
-    asyncio.run(asyncio.wait_for(main(), PATIENCE))
-    assert len(log.entries()) == 1
-    assert set(Rest.callers) <= before

@@ -11,8 +11,7 @@ from math import inf
 from operator import length_hint
 from threading import Lock
 from time import perf_counter
-from types import FrameType
-from typing import Any, ClassVar, Final, Protocol
+from typing import Any, Final, Protocol
 
 from fstream._engine.interrupts import acquire
 from fstream._engine.rates import rate_of
@@ -72,17 +71,11 @@ class Left(BaseException):
 class Rest:
     """Where the consumer's thread waits on kind "sync": whoever closes the stream ends the wait.
 
-    The stages that call one another in one thread share one. Where an iterator of the user's is between two of them,
-    each has its own. Who waits then looks up its own stack for those that called it.
+    The stages that call one another in one thread share one.
     """
-
-    #: By the identity of its frame, each loop over items that runs, or is to go on: where its stage waits.
-    callers: ClassVar[dict[int, Rest]] = {}
 
     def __init__(self) -> None:
         self.over = False
-        #: Those that wait just now in a call of this one's source.
-        self.called: set[Rest] = set()
         #: The time at which a stream that is drained is closed, in seconds of `perf_counter`.
         self.until = inf
         #: Released to wake who waits. A lock and no event: a signal handler may do so, in the middle of a wait.
@@ -98,31 +91,6 @@ class Rest:
             raise Left
         return min(end, self.until) - now
 
-    def runs_in(self, frame: int) -> None:
-        """The loop of this identity runs the items of the stage that waits here, until it leaves `callers`."""
-        self.callers[frame] = self
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Be stopped with whoever called this and waits for it."""
-        outer: set[Rest] = set()
-        frame: FrameType | None = sys._getframe(2)
-        while frame is not None:
-            outer.add(self.callers.get(id(frame), self))
-            frame = frame.f_back
-        outer.discard(self)
-        for rest in outer:
-            rest.called.add(self)
-        try:
-            for rest in outer:  # after the note, so that one of the two sees the other
-                self.until = min(self.until, rest.until)
-                if rest.over:
-                    self.stop()
-            yield
-        finally:
-            for rest in outer:
-                rest.called.discard(self)
-
     def wait(self, seconds: float) -> None:
         """Wait so many *seconds*; raise `Left` if the stream is closed meanwhile, or was."""
         feeder = getattr(HERE, "feeder", None)
@@ -131,9 +99,8 @@ class Rest:
             if feeder.run.feed.stopped:
                 self.stop()
         end = perf_counter() + seconds
-        with self.waiting():
-            while (left := self.left(end)) > 0:
-                acquire(self.bell, left)
+        while (left := self.left(end)) > 0:
+            acquire(self.bell, left)
 
     async def wait_async(self, seconds: float) -> None:
         """Wait as `wait` does, and let the event loop run other tasks meanwhile."""
@@ -142,30 +109,25 @@ class Rest:
         from fstream._workers.task.reach import running, soon
 
         loop, end = running(), perf_counter() + seconds
-        with self.waiting():
-            while True:
-                bell = asyncio.Event()
-                self.ring_task = partial(soon, loop, bell.set)
-                left = self.left(end)
-                try:
-                    async with asyncio.timeout(left):
-                        await bell.wait()
-                except TimeoutError:
-                    self.left(end)
-                    return
+        while True:
+            bell = asyncio.Event()
+            self.ring_task = partial(soon, loop, bell.set)
+            left = self.left(end)
+            try:
+                async with asyncio.timeout(left):
+                    await bell.wait()
+            except TimeoutError:
+                self.left(end)
+                return
 
     def stop(self) -> None:
         self.over = True
         self.ring()
-        for rest in list(self.called):
-            rest.stop()
 
     def stop_at(self, until: float) -> None:
         """Let nobody wait beyond the time *until*."""
         self.until = min(self.until, until)
         self.ring()
-        for rest in list(self.called):
-            rest.stop_at(until)
 
     def ring(self) -> None:
         with suppress(RuntimeError):  # it was rung already
@@ -608,9 +570,7 @@ def iterate(
     failed, spread = here.failed, stage.kernel.spread
     keeping, kept = handing_on and stage.hands_on, stage.kernel.kept
     bare = stage.kernel is MAP and not keeping  # no slot is DROP, and no item goes past f
-    frame = id(sys._getframe())
     try:
-        tap.rest.runs_in(frame)
         try:
             if ends.draining or (item := next(items, MISSING)) is MISSING:
                 return
@@ -662,7 +622,6 @@ def iterate(
             return
         raise
     finally:
-        Rest.callers.pop(frame, None)
         try:
             here.end()
         finally:
@@ -745,9 +704,7 @@ async def iterate_async(
         source = each(() if owner.tap.draining else source)
     pulls, handing_on = not handing_on, handing_on and stage.hands_on
     given: Any = None
-    frame = id(sys._getframe())
     try:
-        owner.tap.rest.runs_in(frame)
         given = aiter(source)
         owner.tap.count = here.count
         paused = perf_counter()
@@ -778,7 +735,6 @@ async def iterate_async(
         if not isinstance(error, Left):
             raise
     finally:
-        Rest.callers.pop(frame, None)
         owner.end()
         try:
             here.end()
