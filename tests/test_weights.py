@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from fstream import pmap
 from fstream._flow import weight
 from fstream._flow.room import Room
-from fstream._flow.sizing import MAX_BYTES
+from fstream._flow.sizing import MAX_BYTES, SHORT
 from fstream._flow.sources import Slices
 from fstream._flow.weight import Weight, weigh
 from fstream._flow.window import SAMPLES, SELDOM, Window
@@ -252,6 +252,21 @@ def test_a_window_that_knows_its_inputs_alone_learns_at_once_what_the_outputs_we
         window.grow()
     assert not first.closed
     assert 200 < most <= 1.1 * MOST
+
+
+def test_outputs_alone_do_not_tell_that_items_have_become_light() -> None:
+    """They were heavy on their way in. Now no input is in sight, because the source is slower than the workers."""
+    window = window_over(Slices(range(10**6)), workers=2, most_cheap=4096)
+    room = window.room
+    room.weighs(BODY)
+    room.limit = MOST
+    for _ in range(SAMPLES):
+        window.outbox.enter([*range(SHORT)])
+    for _ in range(10):
+        weight, whole = window._weight()
+        assert weight is not None and weight.mean < 1000 and not whole
+        window._weigh()
+    assert room.heaviest == MOST
 
 
 def test_inputs_that_are_heavier_than_all_was_thought_to_be_count_though_no_outputs_are_seen() -> None:

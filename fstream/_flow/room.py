@@ -44,7 +44,7 @@ class Room:
         self.held = 0
         #: How many bytes an item has on its way in and out together, in the mean; 0 if that is not known.
         self.weight = 0.0
-        #: That is of items with their outputs, and not of inputs alone.
+        #: That is of inputs with their outputs, and not of either alone.
         self.weighed_whole = False
         #: How many items have gone through. The room may grow again once that is `growable_at`. This is like TCP's
         #: slow start: a machine that stalls makes everybody wait, and is no reason to hold more.
@@ -70,7 +70,7 @@ class Room:
     def weighs(self, mean: float, most: float = 0.0, *, whole: bool = True) -> None:
         """Some items were found to have *mean* bytes each, and most of them at least *most*.
 
-        If no outputs were there to be weighed, it is not the *whole*: then it says that items are that heavy at least.
+        If no inputs or no outputs were there to be weighed, it is not the *whole*: items are that heavy at least.
         """
         if whole > self.weighed_whole or not self.weight:
             self.weight, self.weighed_whole = mean, whole

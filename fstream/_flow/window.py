@@ -354,7 +354,7 @@ class Window(Upstream):
     def _weight(self) -> tuple[Weight | None, bool]:
         """How many bytes an item has that is held, on its way in and out together; None if nobody can say.
 
-        And whether outputs were seen.
+        And whether both were seen. Outputs alone say as little as inputs alone: an item may be heavy on its way in.
         """
         if self.message_bytes:
             return Weight(self.message_bytes), True
@@ -367,7 +367,7 @@ class Window(Upstream):
         slots += (outputs[-1] for outputs, _ in islice(reversed(self.outbox.entries), SAMPLES))
         outputs, inputs = weigh(slots), weigh(self.upstream.waiting(SAMPLES))
         if outputs is None or inputs is None:
-            return outputs or inputs, outputs is not None
+            return outputs or inputs, False
         return Weight(outputs.mean + inputs.mean, outputs.most + inputs.most), True
 
     def done(self, span: Span, elapsed: float | None = None) -> None:
