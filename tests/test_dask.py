@@ -92,11 +92,11 @@ def client(cluster: Any) -> Iterator[Any]:
     """The current client. After the test there is nothing left of it in the cluster."""
     with distributed.Client(cluster) as client:
         yield client
-        assert eventually(partial(nothing_is_left, cluster, client), PATIENCE), (
+        assert eventually(partial(nothing_is_left, cluster, client)), (
             cluster.scheduler.tasks,
             client.futures,
         )
-        assert eventually(lambda: not any(client.run(remembered).values()), PATIENCE), client.run(remembered)
+        assert eventually(lambda: not any(client.run(remembered).values())), client.run(remembered)
 
 
 def remembered() -> list[Any]:
@@ -786,7 +786,7 @@ def test_a_nanny_that_is_killed_costs_its_worker_and_nothing_else(nannies: Any):
     outputs += stream
     assert outputs == list(range(600))
     assert time.monotonic() - begun < 60  # 5.5 s of it are work; the machine may be busy
-    assert eventually(lambda: len(client.nthreads()) == 1, 10)
+    assert eventually(lambda: len(client.nthreads()) == 1)
 
 
 def test_workers_that_join_are_used_and_those_that_leave_are_done_without():
@@ -958,7 +958,7 @@ def test_a_scheduler_that_went_while_nothing_was_in_flight(scheduler: tuple[Any,
         yield 1
         process.kill()
         process.wait()
-        assert eventually(lambda: client.status != "running", 10)
+        assert eventually(lambda: client.status != "running")
         yield 2
 
     with pytest.raises(ConnectionError, match="is gone"):

@@ -45,7 +45,7 @@ def squares(kind: Any, **options: Any) -> list[int]:
 def is_whole(processes: Processes) -> bool:
     """All workers are given back, and nobody waits for one."""
     owner = processes.pool()
-    return eventually(lambda: not (owner.leases or owner.waiting or owner.tenants), PATIENCE)
+    return eventually(lambda: not (owner.leases or owner.waiting or owner.tenants))
 
 
 # How they end

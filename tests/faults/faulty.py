@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 import psutil
 
 from fstream._workers.process.workers import WARM
+from tests.gates import PATIENCE
 
 KINDS = ("sync", "thread", "process", "task")
 CONCURRENT = ("thread", "process", "task")
@@ -52,7 +53,7 @@ def ten(item: int) -> int:
 HAS_GIL = getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
-def eventually(condition: Callable[[], object], seconds: float = SLACK) -> bool:
+def eventually(condition: Callable[[], object], seconds: float = PATIENCE) -> bool:
     """Wait until *condition* holds; False if it still does not after so many seconds."""
     end = time.monotonic() + seconds
     while not condition():
