@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping
 from dataclasses import fields, replace
 from functools import partial
-from inspect import Parameter, Signature
+from inspect import Parameter, Signature, signature
 from numbers import Real
 from typing import (
     TYPE_CHECKING,
@@ -13,6 +13,8 @@ from typing import (
     Final,
     Generic,
     Literal,
+    Never,
+    NoReturn,
     TypeVar,
     get_type_hints,
     overload,
@@ -369,14 +371,20 @@ class Transformer(_Value, Generic[T_contra, R_co]):
     #: numpy arrays leave ``array | transformer`` to us, and pandas objects, whose highest priority is 4000.
     __array_ufunc__ = None
     __pandas_priority__ = 5000
+    #: Without the arguments that are refused.
+    __signature__ = Signed(
+        lambda it: (whole := signature(type(it).__call__)).replace(parameters=[whole.parameters["source"]])
+    )
     steps: tuple[Any, ...]
 
     def __init__(self, steps: tuple[Any, ...]) -> None:
         object.__setattr__(self, "steps", steps)
 
-    def __call__(self, source: Iterable[T_contra] | AsyncIterable[T_contra], /) -> Stream[R_co]:
+    def __call__(self, source: Iterable[T_contra] | AsyncIterable[T_contra], /, *more: Never) -> Stream[R_co]:
         from fstream.stream import Stream
 
+        if more:
+            refuse(self.steps[0].kernel, more)
         check_source(source)
         result: Any = source
         for step in self.steps:
@@ -430,24 +438,27 @@ class Transformer(_Value, Generic[T_contra, R_co]):
         return self.steps
 
 
+def refuse(kernel: Kernel, more: tuple[Any, ...]) -> NoReturn:
+    """Say what to write where arguments follow the source."""
+    verb, third = kernel.verb, more[0]
+    if kernel in (BATCH, DIVERT):
+        option = "within=0.5" if kernel == BATCH else "where=ValueError"
+        raise TypeError(
+            f"{verb}() takes its options by keyword, got {third!r}: write {verb}({kernel.first}, source, {option})"
+        )
+    if isinstance(third, str) or not hasattr(third, "__iter__"):
+        word = f"kind={third!r}" if is_kind(third) else "workers=2"
+        raise TypeError(
+            f"{verb}() takes its options by keyword, got {third!r}: write {verb}(f, source, {word})"
+        )
+    names = ", ".join(f"source{n + 1}" for n in range(1 + len(more)))
+    raise TypeError(f"{verb}() takes one source, got {1 + len(more)}: write {verb}(star(f), zip({names}))")
+
+
 def curry(kernel: Kernel, f: Any, source: Any, more: tuple[Any, ...], options: dict[str, Any]) -> Any:
     """Give what the arguments so far come to: a `Curried`, a `Transformer` or a `Stream`."""
     if more:
-        verb, third = kernel.verb, more[0]
-        if kernel in (BATCH, DIVERT):
-            option = "within=0.5" if kernel == BATCH else "where=ValueError"
-            raise TypeError(
-                f"{verb}() takes its options by keyword, got {third!r}: write {verb}({kernel.first}, source, {option})"
-            )
-        if isinstance(third, str) or not hasattr(third, "__iter__"):
-            word = f"kind={third!r}" if is_kind(third) else "workers=2"
-            raise TypeError(
-                f"{verb}() takes its options by keyword, got {third!r}: write {verb}(f, source, {word})"
-            )
-        names = ", ".join(f"source{n + 1}" for n in range(1 + len(more)))
-        raise TypeError(
-            f"{verb}() takes one source, got {1 + len(more)}: write {verb}(star(f), zip({names}))"
-        )
+        refuse(kernel, more)
     if f is MISSING:
         return Curried(kernel, options)
     transformer: Transformer[Any, Any] = Transformer((Step(kernel, f, options),))

@@ -95,7 +95,13 @@ def test_f_is_still_missing(consume: Callable[[Any], Any]):
 
 def test_several_sources_as_map_takes_them(combinator: Callable[..., Any]):
     name = combinator.__name__
-    for build in (combinator, combinator(kind="thread")):
+    row = combinator(operator.add) | pmap(square)
+    for build in (
+        combinator,
+        combinator(kind="thread"),
+        lambda f, *sources: combinator(f)(*sources),
+        lambda _, *sources: row(*sources),
+    ):
         with pytest.raises(TypeError) as caught:
             build(operator.add, [1, 2], [3, 4])
         assert str(caught.value) == (
