@@ -443,6 +443,11 @@ class _Outputs:
             self.current = iterate_inline(self.stage, awaits, source, self.tap, account)
             return
         row, sources, account = self.take_sources()
+        taps = [outputs.tap for outputs in row]
+        # `drain` says so first, and looks who has started only then. So it is seen here, or it finds what is below.
+        if any(tap.draining for tap in taps):
+            self.over = True
+            return
         stages = [outputs.stage for outputs in row if outputs.stage is not None]
         for number, outputs in enumerate(row[:-1]):
             outputs.account = account
@@ -462,8 +467,9 @@ class _Outputs:
                 self.run = OPEN.get()(sources, stages, self.loop)
                 account.opens(self.run, sources)
                 self.run.start()
-        if self.tap.draining:
-            self.drain(None if (until := self.tap.rest.until) == inf else until - perf_counter())
+        if any(tap.draining for tap in taps):
+            until = min(tap.rest.until for tap in taps)
+            self.drain(None if until == inf else until - perf_counter())
 
     def account_of(self, row: list[_Outputs]) -> Account:
         """Make the account of this stage, the last of *row*, that knows those of what the row iterates."""
@@ -588,12 +594,12 @@ class _Outputs:
 
     def drain(self, within: float | None) -> None:
         """Pull nothing more, and end after *within* seconds: in any thread, in the middle of anything."""
+        self.tap.draining = True  # before the rest: see `start`
+        if within is not None:
+            self.tap.rest.stop_at(perf_counter() + within)
         if (taker := self.taken_by) is not None:
             taker.drain(within)
             return
-        self.tap.draining = True
-        if within is not None:
-            self.tap.rest.stop_at(perf_counter() + within)
         if not self.started:
             self.over = self.started = True
         for stream in self.streams:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import operator
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from toolz.curried import partition_all
 from fstream import Stream, batch, merge, observe, pfilter, pflat_map, pmap
 from fstream._engine.run import Run
 from fstream._flow.observer import Observer
+from fstream.stream import _Outputs
 from fstream.testing import simulated
 from tests.conftest import KINDS
 from tests.functions import identity, square, suited
@@ -146,6 +149,62 @@ def test_what_the_pull_under_way_brings_before_the_last_output_comes_out(
     consumer.join(PATIENCE)
     assert outputs == [1, 2]
     assert source.pulled == 2
+
+
+@pytest.mark.parametrize("nth", range(7))
+@pytest.mark.parametrize("place", ["last", "first"])
+def test_what_a_stream_pulls_that_starts_meanwhile_comes_out(
+    place: str, nth: int, make_gate: Callable[[], Gate]
+):
+    gate = make_gate()
+
+    def f(number: int) -> int:
+        gate.wait()
+        return number
+
+    source = Source(count())
+    first = pmap(f, source, kind="thread", workers=1)
+    last = first | pmap(identity, kind="thread", workers=1)
+    outputs: list[int] = []
+    consumer = threading.Thread(target=lambda: outputs.extend(last), daemon=True)
+
+    def start_meanwhile() -> None:
+        consumer.start()
+        while consumer.is_alive() and not source.pulled:
+            consumer.join(0.001)
+
+    at_line(_Outputs.drain, nth, start_meanwhile, (first if place == "first" else last).drain)
+    gate.open()
+    consumer.join(PATIENCE)
+    try:
+        assert not consumer.is_alive()
+        assert len(outputs) >= source.pulled - 1  # the pull under way
+    finally:
+        last.close()
+
+
+def at_line(
+    function: Callable[..., Any], nth: int, act: Callable[[], object], call: Callable[[], object]
+) -> None:
+    """Call *call*, and *act* before the nth line of *function*, or at the end."""
+    lines = count()
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        if frame.f_code is not function.__code__:
+            return None
+        if event == "line" and next(lines) == nth:
+            sys.settrace(None)
+            act()
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    finally:
+        sys.settrace(before)
+    if next(lines) <= nth:
+        act()
 
 
 @pytest.mark.parametrize("kind_of_stage", KINDS)
