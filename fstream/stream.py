@@ -218,7 +218,8 @@ class Stream(_Chain[T_co], AsyncGenerator[T_co, None]):
 
         A thread that is busy in f or in the source cannot be stopped; it is left to itself and ends thereafter. A
         worker process that is busy in f is ended, and another one is started when it is needed. It waits up to 0.25 s
-        for threads in f or in the source, and up to 5 s for the rest. An error of *on_done* is raised.
+        for threads in f or in the source, and up to 5 s for the rest. An error of *on_done* is raised. Where a hook or
+        an observer calls it in a thread of the pipeline, it waits for nobody.
         """
         self._outputs.close()
 

@@ -10,14 +10,18 @@ import inspect
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from contextvars import copy_context
 from functools import partial
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from fstream import Stream, merge, peach, pfilter, pmap
+from fstream import Observer, Stream, merge, observe, peach, pfilter, pmap
+from fstream._engine.run import Run
 from tests.functions import identity, suited
 from tests.gates import PATIENCE, Gate, Log, holding
 from tests.leaks import Running, check_no_leaks
@@ -28,6 +32,10 @@ from tests.sources import Source
 def check_closed_where_iterated(source: Source) -> None:
     assert source.closed.wait(PATIENCE)
     assert source.pulled_in == {source.closed_in}
+
+
+def failing(number: int) -> int:
+    raise ValueError(number)
 
 
 def consume(stream: Stream[int]) -> None:
@@ -132,6 +140,45 @@ def test_taking_a_few_closes_the_source(kind: str):
     assert [output for output, _ in zip(one_stage(kind, source), range(3), strict=False)] == [0, 1, 2]
     gc.collect()
     check_closed_where_iterated(source)
+
+
+@pytest.mark.parametrize("hook", ["on_error", "retry_on", "memo", "observer"])
+def test_a_hook_that_closes_its_stream_does_not_wait_for_its_own_thread(
+    concurrent_kind: str, hook: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Run, "LONGEST", 2 * PATIENCE)
+    stream: Stream[int]
+    called, closed = threading.Event(), threading.Event()
+
+    def close(*_: object) -> int:
+        if not called.is_set():
+            called.set()
+            stream.close()
+            closed.set()
+        return 0
+
+    class Closing(dict[int, int]):
+        def __setitem__(self, key: int, value: int) -> None:
+            close()
+
+    class Told(Observer):
+        def done(self, *_: object) -> None:
+            close()
+
+    options: dict[str, Any] = {
+        "on_error": {"on_error": close},
+        "retry_on": {"retry_on": close, "retries": 1, "backoff": 0, "on_error": "skip"},
+        "memo": {"memo": Closing()},
+        "observer": {},
+    }[hook]
+    f = suited(identity if hook in ("memo", "observer") else failing, concurrent_kind)
+    with observe(*([Told()] if hook == "observer" else [])):
+        stream = pmap(f, count(), kind=concurrent_kind, **options)
+        consumer = threading.Thread(target=copy_context().run, args=(list, stream), daemon=True)
+        consumer.start()
+        consumer.join(PATIENCE)
+    assert not consumer.is_alive()
+    assert closed.wait(PATIENCE)
 
 
 def test_merge_closes_all_its_sources(kind: str):

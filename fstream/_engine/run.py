@@ -589,8 +589,9 @@ class Run:
             with self.lock:
                 members = list(self.members)
             self.stop()
-            if held:
-                return
+            here = threading.current_thread()
+            if held or any(getattr(member, "thread", None) is here for member in members):
+                return  # this thread would wait for itself
             self.wait(self.GRACE)
         except BaseException:
             let_go(self.lock)
