@@ -22,7 +22,7 @@ from fstream._flow.room import Room
 from fstream._flow.sizing import MAX_BYTES, SHORT
 from fstream._flow.sources import Slices
 from fstream._flow.weight import Weight, weigh
-from fstream._flow.window import SAMPLES, SELDOM, Window
+from fstream._flow.window import SAMPLES, SELDOM, SELDOM_SECONDS, Window
 from tests.test_windows import finish, taken, window_over
 
 BODY = 200_000
@@ -171,6 +171,52 @@ def test_a_window_becomes_smaller_where_its_items_become_heavier() -> None:
         while window.takable():
             finish(window, taken(window))
     assert room.held == room.limit <= 1.1 * MOST
+
+
+def test_items_that_become_heavier_are_noticed_after_a_while_however_many_are_held() -> None:
+    """A quarter of what a large window holds might be gigabytes."""
+    window = window_over(Slices(range(10**6)), workers=2, most_cheap=4096)
+    room = window.room
+    room.limit = 10**5
+    window.weigh_at = 10**5
+    for number in range(6):
+        span = window.take(SELDOM_SECONDS * (number // 5), 1)
+        assert span is not None
+        span.slots.append(body())
+        window.done(span)
+        assert room.limit == (MOST if number == 5 else 10**5)
+    assert room.limit == MOST
+
+
+def test_lone_items_that_become_heavier_are_noticed_however_many_are_held() -> None:
+    window = window_over(Slices(range(10**6)), workers=2, most_cheap=4096, loses=False)
+    room = window.room
+    room.limit = 10**5
+    window.weigh_at = 10**5
+    for number in range(SELDOM + SAMPLES + 1):
+        window.draw_lone(1)
+        index, _ = window.ledger.lone_items.popleft()
+        assert index == number
+        window.ledger.lone_slots[index] = body()
+    assert room.limit == MOST
+
+
+def test_few_heavy_outputs_that_wait_together_are_weighed() -> None:
+    """They are in one list, as they are few. To take one of each list for a sample found no second one."""
+    window = window_over(Slices(range(10**6)), workers=2, most_cheap=4096)
+    room = window.room
+    room.gone = 10**6
+    for _ in range(100):
+        if not window.takable():
+            room.growable_at = 0.0
+            window.grow()
+        if not window.takable():
+            break
+        span = taken(window, 1)
+        span.slots.append(bytes(10 * BODY))
+        window.done(span)
+        window.available()
+    assert room.held == room.limit == MOST // 10
 
 
 def test_a_room_that_is_over_full_has_none() -> None:

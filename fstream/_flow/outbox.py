@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from itertools import chain, count, takewhile
+from itertools import chain, count, islice, takewhile
 from math import inf
 from typing import TypeAlias
 
@@ -100,6 +100,12 @@ class Outbox:
                     return
             outputs = [*outputs]  # a copy, because the list of a span must not grow
         self.entries.append((outputs, credits))
+
+    def waiting(self, most: int) -> list[Item]:
+        """Give up to *most* of the outputs that wait, to look at: the last ones of as many entries as there are."""
+        entries = list(islice(reversed(self.entries), most))
+        each = -(-most // (len(entries) or 1))
+        return [output for outputs, _ in entries for output in outputs[-each:]][:most]
 
     def draw(self, most: int) -> Drawn:
         """Give up to *most* outputs, and the credits for them."""

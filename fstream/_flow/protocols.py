@@ -37,7 +37,7 @@ class Upstream:
         raise NotImplementedError
 
     def waiting(self, most: int) -> Sequence[Item]:
-        """Give up to *most* of the items that wait here and are held by who draws, to look at."""
+        """Give up to *most* of the items that wait here, to look at."""
         return ()
 
     def release(self, credits: int) -> None:

@@ -39,9 +39,11 @@ from fstream._flow.weight import Weight, weigh
 __all__ = ["Window"]
 
 
-#: How many items are weighed at a time, and how many go through in between at least. To weigh them takes up to 100 us.
+#: How many items are weighed at a time, and how many go through in between at least, or else so many seconds: items of
+#: another sort are noticed before many of them are there. To weigh takes 10 us, and up to 100 us.
 SAMPLES: Final = 5
 SELDOM: Final = 256
+SELDOM_SECONDS: Final = 0.008
 
 
 class Window(Upstream):
@@ -88,8 +90,10 @@ class Window(Upstream):
         self.tally = Tally()
         #: How many bytes the messages of remote workers have for each item, there and back; 0 without such.
         self.message_bytes = 0.0
-        #: Once so many items were drawn, some are weighed again.
+        #: Once so many items were drawn, some are weighed again. When they were: in seconds of the clock that
+        #: `take` is told of.
         self.weigh_at: float = SELDOM if room.maxsize is None else inf
+        self.weighed = 0.0
         #: Is told what happens, if somebody observes, with what it may know of the stage.
         self.observer: Observer | None = None
         self.info: StageInfo
@@ -125,6 +129,9 @@ class Window(Upstream):
         """Give a worker its next span, of *most* items at most; None if there is none now."""
         ledger, sizing = self.ledger, self.sizing
         self.tally.come(now)
+        if now - self.weighed >= SELDOM_SECONDS and self.weigh_at != inf:
+            self.weighed = now
+            self._weigh()
         most = sizing.fair(most)
         if self.pacing is not None:
             if not (most := self._granted(now, most)):
@@ -264,6 +271,7 @@ class Window(Upstream):
                 return
             if self.observer is not None:
                 self.observer.taken(self.info, ledger.next_index, len(items), None)
+            self.weigh_at = min(self.weigh_at, self.tally.taken + SELDOM)  # nobody says when this is
             ledger.add_lone(items)
             self.sizing.assume_slow(len(items))  # they are for workers that wait
 
@@ -364,7 +372,7 @@ class Window(Upstream):
         if len(pairs) > 1:
             return weigh(pairs), True
         slots: list[object] = [ledger.lone_slots[index] for index in list(ledger.lone_slots)[-SAMPLES:]]
-        slots += (outputs[-1] for outputs, _ in islice(reversed(self.outbox.entries), SAMPLES))
+        slots += self.waiting(SAMPLES)
         outputs, inputs = weigh(slots), weigh(self.upstream.waiting(SAMPLES))
         if outputs is None or inputs is None:
             return outputs or inputs, False
@@ -503,6 +511,9 @@ class Window(Upstream):
         if self.observer is not None and drawn[0]:
             self.observer.given(self.info, len(drawn[0]))
         return drawn
+
+    def waiting(self, most: int) -> Sequence[Item]:
+        return self.outbox.waiting(most)
 
     def release(self, credits: int) -> None:
         self.room.release(credits)
