@@ -7,11 +7,14 @@ import asyncio
 import os
 import select
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 PATIENCE = 20.0  # seconds after which something that must happen counts as hung
@@ -173,3 +176,27 @@ def check_sequence_matches(record: Sequence[object], template: Sequence[object])
             )
             position += 1
     assert position == len(record), f"more than expected: {record[position:]}"
+
+
+def at_line(
+    function: Callable[..., Any], nth: int, act: Callable[[], object], call: Callable[[], object]
+) -> None:
+    """Call *call*, and *act* before the nth line of *function*, or at the end."""
+    lines = count()
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        if frame.f_code is not function.__code__:
+            return None
+        if event == "line" and next(lines) == nth:
+            sys.settrace(None)
+            act()
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    finally:
+        sys.settrace(before)
+    if next(lines) <= nth:
+        act()

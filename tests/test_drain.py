@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import operator
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from itertools import count
-from types import FrameType
 from typing import Any
 
 import pytest
@@ -22,7 +20,7 @@ from fstream.stream import _Outputs
 from fstream.testing import simulated
 from tests.conftest import KINDS
 from tests.functions import identity, square, suited
-from tests.gates import PATIENCE, Gate, Log, holding
+from tests.gates import PATIENCE, Gate, Log, at_line, holding
 from tests.sources import Source
 
 
@@ -181,30 +179,6 @@ def test_what_a_stream_pulls_that_starts_meanwhile_comes_out(
         assert len(outputs) >= source.pulled - 1  # the pull under way
     finally:
         last.close()
-
-
-def at_line(
-    function: Callable[..., Any], nth: int, act: Callable[[], object], call: Callable[[], object]
-) -> None:
-    """Call *call*, and *act* before the nth line of *function*, or at the end."""
-    lines = count()
-
-    def trace(frame: FrameType, event: str, _: Any) -> Any:
-        if frame.f_code is not function.__code__:
-            return None
-        if event == "line" and next(lines) == nth:
-            sys.settrace(None)
-            act()
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        call()
-    finally:
-        sys.settrace(before)
-    if next(lines) <= nth:
-        act()
 
 
 @pytest.mark.parametrize("kind_of_stage", KINDS)

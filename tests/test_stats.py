@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,10 +16,11 @@ import pytest
 from fstream import Rate, StageStats, Stats, batch, merge, peach, pfilter, pflat_map, pmap
 from fstream._flow.tally import Costs
 from fstream._seen.account import Account
+from fstream._seen.stats import _stages_of
 from fstream.testing import Schedule, simulated
 from tests.faults.faulty import Tally, eventually
 from tests.functions import identity, is_odd, square, suited
-from tests.gates import Gate, Log, holding
+from tests.gates import PATIENCE, Gate, Log, at_line, holding
 
 
 def numbers(stats: Stats) -> list[tuple[str, int, int]]:
@@ -363,6 +365,26 @@ def test_f_may_ask_for_the_stats_of_its_own_stream(shared_memory_kind: str):
     assert list(stream) == list(range(5))
     assert len(seen) == 5
     assert all(stage.taken >= 1 for stats in seen for stage in stats.stages)
+    for stats in seen:
+        check_shares(stats)
+
+
+@pytest.mark.parametrize("nth", range(20))
+def test_two_threads_that_ask_at_a_time_get_numbers_of_their_own(nth: int, make_gate: Callable[[], Gate]):
+    gate = make_gate()
+    stream = pmap(lambda item: gate.wait() and item, range(1), kind="thread", workers=2)
+    consumer = threading.Thread(target=lambda: list(stream), daemon=True)
+    consumer.start()
+    assert eventually(lambda: stream.stats().stages and stream.stats().stages[0].busy > 0)
+    seen: list[Stats] = []
+
+    def look_later() -> None:
+        time.sleep(0.005)
+        seen.append(stream.stats())
+
+    at_line(_stages_of, nth, look_later, lambda: seen.append(stream.stats()))
+    gate.open()
+    consumer.join(PATIENCE)
     for stats in seen:
         check_shares(stats)
 

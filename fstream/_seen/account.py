@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Iterable
+from copy import copy
 from operator import length_hint
 from time import perf_counter
 from typing import Any, Protocol
@@ -153,11 +154,18 @@ class Account:
         """The run has ended: keep the numbers as they are."""
         if self.began is not None and self.ended is None:
             self.look()
-            self.ended, self.run, self.here = self.clock(), None, None
             for entry in self.entries:
                 entry.held = 0
+            self.ended, self.run, self.here = self.clock(), None, None
 
     # ---------------------------------------------------------------------------------------------- when asked
+
+    def up_to_date(self) -> Account:
+        """Give a copy that has the numbers of now. Each who asks has one: several threads may ask at a time."""
+        account = copy(self)
+        account.entries = [copy(entry) for entry in self.entries]
+        account.look()
+        return account
 
     def look(self) -> None:
         """Bring the numbers up to date."""

@@ -147,13 +147,11 @@ def table(stats: Stats) -> str:
 
 def stats_of(account: Account, most: int | None = None) -> Stats:
     """Give the numbers of *account*, of the first *most* stages if that is given, and of those upstream of it."""
-    accounts = account.walk()
-    for each in accounts:
-        each.look()
+    accounts = [each.up_to_date() for each in account.walk()]
     stages: list[StageStats] = []
     for each in accounts:
         own = [stage for entry in each.entries if not entry.serves for stage in _stages_of(entry)]
-        stages += own[:most] if each is account else own
+        stages += own[:most] if each is accounts[-1] else own
     seconds = max(each.seconds for each in accounts)
     return Stats(tuple(stages), find(accounts), seconds)
 

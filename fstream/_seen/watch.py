@@ -190,7 +190,7 @@ class Watcher(Observer):
             passed, before = stats.seconds, [0] * len(given)
         self.before[account] = now, given
         rates = [(count - old) / passed if passed > 0 else 0.0 for count, old in zip(given, before)]
-        first = account.walk()[0]
+        first = account.walk()[0].up_to_date()
         done = first.entries[0].done if first.entries else 0
         return Pipeline(stats, rates, done, first.total)
 
