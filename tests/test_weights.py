@@ -23,6 +23,7 @@ from fstream._flow.sizing import MAX_BYTES, SHORT
 from fstream._flow.sources import Slices
 from fstream._flow.weight import Weight, weigh
 from fstream._flow.window import SAMPLES, SELDOM, SELDOM_SECONDS, Window
+from fstream._plan.kernels import FLAT_MAP
 from tests.test_windows import finish, taken, window_over
 
 BODY = 200_000
@@ -390,3 +391,26 @@ def test_outputs_of_many_tasks_behind_a_slow_one_are_bounded_from_the_first_on()
     for _ in pmap(fetch, (n for n in range(3000)), workers=100):
         held -= 1
     assert most * BODY <= 100_000_000
+
+
+@pytest.mark.parametrize("is_ordered", [True, False])
+def test_an_item_weighs_as_much_as_all_of_its_outputs(is_ordered: bool) -> None:
+    """Of a `pflat_map`: its outputs wait one by one, and their room is that of the item."""
+    window = window_over(Slices(range(10**6)), workers=SAMPLES, ordered=is_ordered, kernel=FLAT_MAP)
+    for _ in range(SAMPLES):
+        span = taken(window, 1)
+        span.slots.append([bytes(BODY // 100) for _ in range(100)])
+        window.done(span)
+    for drawn in (0, 10, 95):
+        window.draw(drawn)
+        weight, _ = window._weight()
+        assert weight is not None and 0.9 * BODY < weight.mean < 1.2 * BODY
+
+
+@pytest.mark.parametrize("drawn", [0, 1, 99])
+def test_what_was_drawn_of_a_list_of_outputs_makes_the_others_no_heavier(drawn: int) -> None:
+    window = window_over(Slices(range(10**6)), workers=2, most_cheap=4096)
+    window.outbox.enter([bytes(BODY) for _ in range(100)])
+    window.draw(drawn)
+    weight, _ = window._weight()
+    assert weight is not None and 0.9 * BODY < weight.mean < 1.1 * BODY

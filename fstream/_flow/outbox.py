@@ -107,6 +107,16 @@ class Outbox:
         each = -(-most // (len(entries) or 1))
         return [output for outputs, _ in entries for output in outputs[-each:]][:most]
 
+    def spread(self, most: int) -> float:
+        """How many outputs an item has in the mean, of up to *most* of the last entries; at least 1."""
+        entries = list(islice(reversed(self.entries), most))
+        outputs, credits = sum(len(outputs) for outputs, _ in entries), sum(owed for _, owed in entries)
+        if len(entries) == len(self.entries) and entries:
+            first, owed = self.entries[0]
+            if owed >= len(first) - self.drawn:  # its room is given back output by output
+                outputs -= self.drawn
+        return max(1.0, outputs / (credits or 1))
+
     def draw(self, most: int) -> Drawn:
         """Give up to *most* outputs, and the credits for them."""
         entries = self.entries

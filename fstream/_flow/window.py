@@ -371,9 +371,11 @@ class Window(Upstream):
         pairs = [(span.items[0], span.slots[0]) for span in islice(done, SAMPLES)]
         if len(pairs) > 1:
             return weigh(pairs), True
-        slots: list[object] = [ledger.lone_slots[index] for index in list(ledger.lone_slots)[-SAMPLES:]]
-        slots += self.waiting(SAMPLES)
-        outputs, inputs = weigh(slots), weigh(self.upstream.waiting(SAMPLES))
+        outputs = weigh([ledger.lone_slots[index] for index in list(ledger.lone_slots)[-SAMPLES:]])
+        if outputs is None and (outputs := weigh(self.waiting(SAMPLES))) is not None:
+            spread = self.outbox.spread(SAMPLES)
+            outputs = Weight(outputs.mean * spread, outputs.most * spread)
+        inputs = weigh(self.upstream.waiting(SAMPLES))
         if outputs is None or inputs is None:
             return outputs or inputs, False
         return Weight(outputs.mean + inputs.mean, outputs.most + inputs.most), True
