@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import count, islice
+from typing import Any
 
 import pytest
 
@@ -18,6 +22,16 @@ from tests.gates import Gate, Log, holding, opened_when
 from tests.sources import Source
 
 PAUSE = 0.001  # seconds: a slow consumer, which gives the stages time to pull too much
+
+
+@contextmanager
+def collecting_nothing() -> Iterator[None]:
+    """What is in a reference cycle stays."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def most_held(stream: Stream[object], source: Source, outputs: int) -> int:
@@ -238,3 +252,47 @@ def test_workers_at_work_keep_no_output_of_before(
             assert eventually(lambda: len(alive) <= 1), len(alive)
         finally:
             end.open()
+
+
+@pytest.mark.parametrize("on_error", ["keep", "skip"])
+@pytest.mark.parametrize("retries", [0, 1])
+@pytest.mark.parametrize("kind", ["sync", "thread", "task", ThreadPoolExecutor])
+def test_what_failed_is_let_go_without_the_garbage_collector(kind: Any, on_error: Any, retries: int):
+    """The traceback of an error has frames of ours. They must not hold what holds the error."""
+    alive = weakref.WeakSet[Item]()
+
+    def source() -> Iterator[Item]:
+        for _ in range(200):
+            alive.add(item := Item())
+            yield item
+
+    def fail(item: Item) -> None:
+        raise ValueError
+
+    async def fail_task(item: Item) -> None:
+        raise ValueError
+
+    f = fail_task if kind == "task" else fail
+    again: dict[str, Any] = {"retries": 1, "backoff": 0, "timeout": 100} if retries else {}
+    gc.collect()
+    with collecting_nothing():
+        for _ in pmap(f, source(), kind=kind, workers=4, on_error=on_error, **again):
+            pass
+        _ = None
+        assert eventually(lambda: len(alive) <= 4), len(alive)
+
+
+@pytest.mark.parametrize("kind", [ThreadPoolExecutor, ProcessPoolExecutor])
+def test_what_an_executor_is_through_with_is_let_go_without_the_garbage_collector(kind: Any):
+    alive = weakref.WeakSet[Item]()
+
+    def source() -> Iterator[Item]:
+        for _ in range(200):
+            alive.add(item := Item())
+            yield item
+
+    gc.collect()
+    with collecting_nothing():
+        for _ in pmap(id, source(), kind=kind, workers=2):
+            pass
+        assert eventually(lambda: len(alive) <= 4), len(alive)

@@ -113,6 +113,11 @@ def prepare(stage: Stage) -> Stage:
     return replace(stage, engine=pool, workers=_workers_of(stage, pool.executor))
 
 
+#: The future of all flights that are back. It is done, so that nobody sets it any more.
+LANDED: Final[Future[Any]] = Future()
+LANDED.cancel()
+
+
 class Flight(Hand):
     """One span in an executor's hands."""
 
@@ -250,7 +255,10 @@ class Workers(Crew):
                 self.members.discard(flight)
                 if self.suspects:
                     self.suspects.difference_update(range(span.start, span.start + len(span.items)))
-                if not flight.abandoned:
+                # A future keeps its callbacks, and so the flight, which is in the frames of tracebacks, too.
+                flight.future = LANDED
+                if not flight.abandoned:  # else the watch may be about to look at the span
+                    flight.span = Span(span.start, ())
                     self.window.done(span, seconds)
                 self.settle_beside()
 

@@ -388,7 +388,8 @@ class Here:
         try:
             slot = self.timed(item)
         except BaseException as error:
-            slot = self.failed(error, item)
+            # Not as a variable: this frame is in the error's traceback, and a `Failed` would keep itself alive.
+            return self.counted_outputs(self.failed(error, item))
         return self.counted_outputs(slot)
 
     async def outputs_in_time(self, given: Any) -> list[Any]:
@@ -410,7 +411,7 @@ class Here:
             except BaseException as error:
                 for seconds in self.further_tries(error, item):
                     await self.pause_async(seconds)
-                slot, self.slot = self.slot, None
+                return self.counted_outputs(self.taken_slot())
         return self.counted_outputs(slot)
 
     def counted_outputs(self, slot: Any) -> list[Any]:
@@ -427,6 +428,10 @@ class Here:
             raise error
         for seconds in self.further_tries(error, self.item_of(given)):
             self.pause(seconds)
+        return self.taken_slot()
+
+    def taken_slot(self) -> Any:
+        """Give what `further_tries` has left."""
         slot, self.slot = self.slot, None
         return slot
 
@@ -445,6 +450,7 @@ class Here:
         else:
             slot = handled(self.stage, self.given_up(failure))
         self.slot = self.stands(slot)
+        del error, failure, slot  # as in `outputs`
 
     def tried(self, error: BaseException, item: Any) -> Failure | None:
         """Note that a try of *item* has ended with *error*; give the failure, or None if it is tried `again`."""

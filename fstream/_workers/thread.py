@@ -107,6 +107,7 @@ class Hand:
             if not (fresh and self.crew.gives_back(span)):
                 yield from self.fill(span)
         self.busy = False
+        del span  # see `fill`
         return self.clock() - begun - self.claiming
 
     def fill(self, span: Span) -> Iterable[Any]:
@@ -125,9 +126,12 @@ class Hand:
                 if is_failure(slot):
                     break
                 slots.append(slot)
-                del slot  # it must not be kept alive while the next item is at work
+                slot = None  # it must not be kept alive while the next item is at work
             else:
                 todo = self.claim(span)
+        # The traceback of an error of f has this frame. What the error is part of would keep it alive, and so itself.
+        item = slot = None
+        del span, slots, step, todo
         return ()
 
     def means(self, span: Span) -> tuple[Callable[[Any], Any], list[Any] | TimedSlots]:
@@ -207,6 +211,7 @@ class Worker(Hand):
             except BaseException as error:  # a bug of ours, or an interrupt from outside: never a hang
                 crew.break_down(error)
             self.busy = True
+            self.call.set_place(None)
             yield crew.ending, FOREVER
             try:
                 crew.finish(self.call)

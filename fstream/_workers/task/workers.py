@@ -409,11 +409,14 @@ class Worker(Cancellable):
             except BaseException as error:
                 slot = await self.failed(error, item, span)
                 if is_failure(slot):
-                    return
+                    break
                 slots.append(slot)
-                del slot  # it must not be kept alive while the next item is at work
+                slot = None  # it must not be kept alive while the next item is at work
             else:
                 todo = self.crew.claim(span)
+        # The traceback of an error of f has this frame. What the error is part of would keep it alive, and so itself.
+        item = slot = None
+        del span, slots, step, todo
 
     async def timed(self, item: Any) -> Any:
         """Run f on *item*, and note when it was begun."""
