@@ -284,7 +284,8 @@ def test_what_failed_is_let_go_without_the_garbage_collector(kind: Any, on_error
 
 @pytest.mark.parametrize("kind", [ThreadPoolExecutor, ProcessPoolExecutor])
 def test_what_an_executor_is_through_with_is_let_go_without_the_garbage_collector(kind: Any):
-    alive = weakref.WeakSet[Item]()
+    """Its futures, too: they have what the workers have answered."""
+    alive, futures = weakref.WeakSet[Item](), weakref.WeakSet[Any]()
 
     def source() -> Iterator[Item]:
         for _ in range(200):
@@ -292,7 +293,10 @@ def test_what_an_executor_is_through_with_is_let_go_without_the_garbage_collecto
             yield item
 
     gc.collect()
-    with collecting_nothing():
-        for _ in pmap(id, source(), kind=kind, workers=2):
+    with collecting_nothing(), kind(2) as pool:
+        submit = pool.submit
+        pool.submit = lambda *given: futures.add(future := submit(*given)) or future
+        for _ in pmap(id, source(), kind=pool, workers=2):
             pass
         assert eventually(lambda: len(alive) <= 4), len(alive)
+        assert eventually(lambda: len(futures) <= 4), len(futures)

@@ -53,8 +53,11 @@ def ten(item: int) -> int:
 HAS_GIL = getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
-def eventually(condition: Callable[[], object], seconds: float = PATIENCE) -> bool:
-    """Wait until *condition* holds; False if it still does not after so many seconds."""
+def eventually(condition: Callable[[], object], seconds: float = PATIENCE / 2) -> bool:
+    """Wait until *condition* holds; False if it still does not after so many seconds.
+
+    After `PATIENCE` gates open by themselves, which might make it hold.
+    """
     end = time.monotonic() + seconds
     while not condition():
         if not HAS_GIL:  # an object that another thread has made is freed when that thread runs again, or now
