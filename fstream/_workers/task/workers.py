@@ -317,6 +317,7 @@ class Worker(Cancellable):
                 await asyncio.sleep(0)
                 taken = None
         call.place = None
+        del span  # see `fill`
         return taken
 
     async def work_off_lone(self) -> Span | Closed | None:
