@@ -90,10 +90,10 @@ class Window(Upstream):
         self.tally = Tally()
         #: How many bytes the messages of remote workers have for each item, there and back; 0 without such.
         self.message_bytes = 0.0
-        #: Once so many items were drawn, some are weighed again. When they were: in seconds of the clock that
-        #: `take` is told of.
+        #: Once so many items were drawn, some are weighed again.
         self.weigh_at: float = SELDOM if room.maxsize is None else inf
-        self.weighed = 0.0
+        #: When `take` had some weighed, in seconds of the caller's clock.
+        self.weighed = 0.0 if room.maxsize is None else inf
         #: Is told what happens, if somebody observes, with what it may know of the stage.
         self.observer: Observer | None = None
         self.info: StageInfo
@@ -129,7 +129,7 @@ class Window(Upstream):
         """Give a worker its next span, of *most* items at most; None if there is none now."""
         ledger, sizing = self.ledger, self.sizing
         self.tally.come(now)
-        if now - self.weighed >= SELDOM_SECONDS and self.weigh_at != inf:
+        if now - self.weighed >= SELDOM_SECONDS:
             self.weighed = now
             self._weigh()
         most = sizing.fair(most)
