@@ -23,6 +23,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fstream import Transformer, WorkerDied, ordered, peach, pmap
+from fstream._flow.weight import Weight
+from fstream._flow.window import Window
 from fstream._workers.simulated.schedule import Simulation
 from fstream.testing import Schedule, schedules, simulated
 from property_tests.conversations import (
@@ -109,6 +111,23 @@ def test_1_peach_calls_f_once_for_each_item(kind: str, chosen: dict[str, Any], i
 )
 def test_1_a_chain_equals_its_plain_counterpart(chain: Chain, items: list[Any], shape: Shape):
     check_equal(chain.transformer()(shape(items)), chain.plain(items), chain.keeps_order)
+
+
+@law(*MIXED_WORLDS, faults=True, chain=chains, items=lists_of_items(longest=60), light=st.integers(0, 30))
+def test_1_a_chain_whose_items_become_heavy_equals_its_plain_counterpart(
+    chain: Chain, items: list[Any], light: int
+):
+    weighings = itertools.count()
+
+    def weight(_: Window) -> tuple[Weight, bool]:
+        size = 1.0 if next(weighings) < light else 1e9
+        return Weight(size, size), True
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Window, "_weight", weight)
+        patch.setattr("fstream._flow.window.SELDOM", 1)
+        patch.setattr("fstream._flow.window.SELDOM_SECONDS", 0.0)
+        check_equal(chain.transformer()(item for item in items), chain.plain(items), chain.keeps_order)
 
 
 @law(*MIXED_WORLDS, chain=partial(chains, ordered=False), items=lists_of_items(longest=60))

@@ -11,6 +11,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext, redirect_stdout
+from itertools import count
 from time import perf_counter
 from types import SimpleNamespace
 from typing import Any, cast
@@ -18,7 +19,9 @@ from typing import Any, cast
 import pytest
 
 from fstream._flow.buffers import OVERDUE
+from fstream._flow.sizing import SHORT_STRIDE
 from fstream._flow.span import Span
+from fstream._flow.weight import SELDOM_SECONDS
 from fstream._plan.kernels import MAP
 from fstream._plan.stages import Stage
 from fstream._workers.call import Call, is_failure
@@ -312,6 +315,18 @@ def test_an_item_that_may_be_tried_again_ends_its_span(parent: Parent):
     parent.give(lambda item: 6 // (item - 3), retries=1, on_error="skip")
     parent.work(4, [2, 3, 4])
     assert parent.heard() == [("Slots", 4, [-6, "failed"], [1], True)]
+
+
+def test_slots_that_come_to_be_heavy_end_the_span(parent: Parent, monkeypatch: pytest.MonkeyPatch):
+    """The parent has others run the rest, when there is room."""
+    monkeypatch.setattr(child, "SPAN_BYTES", 10_000)
+    times = count()
+    parent.child.clock = lambda: next(times) * SELDOM_SECONDS  # type: ignore[method-assign]
+    parent.give(lambda item: bytes(item))
+    parent.work(0, [1] * 150 + [200] * 500)
+    ((_, start, slots, failed, closed),) = parent.heard()
+    assert (start, failed, closed) == (0, [], True)
+    assert 5_000 < sum(map(len, slots)) < 10_000 + 200 * SHORT_STRIDE
 
 
 def test_an_item_that_has_had_its_tries_does_not_end_its_span(parent: Parent):

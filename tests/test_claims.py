@@ -149,12 +149,12 @@ def test_nobody_here_takes_anything_of_a_span_that_was_sent_away():
 def test_a_worker_claims_nothing_of_a_stage_that_was_stopped():
     window = window_of(4)
     span = taken(window)
-    todo = window.claim(span)
+    todo = window.claim(span, 0.0)
     assert todo is not None
     assert next(todo) == 0
     window.stop()
     assert list(todo) == []
-    assert window.claim(span) is None
+    assert window.claim(span, 0.0) is None
 
 
 @pytest.mark.parametrize(("index", "expected"), [(1, []), (9, [1, 2, 3])])
@@ -162,7 +162,7 @@ def test_a_worker_goes_on_only_with_what_is_before_a_failure(index: int, expecte
     window = window_of(4)
     taken(window, 1)
     window.sizing.last_size = 3
-    todo = window.claim(taken(window))
+    todo = window.claim(taken(window), 0.0)
     window.fail(Failure(index, None, ValueError()))
     assert list(todo or ()) == expected
 

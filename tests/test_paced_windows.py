@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from math import inf
 from typing import Any
 
 import pytest
@@ -166,6 +167,20 @@ def test_no_more_is_taken_than_may_start():
     assert paced.clock.now < due < paced.clock.now + 1 / 60
     paced.clock.now = due
     assert paced.window.takable() and len(paced.taken().items) == 1
+
+
+def test_what_waits_for_room_is_due_when_there_is_room_whatever_the_rate_allows():
+    """Else whoever waits for that time would ask again and again."""
+    paced = Paced("abcdefgh")
+    first = paced.taken(4)
+    paced.window.requeue_tail(paced.taken(4), 4)
+    paced.finish(first)
+    paced.window.room.limit = 4
+    assert (paced.window.due, paced.window.take(paced.clock.now)) == (inf, None)
+    _, credits = paced.window.draw(4)
+    paced.window.release(credits)
+    assert paced.window.due <= paced.clock.now
+    assert len(paced.taken().items) == 4
 
 
 def test_an_item_that_its_worker_gives_up_unbegun_gives_its_start_back():

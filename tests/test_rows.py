@@ -175,7 +175,7 @@ def test_to_wait_for_the_lock_is_no_work(monkeypatch: pytest.MonkeyPatch):
     run = open_run([range(3)], [pmap(lambda _: passes(0.25), kind="thread", workers=1).steps[0].stage])
     [crew], [window] = run.crews, run.windows
     claim = window.claim
-    monkeypatch.setattr(window, "claim", lambda span: passes(100.0) or claim(span))  # type: ignore[func-returns-value]
+    monkeypatch.setattr(window, "claim", lambda *asked: passes(100.0) or claim(*asked))  # type: ignore[func-returns-value]
     worker: Any = crew.enlist(0)  # type: ignore[attr-defined]
     for _ in range(2):
         span = window.take(0.0)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from array import array
 from collections import namedtuple
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
+from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -19,12 +21,12 @@ from hypothesis import strategies as st
 from fstream import pmap
 from fstream._flow import weight
 from fstream._flow.room import Room
-from fstream._flow.sizing import MAX_BYTES, SHORT
-from fstream._flow.sources import Slices
-from fstream._flow.weight import Weight, weigh
-from fstream._flow.window import SAMPLES, SELDOM, SELDOM_SECONDS, Window
+from fstream._flow.sizing import MAX_BYTES, SHORT, SHORT_STRIDE, STRIDE
+from fstream._flow.sources import Feed, Slices
+from fstream._flow.weight import SAMPLES, SELDOM, SELDOM_SECONDS, Weight, weigh
+from fstream._flow.window import Window
 from fstream._plan.kernels import FLAT_MAP
-from tests.test_windows import finish, taken, window_over
+from tests.test_windows import begin, drawn, finish, taken, window_over
 
 BODY = 200_000
 #: How many bodies are that heavy.
@@ -334,6 +336,139 @@ def test_a_given_maxsize_is_not_bounded_by_bytes() -> None:
     assert window.room.held == window.room.limit == 1000
 
 
+def test_what_was_pulled_while_it_was_light_is_drawn_no_faster_than_the_taker_makes_room() -> None:
+    room = Room(None, 4)
+    feed = Feed(room, feeders=0)
+    feed.pending.extend(range(100))
+    room.limit = room.held = 100
+    window = window_over(feed, room=room)
+    assert window.backlog == 100
+    room.limit = 4
+    outputs: list[Any] = []
+    while window.end is None:
+        spans = []
+        while window.takable():
+            spans.append(taken(window))
+        assert sum(len(span.items) for span in spans) in (4, 0)
+        for span in spans:
+            finish(window, span)
+        outputs += drawn(window)
+    assert outputs == [*range(100)]
+
+
+def two_spans(**options: Any) -> tuple[Window, Any, Any]:
+    """A window of eight light items in the hands of two workers."""
+    window = window_over(Slices("abcdefgh"), **options)
+    window.room.limit = 8
+    window.sizing.cost, window.sizing.last_size = 0.0, 8
+    return window, taken(window, 4), taken(window, 4)
+
+
+@pytest.mark.parametrize("is_ordered", [True, False])
+def test_what_was_requeued_waits_while_heavier_outputs_fill_the_room(is_ordered: bool) -> None:
+    window, first, second = two_spans(ordered=is_ordered)
+    window.ledger.steal_from(second)
+    window.done(second)
+    finish(window, first)
+    window.room.limit = 4
+    assert (window.backlog, window.takable(), window.take(0.0)) == (0, False, None)
+    assert drawn(window) == ["a", "b", "c", "d"]
+    finish(window, taken(window))
+    assert drawn(window) == ["e", "f", "g", "h"]
+
+
+def test_what_comes_first_is_started_however_full_the_room_is() -> None:
+    """The taker waits for it. All others are finished, or at work."""
+    window, first, second = two_spans()
+    begin(first)
+    window.ledger.steal_from(first)
+    begin(second, 3)
+    window.room.limit = 4
+    assert not window.takable()
+    first.slots.append("b")
+    window.done(first)
+    assert not window.takable()
+    assert window.draw(9)[0] == ["a", "b"]  # and the taker has them yet
+    assert window.ledger.busy == 1
+    assert "".join(map(str, taken(window).items)) == "cd"
+
+
+def test_where_nothing_is_at_work_and_nothing_waits_for_the_taker_what_was_requeued_is_started() -> None:
+    """The taker gathers a batch, say, which is larger than the room."""
+    window, first, second = two_spans(ordered=False)
+    window.ledger.steal_from(second)
+    finish(window, first)
+    window.room.limit = 4
+    assert len(window.draw(9)[0]) == 4
+    assert not window.takable()
+    window.done(second)
+    assert window.takable()
+
+
+def test_a_worker_gives_up_the_rest_of_its_span_where_its_items_have_become_too_heavy() -> None:
+    window, first, _ = two_spans()
+    assert next(window.claim(first, 0.0) or iter(())) == "a"
+    first.slots.append("a")
+    window.room.limit = 4
+    assert window.claim(first, 0.0) is None
+    assert list(first.items) == ["a"]
+    assert window.ledger.requeued_items == 3
+
+
+def test_items_are_weighed_while_a_worker_is_in_the_middle_of_its_span() -> None:
+    window, first, second = two_spans()
+    for span in (first, second):
+        span.slots += ["light", body(), body()]
+    assert window.claim(first, SELDOM_SECONDS / 2) is not None
+    window.room.limit = 10**5
+    window.claim(first, SELDOM_SECONDS)
+    assert window.room.limit < 2 * MOST
+
+
+@pytest.mark.parametrize(
+    ("cost", "most"), [(None, SHORT_STRIDE), (1e-3, SHORT_STRIDE), (1e-6, 249), (0.0, STRIDE)]
+)
+def test_a_worker_claims_few_items_at_a_time_if_they_take_long(cost: float | None, most: int) -> None:
+    window = window_over(Slices(range(10**6)))
+    window.room.limit = 10**6
+    window.sizing.cost, window.sizing.last_size = 0.0, 4096
+    span = taken(window)
+    window.sizing.cost = cost
+    assert len([*(window.claim(span, 0.0) or ())]) == most
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_ordered", [True, False])
+def test_no_more_is_held_where_light_items_come_to_have_heavy_outputs(
+    concurrent_kind: str, is_ordered: bool, tmp_path: Path
+) -> None:
+    """The stage has pulled some 30,000 items by then."""
+    log = os.open(tmp_path / "made", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
+    path = str(tmp_path / "made")
+
+    def make(number: int) -> bytes:
+        if number < 50_000:
+            return b"" if sum(range(300)) else b"."  # it takes some microseconds, so that strides are short
+        with open(path, "ab") as made:
+            made.write(b".")
+        return bytes(BODY)
+
+    async def make_later(number: int) -> bytes:
+        return make(number)
+
+    f = make_later if concurrent_kind == "task" else make
+    most = had = 0
+    for output in pmap(f, (n for n in range(51_000)), kind=concurrent_kind, ordered=is_ordered):
+        if output:
+            had += 1
+            most = max(most, os.fstat(log).st_size - had)
+            if had % 10 == 0:
+                time.sleep(0.002)  # the workers are faster
+    os.close(log)
+    assert had == 1000
+    assert most * BODY < 2.5 * MAX_BYTES
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "workers", "made"),
@@ -401,8 +536,8 @@ def test_an_item_weighs_as_much_as_all_of_its_outputs(is_ordered: bool) -> None:
         span = taken(window, 1)
         span.slots.append([bytes(BODY // 100) for _ in range(100)])
         window.done(span)
-    for drawn in (0, 10, 95):
-        window.draw(drawn)
+    for count_drawn in (0, 10, 95):
+        window.draw(count_drawn)
         weight, _ = window._weight()
         assert weight is not None and 0.9 * BODY < weight.mean < 1.2 * BODY
 

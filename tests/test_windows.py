@@ -924,18 +924,18 @@ def test_a_failure_stops_what_comes_after_it_and_nothing_before():
     for span in (first, second, third):
         begin(span, 0)
     window.fail(Failure(2, "c", ValueError()))
-    assert [list(window.claim(span) or ()) for span in (first, third)] == [["a", "b"], []]
+    assert [list(window.claim(span, 0.0) or ()) for span in (first, third)] == [["a", "b"], []]
 
 
 def test_nothing_is_started_once_a_stage_is_stopped():
     window = window_of("abcd")
     first, second = taken(window, 2), taken(window, 1)
-    claimed = window.claim(first)
-    window.claim(second)
+    claimed = window.claim(first, 0.0)
+    window.claim(second, 0.0)
     lose(window, second)
     window.stop()
     assert list(claimed or ()) == []
-    assert window.claim(first) is None
+    assert window.claim(first, 0.0) is None
     assert window.take(0.0) is None
     assert window.exhausted
 

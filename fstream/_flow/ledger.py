@@ -13,6 +13,7 @@ from bisect import insort
 from collections import deque
 from collections.abc import Iterable, Sequence
 from heapq import heapify, heappop, heappush
+from itertools import islice
 from math import inf
 
 from fstream._flow.pacing import Keys
@@ -43,6 +44,8 @@ class Ledger:
         self.stealable: set[Span] = set()
         #: Spans whose items were stolen or lost, in order. They are worked on before anything new is drawn.
         self.requeued: list[Span] = []
+        #: How many items these have.
+        self.requeued_items = 0
         #: Spans that may be worked on again from a time on, with that time and their start: a heap.
         self.delayed: list[tuple[float, int, Span]] = []
         #: Lone items, with their indices: drawn ahead for tasks that wait side by side. A task takes one without the
@@ -69,9 +72,16 @@ class Ledger:
     def worked_off(self) -> int:
         """How many items workers have worked off."""
         at_work = sum(len(span.items) - len(span.slots) for span in self.spans.values() if not span.closed)
-        to_do = sum(len(span.items) for span in self.requeued) + len(self.delayed)
+        to_do = self.requeued_items + len(self.delayed)
         to_do += 0 if self.keys is None else sum(map(len, self.keys.parked.values()))
         return self.next_index - self.known - at_work - to_do - self.lone + len(self.lone_slots)
+
+    def done_lately(self, most: int) -> list[tuple[Item, Slot]]:
+        """Give up to *most* items with their slots, to look at: the last ones of as many spans as there are."""
+        latest = list(islice((span for span in reversed(self.spans.values()) if span.slots), most))
+        each = -(-most // (len(latest) or 1))
+        places = [(span, at) for span in latest for at in range(len(span.slots))[-each:]]
+        return [(span.items[at], span.slots[at]) for span, at in places[:most]]
 
     @property
     def settled(self) -> bool:
@@ -154,6 +164,7 @@ class Ledger:
 
     def put(self, span: Span) -> None:
         insort(self.requeued, span, key=lambda span: span.start)
+        self.requeued_items += len(span.items)
 
     def requeue_at(self, span: Span, when: float) -> None:
         """Requeue *span* at the time *when*."""
@@ -167,7 +178,9 @@ class Ledger:
 
     def next_requeued(self) -> Span:
         """Take the span of `requeued` that is first in order."""
-        return self.requeued.pop(0)
+        span = self.requeued.pop(0)
+        self.requeued_items -= len(span.items)
+        return span
 
     def steal_from(self, span: Span) -> None:
         """Take from the worker of *span* the items that it has not started, and requeue them."""
@@ -210,6 +223,7 @@ class Ledger:
         self.waiting = {start: span for start, span in self.waiting.items() if start < index}
         dropped = [span for span in self.requeued if span.start >= index]
         self.requeued = [span for span in self.requeued if span.start < index]
+        self.requeued_items = sum(len(span.items) for span in self.requeued)
         if self.keys is not None:
             self.keys.cut(index)
             for span in dropped:

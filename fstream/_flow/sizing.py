@@ -19,11 +19,13 @@ __all__ = [
     "NOT_SHARED",
     "PROCESS_SPAN_SECONDS",
     "SHORT",
+    "SPAN_BYTES",
     "SPAN_OF_WORK",
     "SPAN_SECONDS",
     "STRIDE",
     "Numbers",
     "Sizing",
+    "stride",
 ]
 
 
@@ -54,9 +56,16 @@ SHORT: Final = 64
 #: The most items of a span that stays in this process. The pump passes a limit of its own, in bytes.
 MAX_SPAN: Final = 4096
 
-#: How many items of its span a worker claims at a time: enough that the lock costs nothing for each item, few enough
-#: that nobody waits long for the lock while their list is made.
+#: How many items of its span a worker claims at a time at most: enough that the lock costs nothing for each item, few
+#: enough that nobody waits long for the lock while their list is made. And at least; in between, work of so many
+#: seconds, because only between two strides it is seen that items have become heavy.
 STRIDE: Final = 1024
+SHORT_STRIDE: Final = 64
+STRIDE_SECONDS: Final = 0.00025
+
+#: The most bytes that a span of several items has on its way to another process, or back. Larger items go faster one by
+#: one, and the memory for two spans is needed for each worker.
+SPAN_BYTES: Final = 1 << 22
 
 #: The most cheap items that a self-sizing window holds: 32,768; and 65,536 for processes, whose spans are longer. That
 #: is four process spans of the cheapest items.
@@ -73,6 +82,13 @@ SPANS_HELD: Final = 4
 #: The most bytes that a self-sizing window holds, as far as that is known: 64 MiB. It may always hold two items for
 #: each worker. Those who want more say so, by ``maxsize``.
 MAX_BYTES: Final = 1 << 26
+
+
+def stride(cost: float | None) -> int:
+    """How many items a worker claims at a time that *cost* so many seconds each, as far as that is known."""
+    return (
+        SHORT_STRIDE if cost is None else max(SHORT_STRIDE, min(STRIDE, int(STRIDE_SECONDS / (cost + 1e-9))))
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -101,10 +101,10 @@ class Span:
         #: The index of the worker that has it, if somebody observes.
         self.worker: int | None = None
 
-    def claim(self) -> Iterator[Item] | None:
-        """Give the worker its next items, None at the end."""
+    def claim(self, most: int = STRIDE) -> Iterator[Item] | None:
+        """Give the worker its next items, up to *most*; None at the end."""
         first = len(self.filled)
-        self.stride = list(self.items[first : first + STRIDE])
+        self.stride = list(self.items[first : first + most])
         return iter(self.stride) if self.stride else None
 
     def halt(self) -> None:

@@ -10,8 +10,13 @@ from itertools import islice
 from types import GetSetDescriptorType, MethodDescriptorType, ModuleType
 from typing import Any, Final, NamedTuple
 
-__all__ = ["Weight", "has_gil", "weigh"]
+__all__ = ["SAMPLES", "SELDOM", "SELDOM_SECONDS", "Weight", "has_gil", "weigh"]
 
+#: How many items are weighed at a time, and how many go through in between at least, or else so many seconds: items of
+#: another sort are noticed before many of them are there. To weigh takes 10 us, and up to 100 us.
+SAMPLES: Final = 5
+SELDOM: Final = 256
+SELDOM_SECONDS: Final = 0.008
 
 #: How deep to look, and at how many pieces of each object: of more, the first ones stand for all.
 DEEPEST: Final = 4

@@ -20,9 +20,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from math import inf
-from typing import Final
 
 from fstream._flow.known import PENDING, Known, Knowns
 from fstream._flow.ledger import Ledger
@@ -31,19 +29,12 @@ from fstream._flow.outbox import Outbox, Outputs
 from fstream._flow.pacing import Again, Pacing, Ticket
 from fstream._flow.protocols import Drawn, Upstream
 from fstream._flow.room import Lack, Room
-from fstream._flow.sizing import MAX_SPAN, Numbers, Sizing
+from fstream._flow.sizing import MAX_SPAN, Numbers, Sizing, stride
 from fstream._flow.span import CLOSED, Closed, Failure, Item, Span
 from fstream._flow.tally import Hold, Tally
-from fstream._flow.weight import Weight, weigh
+from fstream._flow.weight import SAMPLES, SELDOM, SELDOM_SECONDS, Weight, weigh
 
 __all__ = ["Window"]
-
-
-#: How many items are weighed at a time, and how many go through in between at least, or else so many seconds: items of
-#: another sort are noticed before many of them are there. To weigh takes 10 us, and up to 100 us.
-SAMPLES: Final = 5
-SELDOM: Final = 256
-SELDOM_SECONDS: Final = 0.008
 
 
 class Window(Upstream):
@@ -92,7 +83,7 @@ class Window(Upstream):
         self.message_bytes = 0.0
         #: Once so many items were drawn, some are weighed again.
         self.weigh_at: float = SELDOM if room.maxsize is None else inf
-        #: When `take` had some weighed, in seconds of the caller's clock.
+        #: When some were weighed by the time, in seconds of the caller's clock.
         self.weighed = 0.0 if room.maxsize is None else inf
         #: Is told what happens, if somebody observes, with what it may know of the stage.
         self.observer: Observer | None = None
@@ -111,9 +102,11 @@ class Window(Upstream):
         """How many items workers could take now. A requeued span counts as one, where nothing is sorted out."""
         if self.pacing is not None and self.due > self.pacing.clock():
             return 0
-        requeued = self.ledger.requeued
-        held = sum(len(span.items) for span in requeued) if self.sorting else len(requeued)
-        return held + len(self.ledger.lone_items) + self._drawable()
+        ledger = self.ledger
+        requeued = 0
+        if self._may_requeued_start():
+            requeued = ledger.requeued_items if self.sorting else len(ledger.requeued)
+        return requeued + len(ledger.lone_items) + self._drawable()
 
     def takable(self) -> bool:
         """Tell whether a worker that comes now gets a span."""
@@ -123,15 +116,29 @@ class Window(Upstream):
 
     def _ready(self) -> bool:
         """Tell whether there are items for a worker: at once, or when a rate or a hold lets them start."""
-        return bool(self.ledger.requeued or self.ledger.lone_items) or self._drawable() > 0
+        return bool(self._may_requeued_start() or self.ledger.lone_items) or self._drawable() > 0
+
+    def _may_requeued_start(self) -> bool:
+        """Tell whether there is something requeued, and it may start.
+
+        It may not where items have become heavier, and those that are at work or finished fill the room by themselves,
+        if somebody is about to make room: the taker, or a worker who has in hand what comes first.
+        """
+        ledger = self.ledger
+        if not ledger.requeued:
+            return False
+        if self._held - ledger.requeued_items < self.room.limit:
+            return True
+        if self.available():
+            return False
+        return not ledger.busy or ledger.requeued[0].start == self.outbox.head
 
     def take(self, now: float, most: int = MAX_SPAN) -> Span | None:
         """Give a worker its next span, of *most* items at most; None if there is none now."""
         ledger, sizing = self.ledger, self.sizing
         self.tally.come(now)
         if now - self.weighed >= SELDOM_SECONDS:
-            self.weighed = now
-            self._weigh()
+            self._weigh(now)
         most = sizing.fair(most)
         if self.pacing is not None:
             if not (most := self._granted(now, most)):
@@ -139,7 +146,7 @@ class Window(Upstream):
         elif self.sorting:
             self.look()
         span: Span | None
-        if ledger.requeued:
+        if ledger.requeued and self._may_requeued_start():
             span = ledger.next_requeued()
             size = sizing.share(len(span.items), most)
             if self.sorting and size < most:
@@ -202,7 +209,7 @@ class Window(Upstream):
         if pacing is None:
             return inf
         if ledger.requeued:
-            return pacing.opens(_cost_of(ledger.requeued[0]))
+            return pacing.opens(_cost_of(ledger.requeued[0])) if self._may_requeued_start() else inf
         if self._drawable() > 0 and not pacing.ticketed:
             return pacing.opens(1.0)
         return max(ledger.delayed[0][0], pacing.held_until) if ledger.delayed else inf
@@ -332,12 +339,27 @@ class Window(Upstream):
             self._requeue(index, [known.given])
 
     def _drawable(self) -> int:
-        """How many items upstream has that there is room for; none when no more are to be drawn."""
+        """How many items upstream has that there is room for; none when no more are to be drawn.
+
+        There is room for all that is prepaid, unless items have become heavier since it was pulled.
+        """
         if self.ending is not None:
             return 0
         upstream, room = self.upstream, self.room
         available = upstream.available()
-        return available if upstream.prepaid else max(0, min(available, room.limit - room.held))
+        if upstream.prepaid and room.held <= room.limit:
+            return available
+        return max(0, min(available, room.limit - self._held))
+
+    @property
+    def _overfull(self) -> bool:
+        """More is held than may be, because items have become heavier since they were drawn."""
+        return self.room.held > self.room.limit and self._held > self.room.limit
+
+    @property
+    def _held(self) -> int:
+        """How many items are held, without those that are prepaid and not drawn yet."""
+        return self.tally.taken - self.room.gone if self.upstream.prepaid else self.room.held
 
     def _draw(self, count: int) -> Sequence[Item]:
         """Take *count* items from upstream, and hold them."""
@@ -352,8 +374,10 @@ class Window(Upstream):
             self._weigh()
         return items
 
-    def _weigh(self) -> None:
+    def _weigh(self, now: float | None = None) -> None:
         """Bound the room by what the items that are held weigh."""
+        if now is not None:
+            self.weighed = now
         self.weigh_at = self.tally.taken + max(SELDOM, self.room.limit // 4)
         weight, whole = self._weight()
         if weight is not None:
@@ -367,8 +391,7 @@ class Window(Upstream):
         if self.message_bytes:
             return Weight(self.message_bytes), True
         ledger = self.ledger
-        done = (span for span in reversed(ledger.spans.values()) if span.slots)
-        pairs = [(span.items[0], span.slots[0]) for span in islice(done, SAMPLES)]
+        pairs = ledger.done_lately(SAMPLES)
         if len(pairs) > 1:
             return weigh(pairs), True
         outputs = weigh([ledger.lone_slots[index] for index in list(ledger.lone_slots)[-SAMPLES:]])
@@ -400,9 +423,17 @@ class Window(Upstream):
             self.sizing.measure(elapsed, count)
         self.outbox.close(span)
 
-    def claim(self, span: Span) -> Iterator[Item] | None:
+    def claim(self, span: Span, now: float) -> Iterator[Item] | None:
         """Give the worker of *span* its next items; None if there is nothing more for it to do."""
-        return span.claim() if span.start < self.ledger.cutoff else None
+        if span.start >= self.ledger.cutoff:
+            return None
+        if done := len(span.slots):
+            if now - self.weighed >= SELDOM_SECONDS:
+                self._weigh(now)
+            if self._overfull:
+                self.requeue_tail(span, len(span.items) - done)
+                return None
+        return span.claim(stride(self.sizing.cost))
 
     def steal_overdue(self, now: float, after: float) -> None:
         """Steal from each worker that has had its span for at least *after* seconds at the time *now*."""

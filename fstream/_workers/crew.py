@@ -199,7 +199,7 @@ class Crew:
         if len(span.slots) >= len(span.items):
             return None
         with self.run.lock:
-            return self.window.claim(span)
+            return self.window.claim(span, self.run.clock())
 
     def status(self) -> StageStatus:
         """Make the status for the worker that ends now. While the stage goes on, its successor counts as active."""

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from fstream._engine.steps import through
 from fstream._flow.buffers import OVERDUE
+from fstream._flow.sizing import SPAN_BYTES
 from fstream._flow.span import Failure, Span
 from fstream._flow.window import Window
 from fstream._plan.stages import Stage, declared, name_of
@@ -36,9 +37,6 @@ if TYPE_CHECKING:
     from fstream._engine.run import Run
 
 __all__ = ["Workers", "check", "prepare"]
-
-#: A span of several items is no more than this many bytes on its way.
-SPAN_BYTES: Final = 1 << 22
 
 #: A parcel is given up, behind the item that it is at, after so many times what it should take.
 OVERTIME: Final = 2

@@ -28,7 +28,9 @@ from queue import Empty, SimpleQueue
 from time import perf_counter, perf_counter_ns
 from typing import Any, Final
 
+from fstream._flow.sizing import SPAN_BYTES, stride
 from fstream._flow.span import Failure, Progress, Span
+from fstream._flow.weight import SAMPLES, SELDOM_SECONDS, weigh
 from fstream._plan.stages import Stage, StageStatus
 from fstream._workers.call import PART, SINCE, Call, FusedCall, call_of, which
 from fstream._workers.process.arena import arenas
@@ -174,6 +176,8 @@ class Child:
         self.failed: set[int] = set()
         #: When the span in hand was begun, in seconds of the clock.
         self.begun = 0.0
+        #: When slots of it were weighed, by the same clock.
+        self.weighed = 0.0
         #: The parent waits for slots: send those that there are after the item at work.
         self.flush_requested = False
 
@@ -432,7 +436,7 @@ class Child:
             self.span, self.sent = Span(start, items, tries), 0
             self.span.progress = progress
             self.failed = set()
-        self.begun = self.clock()
+        self.begun = self.weighed = self.clock()
         return call
 
     def conclude(self) -> None:
@@ -514,12 +518,20 @@ class Child:
             self.send_slots(closed=False)
 
     def claim(self) -> Iterator[Any] | None:
-        """Give the next items of the span in hand, None at its end."""
-        span = self.span
-        if len(span.slots) >= len(span.items):
+        """Give the next items of the span in hand, None at its end. The parent has others run what is left."""
+        span, done, now = self.span, len(self.slots), self.clock()
+        if done >= len(span.items) or self.is_heavy(now):
             return None
         with self.sending:
-            return span.claim()
+            return span.claim(stride((now - self.begun) / done if done else None))
+
+    def is_heavy(self, now: float) -> bool:
+        """Tell whether the slots that were not sent yet are as many bytes as a span may have. Look now and then."""
+        if now - self.weighed < SELDOM_SECONDS:
+            return False
+        self.weighed = now
+        weight = weigh(self.slots[-SAMPLES:])
+        return weight is not None and weight.mean * (len(self.slots) - self.sent) > SPAN_BYTES
 
     def failure(self, failure: Any) -> Failure:
         """Make *failure* a slot that can be sent."""

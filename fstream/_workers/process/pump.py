@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from fstream._engine.run import Run
+from fstream._flow.sizing import SPAN_BYTES
 from fstream._flow.span import Failure
 from fstream._flow.window import Window
 from fstream._plan.stages import Stage
@@ -25,7 +26,7 @@ from fstream._workers.process.pool import PATIENCE, SLICE
 from fstream._workers.process.recovery import Recovery
 from fstream._workers.process.shape import packed_stage
 from fstream._workers.process.wire import send_by_value_what_is_being_imported
-from fstream._workers.process.workers import SPAN_BYTES, Steps, Worker, Workers
+from fstream._workers.process.workers import Steps, Worker, Workers
 from fstream.errors import NotPicklable
 
 __all__ = ["Pump"]

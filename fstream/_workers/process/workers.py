@@ -46,10 +46,6 @@ Steps: TypeAlias = Generator[float | None, None, None]
 #: How many spans a worker has in flight at most: one at work, one waiting behind it.
 AHEAD: Final = 2
 
-#: A span of several items has at most this many bytes, there or back. Larger items go faster one by one, and the memory
-#: for two spans is needed for each worker.
-SPAN_BYTES: Final = 1 << 22
-
 #: Gives each stage the key by which workers know it.
 _KEYS: Final = count()
 
