@@ -9,7 +9,7 @@ from array import array
 from collections import namedtuple
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fstream import pmap
+from fstream import batch, merge, pmap
 from fstream._flow import weight
 from fstream._flow.room import Room
 from fstream._flow.sizing import MAX_BYTES, SHORT, SHORT_STRIDE, STRIDE
@@ -354,6 +354,34 @@ def test_what_was_pulled_while_it_was_light_is_drawn_no_faster_than_the_taker_ma
             finish(window, span)
         outputs += drawn(window)
     assert outputs == [*range(100)]
+
+
+@pytest.mark.parametrize("joined", [merge, lambda source: merge(source, []), lambda source: batch(1, source)])
+def test_what_is_pulled_ahead_of_the_consumer_is_bounded_by_what_it_weighs(joined: Any) -> None:
+    pulled = 0
+
+    def source() -> Iterator[bytes]:
+        nonlocal pulled
+        for _ in range(10_000):
+            pulled += 1
+            yield bytes(BODY)
+
+    most = 0
+    for had, _ in enumerate(islice(joined(source()), 6000)):
+        if had % 1000 == 999:
+            time.sleep(0.05)  # the feeder is faster for a while
+        most = max(most, pulled - had)
+    assert most <= 2 * MOST
+
+
+def test_a_feed_that_a_consumer_draws_from_grows_as_far_as_its_items_are_not_too_heavy() -> None:
+    feed = Feed(Room(None, 2), 1)
+    feed.alone, feed.blocked = True, 1
+    for _ in range(2 * SELDOM):
+        feed.pending.append(body())
+        feed.release(feed.draw(1)[1])
+        feed.grow()
+    assert feed.room.limit <= 1.1 * MOST
 
 
 def two_spans(**options: Any) -> tuple[Window, Any, Any]:

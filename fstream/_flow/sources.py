@@ -11,6 +11,7 @@ from fstream._flow.protocols import Drawn, Upstream
 from fstream._flow.room import Room
 from fstream._flow.sizing import MAX_CHEAP_PROCESS, MAX_SPAN
 from fstream._flow.span import CLOSED, Closed, Item
+from fstream._flow.weight import SAMPLES, SELDOM, weigh
 
 __all__ = ["Feed", "Slices", "sliceable"]
 
@@ -37,6 +38,8 @@ class Feed(Upstream):
         self.error: BaseException | None = None
         #: No stage has a window on it: the consumer draws from here itself, so a draw gives the room back.
         self.alone = False
+        #: Where it is alone, some items are weighed once so many have gone through.
+        self.weigh_at = 0
         #: The run is over, or failed downstream of here.
         self.stopped = False
         #: The stream is drained: tells, and sees to it, that nothing more is waited for.
@@ -84,9 +87,17 @@ class Feed(Upstream):
         if most >= len(pending):
             most = len(pending)
         outputs = [pending.popleft()] if most == 1 else [pending.popleft() for _ in range(most)]
+        if self.alone and self.room.gone >= self.weigh_at and outputs:
+            self._weigh(outputs)
         if self.pulled is not None and most:
             self.pulled(most)
         return outputs, most if self.alone else 0
+
+    def _weigh(self, outputs: list[Item]) -> None:
+        """Bound the room by what *outputs* weigh: how much to pull ahead of the consumer."""
+        self.weigh_at = self.room.gone + max(SELDOM, self.room.limit)
+        if weight := weigh([None, *outputs[-SAMPLES:]]):  # a single one, too: nothing is taken for shared
+            self.room.weighs(*weight)
 
     def waiting(self, most: int) -> list[Item]:
         return [self.pending[-n] for n in range(1, min(most, len(self.pending)) + 1)]
