@@ -18,6 +18,7 @@ from typing import Any, cast
 
 import pytest
 
+from fstream._flow import weight
 from fstream._flow.buffers import OVERDUE
 from fstream._flow.sizing import SHORT_STRIDE
 from fstream._flow.span import Span
@@ -319,7 +320,7 @@ def test_an_item_that_may_be_tried_again_ends_its_span(parent: Parent):
 
 def test_slots_that_come_to_be_heavy_end_the_span(parent: Parent, monkeypatch: pytest.MonkeyPatch):
     """The parent has others run the rest, when there is room."""
-    monkeypatch.setattr(child, "SPAN_BYTES", 10_000)
+    monkeypatch.setattr(weight, "SPAN_BYTES", 10_000)
     times = count()
     parent.child.clock = lambda: next(times) * SELDOM_SECONDS  # type: ignore[method-assign]
     parent.give(lambda item: bytes(item))

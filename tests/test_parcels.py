@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from fstream._flow import weight
 from fstream._flow.span import Span
 from fstream._plan.kernels import MAP
 from fstream._plan.stages import Stage, StageStatus
@@ -64,6 +65,19 @@ def test_a_worker_that_has_no_index_gives_its_span_back():
     span = Span(0, [-1, -2])
     answer = serve(*made.pack(span, 1.0, frozenset())._replace(seats=()))
     assert (answer.error, made.slots_of(answer, span)) == (None, [])
+
+
+def test_slots_that_come_to_be_heavy_end_the_span(monkeypatch: pytest.MonkeyPatch):
+    """The program has others run the rest, when there is room."""
+    monkeypatch.setattr(weight, "SPAN_BYTES", 10_000)
+    monkeypatch.setattr(weight, "SELDOM_SECONDS", 0.0)
+    made = Parcels(Stage(MAP, bytes, "dask"), copy_context())
+    made.open()
+    span = Span(0, [1] * 20 + [1000] * 50)
+    slots = made.slots_of(serve(*made.pack(span, 60.0, frozenset())), span)
+    made.close()
+    parcels.forget(made.key)
+    assert 10_000 < sum(map(len, slots)) < 15_000
 
 
 HERE: ContextVar[str] = ContextVar("HERE", default="nowhere")

@@ -10,7 +10,9 @@ from itertools import islice
 from types import GetSetDescriptorType, MethodDescriptorType, ModuleType
 from typing import Any, Final, NamedTuple
 
-__all__ = ["SAMPLES", "SELDOM", "SELDOM_SECONDS", "Weight", "has_gil", "weigh"]
+from fstream._flow.sizing import SPAN_BYTES
+
+__all__ = ["SAMPLES", "SELDOM", "SELDOM_SECONDS", "Gauge", "Weight", "has_gil", "weigh"]
 
 #: How many items are weighed at a time, and how many go through in between at least, or else so many seconds: items of
 #: another sort are noticed before many of them are there. To weigh takes 10 us, and up to 100 us.
@@ -52,6 +54,24 @@ def weigh(samples: Sequence[object]) -> Weight | None:
     except Exception:  # it was changed in the meantime
         return None
     return Weight(sum(sizes) / len(sizes), sizes[(len(sizes) - 1) // 2] if len(sizes) > 2 else 0.0)
+
+
+class Gauge:
+    """Tells when the slots of a span in another process are as many bytes as a span may have. It looks now and then."""
+
+    def __init__(self, now: float) -> None:
+        #: When it has looked last, in seconds of the caller's clock.
+        self.looked = now
+        #: How many slots there were, and how many bytes, about.
+        self.count = 0
+        self.bytes = 0.0
+
+    def is_full(self, slots: list[Any], now: float) -> bool:
+        """Tell whether *slots* are so many bytes."""
+        if now - self.looked >= SELDOM_SECONDS and (weight := weigh(slots[-SAMPLES:])) is not None:
+            self.bytes += weight.mean * (len(slots) - self.count)
+            self.looked, self.count = now, len(slots)
+        return self.bytes > SPAN_BYTES
 
 
 def has_gil() -> bool:

@@ -21,6 +21,7 @@ from typing import Any, Final, NamedTuple
 
 from fstream._flow.span import Failure, Span
 from fstream._flow.tally import PartCounts
+from fstream._flow.weight import Gauge
 from fstream._plan.stages import Stage, StageStatus
 from fstream._workers.call import Call, FusedCall, call_of
 from fstream._workers.notes import annotate, describe
@@ -292,7 +293,8 @@ class Execution:
         span, stage, timed = self.span, call.stage, self.order.timeout is not None
         slots, failed, step = span.slots, self.failed, call.step
         call.set_place(span)
-        until = perf_counter() + self.order.seconds
+        gauge = Gauge(perf_counter())
+        until = gauge.looked + self.order.seconds
         for index, item in enumerate(span.items, span.start):
             if timed:
                 self.begun = monotonic()
@@ -310,7 +312,9 @@ class Execution:
                 failed[len(slots)] = encode_error(slot.error), slot.tries, slot.part
                 slot = None
             slots.append(slot)
-            if perf_counter() > until or (failed and (stage.retries or stage.on_error == "raise")):
+            if failed and (stage.retries or stage.on_error == "raise"):
+                break
+            if (now := perf_counter()) > until or gauge.is_full(slots, now):
                 break
 
     def answer(self, seconds: float) -> Answer:

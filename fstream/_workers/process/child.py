@@ -28,9 +28,9 @@ from queue import Empty, SimpleQueue
 from time import perf_counter, perf_counter_ns
 from typing import Any, Final
 
-from fstream._flow.sizing import SPAN_BYTES, stride
+from fstream._flow.sizing import stride
 from fstream._flow.span import Failure, Progress, Span
-from fstream._flow.weight import SAMPLES, SELDOM_SECONDS, weigh
+from fstream._flow.weight import Gauge
 from fstream._plan.stages import Stage, StageStatus
 from fstream._workers.call import PART, SINCE, Call, FusedCall, call_of, which
 from fstream._workers.process.arena import arenas
@@ -176,8 +176,8 @@ class Child:
         self.failed: set[int] = set()
         #: When the span in hand was begun, in seconds of the clock.
         self.begun = 0.0
-        #: When slots of it were weighed, by the same clock.
-        self.weighed = 0.0
+        #: Tells when it has to end, as its slots have become heavy.
+        self.gauge = Gauge(0.0)
         #: The parent waits for slots: send those that there are after the item at work.
         self.flush_requested = False
 
@@ -436,7 +436,8 @@ class Child:
             self.span, self.sent = Span(start, items, tries), 0
             self.span.progress = progress
             self.failed = set()
-        self.begun = self.weighed = self.clock()
+        self.begun = self.clock()
+        self.gauge = Gauge(self.begun)
         return call
 
     def conclude(self) -> None:
@@ -520,18 +521,10 @@ class Child:
     def claim(self) -> Iterator[Any] | None:
         """Give the next items of the span in hand, None at its end. The parent has others run what is left."""
         span, done, now = self.span, len(self.slots), self.clock()
-        if done >= len(span.items) or self.is_heavy(now):
+        if done >= len(span.items) or self.gauge.is_full(self.slots, now):
             return None
         with self.sending:
             return span.claim(stride((now - self.begun) / done if done else None))
-
-    def is_heavy(self, now: float) -> bool:
-        """Tell whether the slots that were not sent yet are as many bytes as a span may have. Look now and then."""
-        if now - self.weighed < SELDOM_SECONDS:
-            return False
-        self.weighed = now
-        weight = weigh(self.slots[-SAMPLES:])
-        return weight is not None and weight.mean * (len(self.slots) - self.sent) > SPAN_BYTES
 
     def failure(self, failure: Any) -> Failure:
         """Make *failure* a slot that can be sent."""
