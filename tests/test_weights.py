@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+import weakref
 from array import array
 from collections import namedtuple
 from collections.abc import Iterator
@@ -34,7 +35,7 @@ MOST = MAX_BYTES // BODY
 
 
 class Slotted:
-    __slots__ = ("body",)
+    __slots__ = ("__weakref__", "body")
 
     def __init__(self, body: bytes) -> None:
         self.body = body
@@ -570,7 +571,45 @@ def test_an_item_weighs_as_much_as_all_of_its_outputs(is_ordered: bool) -> None:
         assert weight is not None and 0.9 * BODY < weight.mean < 1.2 * BODY
 
 
-@pytest.mark.parametrize("drawn", [0, 1, 99])
+def test_an_output_that_was_drawn_is_not_kept_until_its_neighbours_are_drawn() -> None:
+    """Its room is free, so that there would be twice as many as may be held."""
+    window = window_over(Slices(range(10**6)), workers=2, most_cheap=4096)
+    bodies = [Slotted(bytes([number])) for number in range(100)]
+    kept = bodies[10:]
+    window.outbox.enter(bodies)
+    del bodies
+    drawn = [weakref.ref(output) for output in window.draw(10)[0]]
+    assert [output() for output in drawn] == [None] * 10
+    assert window.outbox.waiting(100) == kept
+    assert window.draw(10)[0] == kept[:10]
+
+
+def test_no_more_outputs_are_alive_than_the_stage_may_hold() -> None:
+    alive: set[int] = set()
+    numbers = count()
+    most = 0
+
+    class Body(bytearray):
+        number = -1
+
+        def __del__(self) -> None:
+            alive.discard(self.number)
+
+    def make(_: int) -> Body:
+        nonlocal most
+        body = Body(1 << 20)
+        body.number = next(numbers)
+        alive.add(body.number)
+        most = max(most, len(alive))
+        return body
+
+    for number, _ in enumerate(pmap(make, range(600), kind="thread", workers=2)):
+        if number % 20 == 0:
+            time.sleep(0.005)
+    assert most <= 80
+
+
+@pytest.mark.parametrize("drawn", [0, 1, 98])
 def test_what_was_drawn_of_a_list_of_outputs_makes_the_others_no_heavier(drawn: int) -> None:
     window = window_over(Slices(range(10**6)), workers=2, most_cheap=4096)
     window.outbox.enter([bytes(BODY) for _ in range(100)])

@@ -103,9 +103,12 @@ class Outbox:
 
     def waiting(self, most: int) -> list[Item]:
         """Give up to *most* of the outputs that wait, to look at: the last ones of as many entries as there are."""
-        entries = list(islice(reversed(self.entries), most))
-        each = -(-most // (len(entries) or 1))
-        return [output for outputs, _ in entries for output in outputs[-each:]][:most]
+        each = -(-most // (min(most, len(self.entries)) or 1))
+        found: list[Item] = []
+        for place, (outputs, _) in enumerate(islice(reversed(self.entries), most), 1):
+            drawn = self.drawn if place == len(self.entries) else 0
+            found += outputs[max(drawn, len(outputs) - each) :]
+        return found[:most]
 
     def spread(self, most: int) -> float:
         """How many outputs an item has in the mean, of up to *most* of the last entries; at least 1."""
@@ -131,6 +134,9 @@ class Outbox:
                 self.drawn = 0
             else:
                 part = outputs[position : position + most]
+                outputs[position : position + most] = [
+                    None
+                ] * most  # they are not kept until the last one is drawn
                 self.drawn += most
                 # One output for each item: its room is free once that output is out.
                 paid = most if owed >= left else 0
