@@ -584,31 +584,6 @@ def test_an_output_that_was_drawn_is_not_kept_until_its_neighbours_are_drawn() -
     assert window.draw(10)[0] == kept[:10]
 
 
-def test_no_more_outputs_are_alive_than_the_stage_may_hold() -> None:
-    alive: set[int] = set()
-    numbers = count()
-    most = 0
-
-    class Body(bytearray):
-        number = -1
-
-        def __del__(self) -> None:
-            alive.discard(self.number)
-
-    def make(_: int) -> Body:
-        nonlocal most
-        body = Body(1 << 20)
-        body.number = next(numbers)
-        alive.add(body.number)
-        most = max(most, len(alive))
-        return body
-
-    for number, _ in enumerate(pmap(make, range(600), kind="thread", workers=2)):
-        if number % 20 == 0:
-            time.sleep(0.005)
-    assert most <= 80
-
-
 @pytest.mark.parametrize("drawn", [0, 1, 98])
 def test_what_was_drawn_of_a_list_of_outputs_makes_the_others_no_heavier(drawn: int) -> None:
     window = window_over(Slices(range(10**6)), workers=2, most_cheap=4096)
