@@ -466,7 +466,7 @@ class Death(Recovery):
 
     def __init__(self, *flight: Span, doing: int, start: int = 3) -> None:
         self.became: list[tuple[str, int]] = []
-        self.unbegun = Counter()
+        self.unbegun, self.stillborn = Counter(), 0
         nothing = lambda *_: None  # noqa: E731
         self.crew = SimpleNamespace(  # type: ignore[assignment]
             window=SimpleNamespace(requeue_apart=self.scattered, stopped=False),
@@ -509,6 +509,12 @@ def in_hand(finished: int = 1, items: int = 3, start: int = 3) -> Span:
 def test_a_death_is_blamed_on_the_item_that_the_worker_was_at(doing: int, became: tuple[str, int]):
     assert Death(in_hand(), doing=doing).became == [became]
     assert Death(in_hand(), in_hand(start=6), doing=doing).became == [became, ("handed on", 6)]
+
+
+def test_a_worker_that_ended_by_itself_is_blamed_on_nobody_however_many_do():
+    death = Death(in_hand(0, start=4), doing=child.LEFT)
+    assert death.became == [("handed on", 4)]
+    assert not death.unbegun and not death.stillborn
 
 
 def test_the_last_item_is_blamed_for_a_death_while_its_slot_was_sent():

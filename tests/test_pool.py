@@ -24,7 +24,7 @@ import pytest
 
 from fstream import NotPicklable, Processes, WorkerDied, peach, pfilter, pmap, run, shutdown
 from fstream._workers.process import pool
-from fstream._workers.process.child import IDLE, Child
+from fstream._workers.process.child import IDLE, LEFT, Child
 from fstream._workers.process.messages import Close, Forget, Open
 from fstream._workers.process.pool import POOL, Pool, Worker
 from fstream._workers.process.warm import WARM
@@ -518,6 +518,32 @@ def test_workers_that_nobody_needs_end_after_their_time():
         pids = set(pmap(pid_of, range(100), kind=processes))
         assert eventually(lambda: not pids & {each.pid for each in multiprocessing.active_children()})
         assert set(pmap(pid_of, range(100), kind=processes)).isdisjoint(pids)
+
+
+@pytest.mark.parametrize("idle", [0, 0.001])
+def test_a_worker_that_ends_by_itself_as_a_stage_comes_is_replaced_unseen(idle: float):
+    """The stage would else blame its first item for the fourth worker in a row that ended so."""
+    with Processes(2, idle=idle) as processes:
+        for _ in range(10):
+            assert list(pmap(abs, range(5), kind=processes, on_error="skip")) == [*range(5)]
+
+
+def test_a_worker_waits_for_its_first_stage_however_short_its_time_is():
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        cell = memoryview(array("q", [IDLE, 0, 0, -1, 0, -1]))
+        worker = Child(theirs, cell, idle=0.0)
+        reader = threading.Thread(target=worker.read)
+        reader.start()
+        reader.join(0.1)
+        assert reader.is_alive()
+        parent = Wire(ours)
+        parent.push(Open(8, None, 0, stays=False))
+        parent.push(Close(8, over=False))
+        parent.flush()
+        reader.join(PATIENCE)
+        assert not reader.is_alive()
+        assert cell[0] == LEFT
 
 
 @pytest.mark.parametrize("idle", [math.inf, 1e10, 10**400], ids=["inf", "1e10", "googols"])

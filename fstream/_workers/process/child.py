@@ -68,6 +68,7 @@ __all__ = [
     "FLUSHING",
     "IDLE",
     "IDLE_SECONDS",
+    "LEFT",
     "LOADING",
     "OPENING",
     "PART",
@@ -85,7 +86,7 @@ __all__ = [
 #: Invariant: the child writes a word before it does what the word says. SPAN_START may lag: for a moment it still tells
 #: of a span whose slots the parent has.
 CELL_SIZE: Final = 4096
-DOING: Final = 0  # the index of the item in f, or one of the four numbers below
+DOING: Final = 0  # the index of the item in f, or one of the five numbers below
 # SINCE, 1: when the item in f was begun, if there is a time-out: nanoseconds of `perf_counter`, the same everywhere
 FLUSHING: Final = 2  # 1 while the reader thread pickles finished slots, else 0
 SPAN_START: Final = 3  # the start of the span at work
@@ -97,8 +98,12 @@ IDLE: Final = -1
 OPENING: Final = -2  # it loads the stage, or runs on_start
 LOADING: Final = -3  # it unpickles items
 SENDING: Final = -4  # it pickles slots
+LEFT: Final = (
+    -5
+)  # it has ended by itself, because no stage came; one that comes in this moment is not to blame
 
-#: A worker that no stage needs ends by itself after this many seconds, if its pool says nothing else.
+#: A worker that no stage needs ends by itself after this many seconds, if its pool says nothing else. For its first
+#: stage it waits as long at least: the parent sends that when it has heard that the worker has started.
 IDLE_SECONDS: Final = 10.0
 
 #: What is longer than this, in seconds, is without end: `poll` counts milliseconds in an int of C, to 24 days.
@@ -208,10 +213,13 @@ class Child:
         try:
             poll = select.poll()  # not `select`, which takes no file number from 1,024 on
             poll.register(self.wire.sock, select.POLLIN)
-            milliseconds = None if self.idle > LONGEST_IDLE else self.idle * 1000
+            idle = max(self.idle, IDLE_SECONDS)
             while True:
-                if not (self.opened or self.homes) and not poll.poll(milliseconds):
-                    break
+                if not (self.opened or self.homes):
+                    if not poll.poll(None if idle > LONGEST_IDLE else idle * 1000):
+                        self.cell[DOING] = LEFT
+                        break
+                    idle = self.idle
                 # Not a loop: its variable would keep the last message alive while this thread waits for the next one.
                 deque(map(self.sort, self.receive()), 0)
         except (EOFError, OSError):

@@ -55,7 +55,7 @@ class Recovery:
         if worker.finishing:
             crew.complain(self.died(f"a worker {_ended(status)} in on_done", status))
             return
-        at_work = worker.opened and doing != child.OPENING
+        at_work = worker.opened and doing not in (child.OPENING, child.LEFT)
         spans, worker.flight = worker.flight, []
         at = worker.link.state(child.SPAN_START)
         guilty = at_work and not any(
@@ -71,7 +71,7 @@ class Recovery:
                 self.recover(span, doing, status, flushing=flushing, error_of=error_of, part=part)
             elif not span.closed:
                 self.requeue_unfinished(span)
-        if not at_work and not window.stopped:
+        if not at_work and doing != child.LEFT and not window.stopped:
             self.count_stillborn(worker, status)
 
     def count_stillborn(self, worker: Worker, status: int | None) -> None:
