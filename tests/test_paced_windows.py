@@ -235,6 +235,19 @@ def test_a_worker_that_was_away_began_later_than_it_was_counted():
     assert paced.used == 0
 
 
+def test_a_failed_try_of_a_worker_that_was_away_counts_from_when_it_began():
+    paced = Paced("ab")
+    span = paced.failing()
+    paced.clock.now += 3.0
+    paced.window.began(span, 0.5)
+    paced.window.began(span, 0.5)  # it is said twice of one that failed for good
+    paced.window.retry(span, 1, Again(0.0))
+    paced.clock.now += 0.4
+    assert paced.used == 1
+    paced.clock.now += 0.2
+    assert paced.used == 0
+
+
 # --------------------------------------------------------------------------------------------- what is held back
 
 

@@ -8,7 +8,7 @@ import math
 import pickle
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import count, pairwise
 from time import perf_counter, sleep
@@ -20,6 +20,8 @@ from hypothesis import strategies as st
 
 from fstream import Observer, Rate, observe, pmap
 from fstream._flow.pacing import Limit
+from fstream._flow.span import Span
+from fstream._flow.window import Window
 from fstream._workers.simulated.schedule import Schedule
 from fstream.testing import schedules, simulated
 from tests.conftest import CONCURRENT_KINDS
@@ -333,6 +335,28 @@ def test_a_try_counts_when_f_begins_and_not_when_on_start_does(concurrent_kind: 
              on_start=slow_start)
     )  # fmt: skip
     assert most_within(times, 0.4 - LATE) <= 8
+
+
+def fails_once(item: int, attempt: int) -> int:
+    if attempt == 0:
+        raise ValueError(item)
+    return item
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["process", ProcessPoolExecutor])
+def test_when_a_failed_try_in_another_process_began_is_told(kind: Any, monkeypatch: pytest.MonkeyPatch):
+    """The way there takes some milliseconds, and no slot comes back of what is tried again."""
+    told: list[int] = []
+    began = Window.began
+
+    def spy(window: Window, span: Span, elapsed: float) -> None:
+        told.append(span.start)
+        began(window, span, elapsed)
+
+    monkeypatch.setattr(Window, "began", spy)
+    assert list(pmap(fails_once, range(2), kind=kind, workers=1, rate=100, retries=1, backoff=0)) == [0, 1]
+    assert sorted(told) == [0, 0, 1, 1]
 
 
 def test_what_a_closed_stream_had_in_hand_does_not_block_its_rate_for_ever(concurrent_kind: str):

@@ -413,15 +413,23 @@ class Window(Upstream):
             elapsed = None
         if span.counted:
             self._count_starts(span, count)
-        elif count == 1 and elapsed is not None and self.pacing is not None and self.pacing.rate is not None:
-            # Its worker may have been away when the item was counted.
-            self.pacing.rate.began(_cost_of(span), span.begun, self.pacing.clock() - elapsed)
+        elif count == 1 and elapsed is not None:
+            self.began(span, elapsed)
         if self.observer is not None:
             self.observer.done(self.info, span.start, count, elapsed, span.worker)
         if elapsed is not None and count:
             self.tally.did(count, elapsed)
             self.sizing.measure(elapsed, count)
         self.outbox.close(span)
+
+    def began(self, span: Span, elapsed: float) -> None:
+        """The only item of *span* was begun *elapsed* seconds ago: its worker may have been away when it was counted.
+
+        It is said before a failure of the item is seen to. When that is tried again, its span is not done with.
+        """
+        if self.pacing is not None and self.pacing.rate is not None and len(span.items) == 1 > span.counted:
+            counted, span.begun = span.begun, self.pacing.clock() - elapsed
+            self.pacing.rate.began(_cost_of(span), counted, span.begun)
 
     def claim(self, span: Span, now: float) -> Iterator[Item] | None:
         """Give the worker of *span* its next items; None if there is nothing more for it to do."""

@@ -274,6 +274,9 @@ class Workers(Crew):
         except BaseException as error:
             self.unfit(span, error, "its output cannot be unpickled", -1)
             return 0.0
+        if answer.failed:
+            with self.run.lock:
+                self.window.began(span, answer.seconds)
         if answer.failed or self.keep is not None:
             all(self.put(span, slot) for slot in slots)  # up to a failure that stays
         else:

@@ -116,6 +116,9 @@ class Answers:
             return
         position = len(span.slots)
         self.crew.weigh("back", body, count - position)
+        if failed:
+            with self.crew.run.lock:
+                self.crew.window.began(span, seconds)
         try:
             slots = loads(body)
         except BaseException as error:
