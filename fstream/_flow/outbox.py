@@ -134,9 +134,8 @@ class Outbox:
                 self.drawn = 0
             else:
                 part = outputs[position : position + most]
-                outputs[position : position + most] = [
-                    None
-                ] * most  # they are not kept until the last one is drawn
+                # What was drawn is not kept until the last output is drawn.
+                outputs[position : position + most] = [None] * most
                 self.drawn += most
                 # One output for each item: its room is free once that output is out.
                 paid = most if owed >= left else 0

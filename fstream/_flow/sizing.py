@@ -86,9 +86,9 @@ MAX_BYTES: Final = 1 << 26
 
 def stride(cost: float | None) -> int:
     """How many items a worker claims at a time that *cost* so many seconds each, as far as that is known."""
-    return (
-        SHORT_STRIDE if cost is None else max(SHORT_STRIDE, min(STRIDE, int(STRIDE_SECONDS / (cost + 1e-9))))
-    )
+    if cost is None:
+        return SHORT_STRIDE
+    return max(SHORT_STRIDE, min(STRIDE, int(STRIDE_SECONDS / (cost + 1e-9))))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
