@@ -183,6 +183,32 @@ def test_what_waits_for_room_is_due_when_there_is_room_whatever_the_rate_allows(
     assert len(paced.taken().items) == 4
 
 
+def test_what_waits_for_room_uses_up_nothing_of_a_rate_whatever_it_costs():
+    paced = Paced("abcdefgh", cost=10.0)
+    spans = [paced.taken(1) for _ in range(5)]
+    paced.window.requeue_tail(spans.pop(), 1)
+    for span in spans:
+        paced.finish(span)
+    used = paced.used
+    paced.window.room.limit = 4
+    for _ in range(50):
+        assert paced.window.take(paced.clock.now) is None
+    assert paced.used == used
+
+
+def test_a_further_try_is_due_though_others_wait_for_room():
+    paced = Paced("abcdefgh", n=None)
+    head = paced.failing()
+    paced.failing()
+    paced.finish(paced.taken(2))
+    paced.window.requeue_tail(paced.taken(4), 4)
+    paced.window.retry(head, 1, Again(5.0))
+    paced.window.room.limit = 3
+    assert (paced.window.takable(), paced.window.due) == (False, paced.clock.now + 5.0)
+    paced.window.room.limit = 4  # what waits for its time or its turn is not at work
+    assert paced.window.backlog == 1
+
+
 def test_an_item_that_its_worker_gives_up_unbegun_gives_its_start_back():
     paced = Paced("ab")
     span = paced.taken(1)

@@ -24,7 +24,7 @@ import pytest
 
 from fstream import NotPicklable, Processes, WorkerDied, peach, pfilter, pmap, run, shutdown
 from fstream._workers.process import pool
-from fstream._workers.process.child import IDLE, LEFT, Child
+from fstream._workers.process.child import IDLE, Child
 from fstream._workers.process.messages import Close, Forget, Open
 from fstream._workers.process.pool import POOL, Pool, Worker
 from fstream._workers.process.warm import WARM
@@ -531,10 +531,10 @@ def test_a_worker_that_ends_by_itself_as_a_stage_comes_is_replaced_unseen(idle: 
 def test_a_worker_waits_for_its_first_stage_however_short_its_time_is():
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        cell = memoryview(array("q", [IDLE, 0, 0, -1, 0, -1]))
-        worker = Child(theirs, cell, idle=0.0)
+        worker = Child(theirs, memoryview(array("q", [IDLE, 0, 0, -1, 0, -1])), idle=0.0)
         reader = threading.Thread(target=worker.read)
         reader.start()
+        ours.send(b"")
         reader.join(0.1)
         assert reader.is_alive()
         parent = Wire(ours)
@@ -543,7 +543,7 @@ def test_a_worker_waits_for_its_first_stage_however_short_its_time_is():
         parent.flush()
         reader.join(PATIENCE)
         assert not reader.is_alive()
-        assert cell[0] == LEFT
+        assert worker.left
 
 
 @pytest.mark.parametrize("idle", [math.inf, 1e10, 10**400], ids=["inf", "1e10", "googols"])

@@ -72,12 +72,16 @@ class Ledger:
     def worked_off(self) -> int:
         """How many items workers have worked off."""
         at_work = sum(len(span.items) - len(span.slots) for span in self.spans.values() if not span.closed)
-        to_do = self.requeued_items + len(self.delayed)
-        to_do += 0 if self.keys is None else sum(map(len, self.keys.parked.values()))
-        return self.next_index - self.known - at_work - to_do - self.lone + len(self.lone_slots)
+        return self.next_index - self.known - at_work - self.to_start - self.lone + len(self.lone_slots)
 
-    def done_lately(self, most: int) -> list[tuple[Item, Slot]]:
-        """Give up to *most* items with their slots, to look at: the last ones of as many spans as there are."""
+    @property
+    def to_start(self) -> int:
+        """How many items are not started, and not lone."""
+        parked = 0 if self.keys is None else sum(map(len, self.keys.parked.values()))
+        return self.requeued_items + len(self.delayed) + parked
+
+    def latest_done(self, most: int) -> list[tuple[Item, Slot]]:
+        """Give up to *most* finished items with their slots, to weigh. They come from as many spans as possible."""
         latest = list(islice((span for span in reversed(self.spans.values()) if span.slots), most))
         each = -(-most // (len(latest) or 1))
         places = [(span, at) for span in latest for at in range(len(span.slots))[-each:]]

@@ -102,7 +102,7 @@ class Outbox:
         self.entries.append((outputs, credits))
 
     def waiting(self, most: int) -> list[Item]:
-        """Give up to *most* of the outputs that wait, to look at: the last ones of as many entries as there are."""
+        """Give up to *most* of the outputs that wait, to weigh. They come from as many entries as possible."""
         each = -(-most // (min(most, len(self.entries)) or 1))
         found: list[Item] = []
         for place, (outputs, _) in enumerate(islice(reversed(self.entries), most), 1):
@@ -134,7 +134,7 @@ class Outbox:
                 self.drawn = 0
             else:
                 part = outputs[position : position + most]
-                # What was drawn is not kept until the last output is drawn.
+                # Let go of what was drawn. The length stays: this may be the list of a span's slots.
                 outputs[position : position + most] = [None] * most
                 self.drawn += most
                 # One output for each item: its room is free once that output is out.

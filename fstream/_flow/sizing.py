@@ -25,7 +25,7 @@ __all__ = [
     "STRIDE",
     "Numbers",
     "Sizing",
-    "stride",
+    "stride_length",
 ]
 
 
@@ -56,11 +56,12 @@ SHORT: Final = 64
 #: The most items of a span that stays in this process. The pump passes a limit of its own, in bytes.
 MAX_SPAN: Final = 4096
 
-#: How many items of its span a worker claims at a time at most: enough that the lock costs nothing for each item, few
-#: enough that nobody waits long for the lock while their list is made. And at least; in between, work of so many
-#: seconds, because only between two strides it is seen that items have become heavy.
+#: The most items of its span that a worker claims at a time: enough that the lock costs nothing for each item, few
+#: enough that nobody waits long for the lock while their list is made. And the fewest.
 STRIDE: Final = 1024
 SHORT_STRIDE: Final = 64
+
+#: Between these two, a stride is so much work, in seconds: whether items have become heavy is seen between strides.
 STRIDE_SECONDS: Final = 0.00025
 
 #: The most bytes that a span of several items has on its way to another process, or back. Larger items go faster one by
@@ -84,8 +85,8 @@ SPANS_HELD: Final = 4
 MAX_BYTES: Final = 1 << 26
 
 
-def stride(cost: float | None) -> int:
-    """How many items a worker claims at a time that *cost* so many seconds each, as far as that is known."""
+def stride_length(cost: float | None) -> int:
+    """How many items a worker claims at a time, if each costs *cost* seconds; None if that is not known."""
     if cost is None:
         return SHORT_STRIDE
     return max(SHORT_STRIDE, min(STRIDE, int(STRIDE_SECONDS / (cost + 1e-9))))

@@ -38,7 +38,7 @@ class Feed(Upstream):
         self.error: BaseException | None = None
         #: No stage has a window on it: the consumer draws from here itself, so a draw gives the room back.
         self.alone = False
-        #: Where it is alone, some items are weighed once so many have gone through.
+        #: If it is alone: some items are weighed again when so many have gone through.
         self.weigh_at = 0
         #: The run is over, or failed downstream of here.
         self.stopped = False
@@ -94,9 +94,12 @@ class Feed(Upstream):
         return outputs, most if self.alone else 0
 
     def _weigh(self, outputs: list[Item]) -> None:
-        """Bound the room by what *outputs* weigh: how much to pull ahead of the consumer."""
-        self.weigh_at = self.room.gone + max(SELDOM, self.room.limit)
-        if weight := weigh([None, *outputs[-SAMPLES:]]):  # a single one, too: nothing is taken for shared
+        """Bound what is pulled ahead of the consumer by what the latest items weigh, or else *outputs*, which go."""
+        self.weigh_at = self.room.gone + max(SELDOM, self.room.limit // 2)
+        latest = self.waiting(SAMPLES)
+        if len(latest) < 2:
+            latest = [None, *outputs[-SAMPLES:]]  # in place of a first sample: there may be one item alone
+        if weight := weigh(latest):
             self.room.weighs(*weight)
 
     def waiting(self, most: int) -> list[Item]:

@@ -14,9 +14,11 @@ from fstream._flow.sizing import SPAN_BYTES
 
 __all__ = ["SAMPLES", "SELDOM", "SELDOM_SECONDS", "Gauge", "Weight", "has_gil", "weigh"]
 
-#: How many items are weighed at a time, and how many go through in between at least, or else so many seconds: items of
-#: another sort are noticed before many of them are there. To weigh takes 10 us, and up to 100 us.
+#: How many items are weighed at a time. That takes 10 us, and up to 100 us.
 SAMPLES: Final = 5
+
+#: Some are weighed again after so many items, or after so many seconds: items of another sort are to be noticed before
+#: many of them are there.
 SELDOM: Final = 256
 SELDOM_SECONDS: Final = 0.008
 
@@ -57,20 +59,22 @@ def weigh(samples: Sequence[object]) -> Weight | None:
 
 
 class Gauge:
-    """Tells when the slots of a span in another process are as many bytes as a span may have. It looks now and then."""
+    """Tells when the slots of a span, in another process, have more than `SPAN_BYTES`. It weighs some now and then."""
 
     def __init__(self, now: float) -> None:
         #: When it has looked last, in seconds of the caller's clock.
         self.looked = now
-        #: How many slots there were, and how many bytes, about.
+        #: How many slots there were then, and about how many bytes they have.
         self.count = 0
         self.bytes = 0.0
 
     def is_full(self, slots: list[Any], now: float) -> bool:
-        """Tell whether *slots* are so many bytes."""
-        if now - self.looked >= SELDOM_SECONDS and (weight := weigh(slots[-SAMPLES:])) is not None:
-            self.bytes += weight.mean * (len(slots) - self.count)
-            self.looked, self.count = now, len(slots)
+        """Tell whether *slots* have so many bytes at the time *now*."""
+        if now - self.looked >= SELDOM_SECONDS:
+            self.looked = now
+            if weight := weigh(slots[-SAMPLES:]):
+                self.bytes += weight.mean * (len(slots) - self.count)
+                self.count = len(slots)
         return self.bytes > SPAN_BYTES
 
 

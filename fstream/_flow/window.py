@@ -29,7 +29,7 @@ from fstream._flow.outbox import Outbox, Outputs
 from fstream._flow.pacing import Again, Pacing, Ticket
 from fstream._flow.protocols import Drawn, Upstream
 from fstream._flow.room import Lack, Room
-from fstream._flow.sizing import MAX_SPAN, Numbers, Sizing, stride
+from fstream._flow.sizing import MAX_SPAN, Numbers, Sizing, stride_length
 from fstream._flow.span import CLOSED, Closed, Failure, Item, Span
 from fstream._flow.tally import Hold, Tally
 from fstream._flow.weight import SAMPLES, SELDOM, SELDOM_SECONDS, Weight, weigh
@@ -83,7 +83,7 @@ class Window(Upstream):
         self.message_bytes = 0.0
         #: Once so many items were drawn, some are weighed again.
         self.weigh_at: float = SELDOM if room.maxsize is None else inf
-        #: When some were weighed by the time, in seconds of the caller's clock.
+        #: When `take` or `claim` had some weighed, in seconds of the caller's clock.
         self.weighed = 0.0 if room.maxsize is None else inf
         #: Is told what happens, if somebody observes, with what it may know of the stage.
         self.observer: Observer | None = None
@@ -102,10 +102,8 @@ class Window(Upstream):
         """How many items workers could take now. A requeued span counts as one, where nothing is sorted out."""
         if self.pacing is not None and self.due > self.pacing.clock():
             return 0
-        ledger = self.ledger
-        requeued = 0
-        if self._may_requeued_start():
-            requeued = ledger.requeued_items if self.sorting else len(ledger.requeued)
+        ledger, startable = self.ledger, self._startable()
+        requeued = startable if self.sorting else min(startable, len(ledger.requeued))
         return requeued + len(ledger.lone_items) + self._drawable()
 
     def takable(self) -> bool:
@@ -116,29 +114,31 @@ class Window(Upstream):
 
     def _ready(self) -> bool:
         """Tell whether there are items for a worker: at once, or when a rate or a hold lets them start."""
-        return bool(self._may_requeued_start() or self.ledger.lone_items) or self._drawable() > 0
+        return bool(self.ledger.lone_items) or self._startable() > 0 or self._drawable() > 0
 
-    def _may_requeued_start(self) -> bool:
-        """Tell whether there is something requeued, and it may start.
+    def _startable(self) -> int:
+        """How many of the requeued items may start.
 
-        It may not where items have become heavier, and those that are at work or finished fill the room by themselves,
-        if somebody is about to make room: the taker, or a worker who has in hand what comes first.
+        All may, unless items have become heavier since they were drawn, so that those that are at work or finished fill
+        the room. Then none may while somebody is about to make room: the taker, or a worker who has the first item in
+        hand. If nobody is, one may.
         """
-        ledger = self.ledger
-        if not ledger.requeued:
-            return False
-        if self._held - ledger.requeued_items < self.room.limit:
-            return True
+        ledger, outbox = self.ledger, self.outbox
+        if not ledger.requeued or self._held <= self.room.limit:
+            return ledger.requeued_items
+        free = self.room.limit - (self._held - ledger.to_start - len(ledger.waiting))
+        if free > 0:
+            return min(free, ledger.requeued_items)
         if self.available():
-            return False
-        return not ledger.busy or ledger.requeued[0].start == self.outbox.head
+            return 0
+        is_next = outbox.ordered and ledger.requeued[0].start == outbox.head
+        return int(is_next or not ledger.busy)
 
     def take(self, now: float, most: int = MAX_SPAN) -> Span | None:
         """Give a worker its next span, of *most* items at most; None if there is none now."""
         ledger, sizing = self.ledger, self.sizing
         self.tally.come(now)
-        if now - self.weighed >= SELDOM_SECONDS:
-            self._weigh(now)
+        self._weigh_in_time(now)
         most = sizing.fair(most)
         if self.pacing is not None:
             if not (most := self._granted(now, most)):
@@ -146,9 +146,9 @@ class Window(Upstream):
         elif self.sorting:
             self.look()
         span: Span | None
-        if ledger.requeued and self._may_requeued_start():
+        if startable := self._startable():
             span = ledger.next_requeued()
-            size = sizing.share(len(span.items), most)
+            size = min(startable, sizing.share(len(span.items), most))
             if self.sorting and size < most:
                 self._note_lack(0)
             ledger.requeue(span.split(size))
@@ -208,8 +208,8 @@ class Window(Upstream):
         pacing, ledger = self.pacing, self.ledger
         if pacing is None:
             return inf
-        if ledger.requeued:
-            return pacing.opens(_cost_of(ledger.requeued[0])) if self._may_requeued_start() else inf
+        if self._startable():
+            return pacing.opens(_cost_of(ledger.requeued[0]))
         if self._drawable() > 0 and not pacing.ticketed:
             return pacing.opens(1.0)
         return max(ledger.delayed[0][0], pacing.held_until) if ledger.delayed else inf
@@ -222,7 +222,7 @@ class Window(Upstream):
         if pacing is None:
             return None
         if self.due > (now := pacing.clock()):
-            if ledger.requeued or self._drawable() > 0:
+            if self._ready():
                 return Hold.RETRIES if pacing.held_until > now else Hold.RATE
             if ledger.delayed and (self.upstream.end is not None or self.room.free <= 0):
                 return Hold.RETRIES
@@ -233,8 +233,9 @@ class Window(Upstream):
         pacing, ledger = self.pacing, self.ledger
         assert pacing is not None
         self.look()
-        first = ledger.requeued[0] if ledger.requeued else None
-        available = len(first.items) if first else 0 if pacing.ticketed else self._drawable()
+        startable = self._startable()
+        first = ledger.requeued[0] if startable else None
+        available = min(startable, len(first.items)) if first else 0 if pacing.ticketed else self._drawable()
         if not available or now < pacing.held_until:
             return 0
         return most if pacing.rate is None else pacing.rate.grant(now, min(most, available), _cost_of(first))
@@ -341,7 +342,7 @@ class Window(Upstream):
     def _drawable(self) -> int:
         """How many items upstream has that there is room for; none when no more are to be drawn.
 
-        There is room for all that is prepaid, unless items have become heavier since it was pulled.
+        What is prepaid has room already, unless items have become heavier since it was pulled.
         """
         if self.ending is not None:
             return 0
@@ -350,11 +351,6 @@ class Window(Upstream):
         if upstream.prepaid and room.held <= room.limit:
             return available
         return max(0, min(available, room.limit - self._held))
-
-    @property
-    def _overfull(self) -> bool:
-        """More is held than may be, because items have become heavier since they were drawn."""
-        return self.room.held > self.room.limit and self._held > self.room.limit
 
     @property
     def _held(self) -> int:
@@ -374,10 +370,13 @@ class Window(Upstream):
             self._weigh()
         return items
 
-    def _weigh(self, now: float | None = None) -> None:
-        """Bound the room by what the items that are held weigh."""
-        if now is not None:
+    def _weigh_in_time(self, now: float) -> None:
+        if now - self.weighed >= SELDOM_SECONDS:
             self.weighed = now
+            self._weigh()
+
+    def _weigh(self) -> None:
+        """Bound the room by what the items that are held weigh."""
         self.weigh_at = self.tally.taken + max(SELDOM, self.room.limit // 4)
         weight, whole = self._weight()
         if weight is not None:
@@ -391,7 +390,7 @@ class Window(Upstream):
         if self.message_bytes:
             return Weight(self.message_bytes), True
         ledger = self.ledger
-        pairs = ledger.done_lately(SAMPLES)
+        pairs = ledger.latest_done(SAMPLES)
         if len(pairs) > 1:
             return weigh(pairs), True
         outputs = weigh([ledger.lone_slots[index] for index in list(ledger.lone_slots)[-SAMPLES:]])
@@ -425,9 +424,11 @@ class Window(Upstream):
     def began(self, span: Span, elapsed: float) -> None:
         """The only item of *span* was begun *elapsed* seconds ago: its worker may have been away when it was counted.
 
-        It is said before a failure of the item is seen to. When that is tried again, its span is not done with.
+        Call it before a failure of the item is handled: if that is tried again, `done` is not told the seconds.
         """
-        if self.pacing is not None and self.pacing.rate is not None and len(span.items) == 1 > span.counted:
+        if self.pacing is None or self.pacing.rate is None:
+            return
+        if len(span.items) == 1 and not span.counted:
             counted, span.begun = span.begun, self.pacing.clock() - elapsed
             self.pacing.rate.began(_cost_of(span), counted, span.begun)
 
@@ -435,13 +436,12 @@ class Window(Upstream):
         """Give the worker of *span* its next items; None if there is nothing more for it to do."""
         if span.start >= self.ledger.cutoff:
             return None
-        if done := len(span.slots):
-            if now - self.weighed >= SELDOM_SECONDS:
-                self._weigh(now)
-            if self._overfull:
-                self.requeue_tail(span, len(span.items) - done)
+        if span.slots:
+            self._weigh_in_time(now)
+            if self._held > self.room.limit and span in self.ledger.stealable:  # items have become heavier
+                self.requeue_tail(span, len(span.items) - len(span.slots))
                 return None
-        return span.claim(stride(self.sizing.cost))
+        return span.claim(stride_length(self.sizing.cost))
 
     def steal_overdue(self, now: float, after: float) -> None:
         """Steal from each worker that has had its span for at least *after* seconds at the time *now*."""

@@ -293,8 +293,8 @@ class Execution:
         span, stage, timed = self.span, call.stage, self.order.timeout is not None
         slots, failed, step = span.slots, self.failed, call.step
         call.set_place(span)
-        gauge = Gauge(perf_counter())
-        until = gauge.looked + self.order.seconds
+        begun = perf_counter()
+        gauge, until = Gauge(begun), begun + self.order.seconds
         for index, item in enumerate(span.items, span.start):
             if timed:
                 self.begun = monotonic()

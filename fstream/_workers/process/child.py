@@ -28,7 +28,7 @@ from queue import Empty, SimpleQueue
 from time import perf_counter, perf_counter_ns
 from typing import Any, Final
 
-from fstream._flow.sizing import stride
+from fstream._flow.sizing import stride_length
 from fstream._flow.span import Failure, Progress, Span
 from fstream._flow.weight import Gauge
 from fstream._plan.stages import Stage, StageStatus
@@ -98,12 +98,10 @@ IDLE: Final = -1
 OPENING: Final = -2  # it loads the stage, or runs on_start
 LOADING: Final = -3  # it unpickles items
 SENDING: Final = -4  # it pickles slots
-LEFT: Final = (
-    -5
-)  # it has ended by itself, because no stage came; one that comes in this moment is not to blame
+LEFT: Final = -5  # it has ended by itself, because no stage came: one that is sent now is not to blame
 
-#: A worker that no stage needs ends by itself after this many seconds, if its pool says nothing else. For its first
-#: stage it waits as long at least: the parent sends that when it has heard that the worker has started.
+#: A worker that no stage needs ends by itself after this many seconds, if its pool says nothing else. It waits for its
+#: first stage as long at least, because the parent sends that only after `Ready`.
 IDLE_SECONDS: Final = 10.0
 
 #: What is longer than this, in seconds, is without end: `poll` counts milliseconds in an int of C, to 24 days.
@@ -170,6 +168,8 @@ class Child:
         self.idle = idle
         #: It works for a stage.
         self.opened = False
+        #: No stage has come for as long as it waits for one.
+        self.left = False
         #: The stages that have resources here.
         self.homes: set[int] = set()
         self.in_f = self.stopping = self.leads_a_group = False
@@ -181,7 +181,7 @@ class Child:
         self.failed: set[int] = set()
         #: When the span in hand was begun, in seconds of the clock.
         self.begun = 0.0
-        #: Tells when it has to end, as its slots have become heavy.
+        #: Tells when the span in hand has to end because its slots are heavy.
         self.gauge = Gauge(0.0)
         #: The parent waits for slots: send those that there are after the item at work.
         self.flush_requested = False
@@ -215,13 +215,14 @@ class Child:
             poll.register(self.wire.sock, select.POLLIN)
             idle = max(self.idle, IDLE_SECONDS)
             while True:
-                if not (self.opened or self.homes):
-                    if not poll.poll(None if idle > LONGEST_IDLE else idle * 1000):
-                        self.cell[DOING] = LEFT
-                        break
-                    idle = self.idle
+                milliseconds = None if idle > LONGEST_IDLE else idle * 1000
+                if not (self.opened or self.homes) and not poll.poll(milliseconds):
+                    self.left = True
+                    break
                 # Not a loop: its variable would keep the last message alive while this thread waits for the next one.
                 deque(map(self.sort, self.receive()), 0)
+                if self.opened:
+                    idle = self.idle
         except (EOFError, OSError):
             if self.opened:  # the parent has died or thrown us out: there is nobody left to work for
                 if self.leads_a_group:  # the kernel does this, too (`die_with`), but this thread may be first
@@ -527,12 +528,12 @@ class Child:
             self.send_slots(closed=False)
 
     def claim(self) -> Iterator[Any] | None:
-        """Give the next items of the span in hand, None at its end. The parent has others run what is left."""
+        """Give the next items of the span in hand; None at its end, or if it is heavy: the parent requeues the rest."""
         span, done, now = self.span, len(self.slots), self.clock()
         if done >= len(span.items) or self.gauge.is_full(self.slots, now):
             return None
         with self.sending:
-            return span.claim(stride((now - self.begun) / done if done else None))
+            return span.claim(stride_length((now - self.begun) / done if done else None))
 
     def failure(self, failure: Any) -> Failure:
         """Make *failure* a slot that can be sent."""
@@ -727,6 +728,8 @@ def main(connection: Connection) -> None:
         try:
             child.say(Ready(child.wire.outward is not None or not fds[2:]))
             child.serve()
+            if child.left:
+                cell[DOING] = LEFT
         except BrokenPipeError:  # the parent has no use for us any more
             pass
         child.stages.clear()

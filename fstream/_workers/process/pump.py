@@ -211,7 +211,8 @@ class Pump(Workers):
         if not any(worker.idle for worker in self.ready_workers()):
             return False
         with self.run.lock:
-            return self.window.upstream.end is not None and not self.window.takable()
+            window = self.window
+            return window.upstream.end is not None and not (window.ledger.requeued or window.takable())
 
     def time_left(self, worker: Worker) -> float:
         """Give the seconds until the item of *worker* is over its time. An item that has not begun has all of it."""

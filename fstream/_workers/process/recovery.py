@@ -48,14 +48,15 @@ class Recovery:
     ) -> None:
         """See to the spans of a dead *worker*. *doing* and *part* are what its cell said, *status* how it ended."""
         crew, window = self.crew, self.crew.window
-        crew.ended(worker, "died" if error_of is None else "timed out")
+        left = doing == child.LEFT
+        crew.ended(worker, "ended" if left else "died" if error_of is None else "timed out")
         crew.leave_out(worker)
         crew.pool.gone(worker)
         flushing = bool(worker.link.state(child.FLUSHING))
         if worker.finishing:
             crew.complain(self.died(f"a worker {_ended(status)} in on_done", status))
             return
-        at_work = worker.opened and doing not in (child.OPENING, child.LEFT)
+        at_work = worker.opened and not left and doing != child.OPENING
         spans, worker.flight = worker.flight, []
         at = worker.link.state(child.SPAN_START)
         guilty = at_work and not any(
@@ -71,7 +72,7 @@ class Recovery:
                 self.recover(span, doing, status, flushing=flushing, error_of=error_of, part=part)
             elif not span.closed:
                 self.requeue_unfinished(span)
-        if not at_work and doing != child.LEFT and not window.stopped:
+        if not (at_work or left or window.stopped):
             self.count_stillborn(worker, status)
 
     def count_stillborn(self, worker: Worker, status: int | None) -> None:
