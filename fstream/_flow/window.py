@@ -377,7 +377,7 @@ class Window(Upstream):
 
     def _weigh(self) -> None:
         """Bound the room by what the items that are held weigh."""
-        self.weigh_at = self.tally.taken + max(SELDOM, self.room.limit // 4)
+        self.weigh_at = self.tally.taken + max(SELDOM, self.room.limit)
         weight, whole = self._weight()
         if weight is not None:
             self.room.weighs(*weight, whole=whole)
