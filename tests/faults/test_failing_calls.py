@@ -502,7 +502,15 @@ def fds() -> int:
 
 def children() -> set[str]:
     """The child processes of this one, those included that have ended, and that nobody has waited for."""
-    return {pid for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split()}
+    while True:
+        try:
+            paths = Path("/proc/self/task").glob("*/children")
+            return {pid for path in paths for pid in path.read_text().split()}
+        except (
+            FileNotFoundError,
+            ProcessLookupError,
+        ):  # a thread has ended meanwhile: another one has its children
+            pass
 
 
 @pytest.fixture
