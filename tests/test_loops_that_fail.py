@@ -16,6 +16,7 @@ import pytest
 from fstream import pmap
 from fstream._flow.sizing import Sizing
 from fstream._workers.task import host as loops
+from tests.faults.faulty import eventually
 from tests.gates import PATIENCE
 from tests.loops import run_strictly
 from tests.scripts import Script, printed
@@ -162,9 +163,10 @@ def test_the_watch_of_the_time_outs_sees_an_item_that_is_begun_while_it_looks(
 
     def append_and_have_it_look(slots: TimedSlots, slot: Any) -> None:
         append(slots, slot)
-        over.set()
         watch = slots.worker.crew.watch
         assert watch is not None
+        assert eventually(lambda: watch.asleep)  # else its first look keeps this thread from waking it
+        over.set()
         watch.rouse()
         assert looked.wait(PATIENCE)  # nothing is at work when the watch looks
 
