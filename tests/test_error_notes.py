@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 from fstream import pmap
-from fstream._flow.weight import has_gil
 from fstream._workers.notes import TRACEBACKS_ARE_LOCKED
+from tests.faults.faulty import HAS_GIL
 from tests.functions import suited
 
 KINDS = ["sync", "thread", "process", "task"]
-SHORTENED = TRACEBACKS_ARE_LOCKED or has_gil()
+SHORTENED = TRACEBACKS_ARE_LOCKED or HAS_GIL
 WHERE_SHORTENED = pytest.mark.skipif(
     not SHORTENED, reason="CPython 3.13 has no lock on tracebacks without the GIL"
 )

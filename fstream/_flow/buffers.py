@@ -54,9 +54,10 @@ class Work:
         window, tally = self.window, self.window.tally
         ledger, room, upstream = window.ledger, window.room, window.upstream
         idle = max(0, window.workers - ledger.busy)
-        blocked = room.held > room.limit or (
-            upstream.blocked > 0 if upstream.prepaid else room.held >= room.limit
-        )
+        if upstream.prepaid:
+            blocked = upstream.blocked > 0 or room.held > room.limit
+        else:
+            blocked = room.held >= room.limit
         hold = self.held_by(idle, blocked)
         if idle != tally.idle or blocked != tally.blocks or hold is not tally.held_by:
             tally.wait(self.clock(), idle, blocked and hold is None, hold)

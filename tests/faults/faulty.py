@@ -13,7 +13,6 @@ import os
 import resource
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
@@ -22,6 +21,7 @@ from typing import Any, NoReturn
 
 import psutil
 
+from fstream._flow.weight import has_gil
 from fstream._workers.process.workers import WARM
 from tests.gates import PATIENCE
 
@@ -50,7 +50,7 @@ def ten(item: int) -> int:
 
 
 #: False where threads run in parallel.
-HAS_GIL = getattr(sys, "_is_gil_enabled", lambda: True)()
+HAS_GIL = has_gil()
 
 
 def eventually(condition: Callable[[], object], seconds: float = PATIENCE / 2) -> bool:

@@ -506,11 +506,8 @@ def children() -> set[str]:
         try:
             paths = Path("/proc/self/task").glob("*/children")
             return {pid for path in paths for pid in path.read_text().split()}
-        except (
-            FileNotFoundError,
-            ProcessLookupError,
-        ):  # a thread has ended meanwhile: another one has its children
-            pass
+        except (FileNotFoundError, ProcessLookupError):
+            pass  # a thread has ended meanwhile: another one has its children
 
 
 @pytest.fixture
