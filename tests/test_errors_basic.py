@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 import time
@@ -431,6 +432,21 @@ def test_a_worker_whose_item_is_over_its_time_is_replaced(concurrent_kind: str, 
     stream = pmap(f, range(5), kind=concurrent_kind, workers=1, timeout=0.8, on_error="skip")
     assert list(stream) == [1, 2, 3, 4]
     gate.open()
+
+
+def test_a_task_over_its_time_is_cancelled():
+    cancelled = asyncio.Event()
+
+    async def f(item: int) -> int:
+        if item == 0:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                cancelled.set()
+        await cancelled.wait()
+        return item
+
+    assert list(pmap(f, range(2), kind="task", workers=1, timeout=0.8, on_error="skip")) == [1]
 
 
 def test_a_thread_that_was_given_up_takes_no_more_items():

@@ -7,14 +7,18 @@ import queue
 import time
 from collections.abc import Callable, Iterator
 from itertools import count, islice
+from typing import Any
 
 import pytest
 
 from fstream import pfilter, pflat_map, pmap
+from fstream._engine.queues import ThreadQueue
+from fstream._flow.buffers import Outlet
 from fstream._flow.window import Window
 from tests.conftest import CONCURRENT_KINDS
 from tests.functions import identity, is_odd, suited
 from tests.gates import PATIENCE, Gate, Log, holding
+from tests.loops import wait_until
 
 MANY = 3_000  # cheap items, so that spans have grown
 
@@ -118,31 +122,44 @@ def test_an_output_comes_while_the_next_item_blocks_the_loop(
     assert sorted(outputs) == list(range(200))
 
 
+def is_asleep(consumer: ThreadQueue | None) -> bool:
+    """Tell whether the *consumer* waits in its queue, and nobody has woken it."""
+    return consumer is not None and bool(consumer.waiters) and not consumer.signalled
+
+
+@pytest.mark.parametrize("more", [5, 200], ids=["few-behind", "many-behind"])
 @pytest.mark.parametrize("kinds", [("task",), ("task", "thread"), ("task", "process")])
 def test_all_that_was_waited_for_comes_while_another_item_blocks_the_loop(
-    kinds: tuple[str, ...], is_ordered: bool, gate: Gate
+    kinds: tuple[str, ...], more: int, is_ordered: bool, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ):
     """They are done in one and the same turn of the loop, and so may be what is decided about them."""
-    last = 20
+    # The consumer does not look by itself: it is to be told.
+    monkeypatch.setattr(Outlet, "can_flush", lambda outlet: False)
+    first, count = 100, 20  # what comes before makes lone items of them
+    last = first + count
     others_go_on = None
 
     async def f(item: int) -> int:
         nonlocal others_go_on
         others_go_on = others_go_on or asyncio.Event()
-        if item < last:
+        if item < first:
+            await asyncio.sleep(0)
+        elif item < last:
             await others_go_on.wait()
+            wait_until(lambda: is_asleep(stream._outputs.queue))  # it has what came before
         else:
             others_go_on.set()
             await asyncio.sleep(0)  # they come first
             gate.wait()
         return item
 
-    stream = iter(range(last + 5)) | pmap(f, kind="task", workers=last + 1, ordered=is_ordered)
+    options: dict[str, Any] = {"workers": count + 1, "maxsize": 1000, "ordered": is_ordered}
+    stream = iter(range(last + more)) | pmap(f, kind="task", **options)
     for kind in kinds[1:]:
         stream = stream | pmap(suited(identity, kind), kind=kind, workers=2, ordered=is_ordered)
     assert sorted(islice(stream, last)) == list(range(last))
     gate.open()
-    assert sorted(stream) == list(range(last, last + 5))
+    assert sorted(stream) == list(range(last, last + more))
 
 
 @pytest.mark.parametrize("workers", [2, 9])
