@@ -86,8 +86,8 @@ def test_what_pumps_look_at_grows_with_the_stages_and_not_as_their_square(
     kind: Any, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("fstream._engine.run.FULL_LOOK_SECONDS", 1e9)
-    few, many = looked_at(10, kind, monkeypatch), looked_at(60, kind, monkeypatch)
-    assert many < 12 * few  # six times the stages; as a square it would be 36 times the looks
+    few, many = looked_at(10, kind, monkeypatch), looked_at(120, kind, monkeypatch)
+    assert many < 25 * few  # twelve times the stages; as a square it would be 144 times the looks
 
 
 @pytest.mark.parametrize("is_iterator", [True, False], ids=["iterator", "range"])
