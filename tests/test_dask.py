@@ -529,6 +529,30 @@ def test_workers_that_join_get_indexes_and_those_that_leave_give_theirs_up(log: 
         assert eventually(lambda: len({next(stream) for _ in range(20)}) == 1, 30)
 
 
+def test_a_worker_that_had_fewer_indexes_than_threads_takes_over_those_of_one_that_leaves():
+    def f(item: int, worker_info: WorkerInfo) -> tuple[str, int]:
+        time.sleep(0.005)
+        return distributed.get_worker().address, worker_info.index
+
+    def indexes(stream: Any) -> dict[str, set[int]]:
+        held: dict[str, set[int]] = {}
+        for home, index in itertools.islice(stream, 60):
+            held.setdefault(home, set()).add(index)
+        return held
+
+    with (
+        local_cluster(n_workers=2, threads_per_worker=2) as cluster,
+        distributed.Client(cluster) as client,
+        pmap(f, itertools.count(), kind=client, workers=3) as stream,
+    ):
+        assert eventually(lambda: sorted(map(len, indexes(stream).values())) == [1, 2], 30)
+        held = indexes(stream)
+        leaves, stays = sorted(held, key=lambda home: len(held[home]), reverse=True)
+        client.retire_workers([leaves])
+        assert eventually(lambda: len(now := indexes(stream)) == 1 and len(now[stays]) == 2, 30)
+        assert held[stays] < indexes(stream)[stays]
+
+
 def test_the_only_worker_is_killed_and_the_next_one_has_its_index(log: Log):
     with local_cluster(n_workers=1) as cluster, distributed.Client(cluster) as client:
         stream = pmap(seated(log), range(400), kind=client)

@@ -8,8 +8,10 @@ import os
 import re
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from concurrent.futures import Executor
 from contextvars import ContextVar
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -58,6 +60,23 @@ def test_nothing_real_is_started(concurrent_kind: str):
         assert [next(stream) for _ in range(3)] == [here] * 3
         now = Running.now()
         assert now.threads == before.threads and now.busy_processes == before.busy_processes
+
+
+def refused() -> Executor:
+    raise AssertionError("nobody asked for an executor")
+
+
+NEEDS_DASK = pytest.mark.skipif(find_spec("distributed") is None, reason="needs distributed")
+
+
+@pytest.mark.parametrize("kind", [pytest.param("dask", marks=NEEDS_DASK), refused], ids=["dask", "factory"])
+def test_no_cluster_is_needed_and_no_executor_is_opened(kind: Any):
+    stream = partial(pmap, square, kind=kind)
+    with simulated(Schedule()):
+        assert list(stream(range(20))) == [square(item) for item in range(20)]
+        failing = pmap(partial(int.__floordiv__, 1), [1, 0, 1], kind=kind, workers=1, on_error="skip")
+        assert list(failing) == [1, 1]
+    assert_lawful(pmap(square, kind=kind, workers=3, retries=1), partial(map, square), sources=NUMBERS)
 
 
 @given(schedule=schedules(faults=True), kind=st.sampled_from(["thread", "process", "task"]))

@@ -305,17 +305,20 @@ class Workers(executor.Workers):
             self.settle_beside()
 
     def seat(self, threads: dict[str, int]) -> None:
-        """Give indexes to workers that have none: as many as each has *threads*, while there are some.
+        """Give each worker as many indexes as it has *threads*, while there are some.
 
-        What a worker has it keeps until it is gone. A worker that has none gets no task.
+        What a worker has it keeps until it is gone, and its first one stays the first. A worker that has none gets no
+        task.
         """
         with self.run.lock:  # the pump comes first, then the client's loop
             seats = {home: held for home, held in (self.parcels.seats or {}).items() if home in threads}
             limit = self.cluster.limit or sum(threads.values())
             free = sorted({*range(limit)}.difference(*seats.values()))
             for home, number in threads.items():
-                if home not in seats and free:
-                    seats[home], free = tuple(free[:number]), free[number:]
+                held = seats.get(home, ())
+                lacking = max(0, number - len(held))
+                if lacking and free:
+                    seats[home], free = (*held, *free[:lacking]), free[lacking:]
             self.parcels.seats = seats
 
     def homeless(self, threads: dict[str, int]) -> list[Any]:

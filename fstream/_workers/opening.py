@@ -61,6 +61,11 @@ def open_feeder(run: Run, source: Any) -> Feeder:
     return ThreadFeeder(run, source)
 
 
+def prepare(stage: Stage) -> Stage:
+    """Find what *stage* needs from outside, an executor or a cluster, and see how many workers that has."""
+    return backend_of(stage).prepare(stage)
+
+
 class OpenWorkers(Protocol):
     """Makes the workers of a stage."""
 
@@ -121,14 +126,17 @@ def lay(
     open_workers: OpenWorkers,
     open_feeder: OpenFeeder,
     *observers: Observer,
+    prepare: Callable[[Stage], Stage] = prepare,
 ) -> None:
     """Link sources, stages and consumer: each draws from the one before it.
 
-    *observers* are told of the run, beside those who observe this context. If there is no file or thread left for a
+    *prepare* makes a stage ready, before there are workers. *observers* are told of the run, beside those who observe this context. If there is no file or thread left for a
     worker, what was begun is ended.
     """
     try:
-        _link(run, sources, stages, open_workers, open_feeder, observers)
+        fused = fuse(stages, can_fuse)
+        ready = [prepare(stage) if isinstance(stage, Stage) else stage for stage in fused]
+        _link(run, sources, ready, open_workers, open_feeder, observers)
     except BaseException:
         if run.memory is not None:
             run.memory.end()
@@ -143,10 +151,6 @@ def _link(
     open_feeder: OpenFeeder,
     observers: Sequence[Observer],
 ) -> None:
-    stages = [
-        backend_of(stage).prepare(stage) if isinstance(stage, Stage) else stage
-        for stage in fuse(stages, can_fuse)
-    ]
     names = [(stage.name, stage.kind, workers_of(stage)) for stage in stages if isinstance(stage, Stage)]
     if (reports := reports_of(names, *observers)) is not None:
         run.observer, run.lock = reports, reports.lock

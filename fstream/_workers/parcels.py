@@ -50,8 +50,8 @@ _CALLS: Final[dict[tuple[str, int], tuple[Call | FusedCall, Context]]] = {}
 #: its key and the thread that they work for; or ``~index``, which is negative, if they have an index.
 _ASIDE: Final[dict[tuple[str, int], Aside]] = {}
 
-#: In a worker: the indexes that no thread has at work, by the stage's key and the first index of all of them.
-_SEATS: Final[dict[tuple[str, int], SimpleQueue[int]]] = {}
+#: In a worker: its indexes, by the stage's key and the first one, which it has for as long as it is one.
+_SEATS: Final[dict[tuple[str, int], Seats]] = {}
 
 #: Whether threads may be daemons here. In an interpreter beside the first one they may not, and that waits at its end
 #: until they return.
@@ -194,15 +194,29 @@ def _seated(order: Order) -> Answer:
     assert isinstance(order.seats, tuple)
     if not order.seats:  # it has come since, and has none yet
         return Answer("", None, _plain(dumps([])))
-    free: SimpleQueue[int] = SimpleQueue()
-    for seat in order.seats:
-        free.put(seat)
-    free = _SEATS.setdefault((order.key, order.seats[0]), free)
-    seat = free.get()  # more threads may be here than have an index
+    seats = _SEATS.setdefault((order.key, order.seats[0]), Seats())
+    seats.add(order.seats)
+    seat = seats.free.get()  # more threads may be here than have an index
     try:
         return _served(order._replace(seat=seat))
     finally:
-        free.put(seat)
+        seats.free.put(seat)
+
+
+class Seats:
+    """The indexes that one worker has. It may be given more of them."""
+
+    def __init__(self) -> None:
+        #: Those that no thread has at work.
+        self.free: SimpleQueue[int] = SimpleQueue()
+        self.known: dict[int, object] = {}
+
+    def add(self, seats: tuple[int, ...]) -> None:
+        """Add those of *seats* that are new. Several threads may be here with the same ones."""
+        mine = object()
+        for seat in seats:
+            if self.known.setdefault(seat, mine) is mine:
+                self.free.put(seat)
 
 
 def _served(order: Order) -> Answer:

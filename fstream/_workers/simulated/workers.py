@@ -20,6 +20,7 @@ from fstream._flow.observer import Observer, StageInfo
 from fstream._flow.window import Window
 from fstream._plan.stages import Batch, Stage
 from fstream._workers.opening import lay
+from fstream._workers.processes import on_its_pool
 from fstream._workers.simulated import tasks, threads
 from fstream._workers.simulated.loop import CONSUMER, Loop
 from fstream._workers.simulated.processes import Pump
@@ -43,9 +44,14 @@ def open_run(
 ) -> SimulatedRun:
     """Make a run whose members are actors of *simulation*."""
     run = SimulatedRun(simulation, loop)
-    lay(run, sources, stages, open_workers, open_feeder, Story(simulation))
+    lay(run, sources, stages, open_workers, open_feeder, Story(simulation), prepare=prepare)
     simulation.runs.append(run)
     return run
+
+
+def prepare(stage: Stage) -> Stage:
+    """Ask a pool how many workers it has. Nothing else is looked for: no executor is opened, no client is needed."""
+    return on_its_pool(stage) if stage.kind == "process" else stage
 
 
 def open_workers(run: SimulatedRun, stage: Stage, window: Window) -> StageWorkers:
@@ -53,7 +59,7 @@ def open_workers(run: SimulatedRun, stage: Stage, window: Window) -> StageWorker
         return Pump(run, stage, window)  # type: ignore[return-value]  # of its queue, `watched` is not set
     if stage.kind == "task":
         return tasks.Workers(run, stage, window)
-    return threads.Workers(run, stage, window)  # those of an executor, too
+    return threads.Workers(run, stage, window)  # those of executors and clusters, too
 
 
 def open_feeder(run: SimulatedRun, source: Any) -> tasks.TaskFeeder | threads.Feeder:
