@@ -130,8 +130,8 @@ def lay(
 ) -> None:
     """Link sources, stages and consumer: each draws from the one before it.
 
-    *prepare* makes a stage ready, before there are workers. *observers* are told of the run, beside those who observe this context. If there is no file or thread left for a
-    worker, what was begun is ended.
+    *prepare* makes a stage ready, before there are workers. *observers* are told of the run, beside those who observe
+    this context. If there is no file or thread left for a worker, what was begun is ended.
     """
     try:
         fused = fuse(stages, can_fuse)
