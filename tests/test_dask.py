@@ -546,7 +546,9 @@ def test_a_worker_that_had_fewer_indexes_than_threads_takes_over_those_of_one_th
         pmap(f, itertools.count(), kind=client, workers=3) as stream,
     ):
         held: dict[str, set[int]] = {}
-        assert eventually(lambda: held.update(indexes(stream)) or sorted(map(len, held.values())) == [1, 2], 30)
+        assert eventually(
+            lambda: held.update(indexes(stream)) or sorted(map(len, held.values())) == [1, 2], 30
+        )
         leaves, stays = sorted(held, key=lambda home: len(held[home]), reverse=True)
         client.retire_workers([leaves])
         assert eventually(lambda: len(indexes(stream).get(stays, ())) == 2, 30)
