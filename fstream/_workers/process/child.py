@@ -166,6 +166,8 @@ class Child:
         self.fresh = True
         #: Seconds until it ends by itself, if no stage needs it.
         self.idle = idle
+        #: The same for the wait that is now: for its first stage a new worker waits longer.
+        self.waits = max(idle, IDLE_SECONDS)
         #: It works for a stage.
         self.opened = False
         #: No stage has come for as long as it waits for one.
@@ -213,16 +215,13 @@ class Child:
         try:
             poll = select.poll()  # not `select`, which takes no file number from 1,024 on
             poll.register(self.wire.sock, select.POLLIN)
-            idle = max(self.idle, IDLE_SECONDS)
             while True:
-                milliseconds = None if idle > LONGEST_IDLE else idle * 1000
+                milliseconds = None if self.waits > LONGEST_IDLE else self.waits * 1000
                 if not (self.opened or self.homes) and not poll.poll(milliseconds):
                     self.left = True
                     break
                 # Not a loop: its variable would keep the last message alive while this thread waits for the next one.
                 deque(map(self.sort, self.receive()), 0)
-                if self.opened:
-                    idle = self.idle
         except (EOFError, OSError):
             if self.opened:  # the parent has died or thrown us out: there is nobody left to work for
                 if self.leads_a_group:  # the kernel does this, too (`die_with`), but this thread may be first
@@ -252,6 +251,7 @@ class Child:
                 return
             case Open():
                 self.opened = True
+                self.waits = self.idle
                 if asked.stays:
                     self.homes.add(asked.key)
                 # Said by this thread, because it may give spans of the stage back before the main one opens the stage.
