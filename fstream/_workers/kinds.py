@@ -16,6 +16,7 @@ from fstream._flow.sizing import (
     DASK_NOT_SHARED,
     DASK_SPAN_SECONDS,
     LONGEST_SPAN_SECONDS,
+    LONGEST_THREAD_SPAN_SECONDS,
     MAX_CHEAP_PROCESS,
     PROCESS_SPAN_SECONDS,
     Numbers,
@@ -193,7 +194,7 @@ register(
         name="thread",
         open=late("fstream._workers.thread:Workers"),
         default_workers=lambda: min(32, cpu_count() + 4),
-        numbers=Numbers(shares=lambda workers: workers),
+        numbers=Numbers(shares=lambda workers: workers, longest_span=LONGEST_THREAD_SPAN_SECONDS),
         loses=_timed,
     )
 )
