@@ -730,6 +730,20 @@ def test_a_worker_with_resources_does_not_end_by_itself():
         assert not reader.is_alive()
 
 
+def test_a_handler_that_interrupts_a_change_of_a_run_closes_its_pool_without_a_wait(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(pool, "CLOSING", 10 * PATIENCE)
+    with Processes(1) as processes:
+        stream = pmap(square, count(), kind=processes)
+        assert next(stream) == 0
+        run = stream._outputs.run  # type: ignore[attr-defined]
+        with run.lock:  # its pump wants it, too, and cannot end before this does
+            processes.close()
+        with pytest.raises(RuntimeError, match="was closed"):
+            deque(stream, 0)
+
+
 # Deaths, errors and ends
 
 

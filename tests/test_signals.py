@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from fstream import Rate, Stream, pmap
+from fstream import Processes, Rate, Stream, pmap, shutdown
 from fstream._engine.interrupts import Uninterrupted
 from tests.functions import identity, suited
 from tests.gates import PATIENCE, Gate
@@ -120,6 +120,56 @@ def test_a_signal_in_any_step_of_the_block_itself_puts_the_handlers_back():
         if raising.left > 0:
             break
         assert raised, f"lost at step {nth}, in {raising.inside}"
+    assert nth > 10
+
+
+class OwnedLock:
+    """A lock that tells a thread that has it, or is about to, and wants it once more, that this would hang."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.threads: set[int] = set()
+
+    def __enter__(self) -> None:
+        assert threading.get_ident() not in self.threads
+        self.threads.add(threading.get_ident())
+        self.lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.lock.release()
+        self.threads.discard(threading.get_ident())
+
+
+class Tenant:
+    """A stage of which a pool is told that it is at work."""
+
+    poked = False
+
+    def ring(self) -> None:
+        pass
+
+    def waits_here(self) -> bool:
+        return False
+
+
+@pytest.mark.parametrize("ends", [Processes.close, lambda _: shutdown()], ids=["close", "shutdown"])
+def test_a_handler_in_any_step_of_the_end_of_a_pool_may_end_it_too(ends: Callable[[Processes], None]):
+    for nth in count(1):
+        with Processes(1) as processes:
+            if nth % 8 == 1:  # with a worker now and then
+                assert list(pmap(identity, range(3), kind=processes)) == [0, 1, 2]
+            pool: Any = processes.pool()
+            pool.tenants.add(Tenant())
+            processes._lock, pool._lock, pool.warm._lock = OwnedLock(), OwnedLock(), OwnedLock()  # type: ignore[assignment]
+            signal.signal(signal.SIGUSR1, lambda *_: ends(processes))
+            raising = Raising(nth, signal.SIGUSR1)
+            sys.setprofile(raising)
+            try:
+                ends(processes)
+            finally:
+                sys.setprofile(None)
+        if raising.left > 0:
+            break
     assert nth > 10
 
 

@@ -117,6 +117,27 @@ def test_what_is_finished_after_an_unordered_stage_failed_does_not_open_its_end_
     assert window.end == Closed(error)
 
 
+@pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.parametrize("kernel", [MAP, FILTER], ids=["map", "filter"])
+def test_what_is_finished_after_a_stage_failed_as_a_whole_does_not_open_its_end_again(
+    ordered: bool, kernel: Kernel
+):
+    """As `on_start` or a pool that is closed has it: whoever takes the outputs has heard of the end, and left."""
+    window = window_of("abc", ordered=ordered, kernel=kernel)
+    span = taken(window)
+    begin(span, 1)
+    error = ValueError()
+    window.fail(Failure(-1, None, error))
+    before, _ = window.draw(9)
+    assert len(before) <= 1
+    assert window.end == Closed(error)
+    span.slots.extend("bc")
+    assert not window.available()
+    window.done(span)
+    assert not window.available()
+    assert window.end == Closed(error)
+
+
 def test_what_is_finished_before_an_unordered_stage_fails_goes_out_first():
     window = window_over(Slices("abc"), ordered=False)
     span = taken(window)

@@ -67,7 +67,7 @@ class Outbox:
             # of the same dict puts the two in order, as in `Feed.available`.
             lone.pop(-1, None)
         if self.ordered:
-            while True:
+            while self.head < ledger.cutoff:  # else an end that was told of would not be one
                 if self.head in lone:
                     parts.append(ledger.fresh_lone(takewhile(lone.__contains__, count(self.head))))
                     self.head += len(parts[-1])

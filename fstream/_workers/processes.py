@@ -7,6 +7,7 @@ import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NoReturn
 
+from fstream._engine.interrupts import Uninterrupted
 from fstream._plan.stages import NO_LIMIT, Stage
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class Processes:
         """Give the pool itself, which is made for the first stage that starts."""
         from fstream._workers.process.pool import Pool
 
-        with self._lock:
+        with Uninterrupted(), self._lock:
             self.check_open()
             if self._pool is None:
                 idle = min(self.idle, NO_LIMIT)  # an int may be larger than any float
@@ -85,7 +86,7 @@ class Processes:
 
     def close(self) -> None:
         """End its workers. A stream that is still at work on them ends with an error."""
-        with self._lock:
+        with Uninterrupted(), self._lock:
             self.closed = True
             pool = self._pool
         if pool is not None:

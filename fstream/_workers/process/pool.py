@@ -26,6 +26,7 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import Any, Final, Protocol
 
+from fstream._engine.interrupts import Uninterrupted, acquire
 from fstream._flow.span import Span
 from fstream._workers.cpus import cpu_count
 from fstream._workers.process import child
@@ -78,8 +79,8 @@ class Tenant(Protocol):
 
     def ring(self) -> None: ...
 
-    def is_here(self) -> bool:
-        """Tell whether the calling thread is its pump."""
+    def waits_here(self) -> bool:
+        """Tell whether its pump could not go on while the calling thread waits."""
         ...
 
 
@@ -148,7 +149,8 @@ class Pool:
         self.relay = relay
         #: That of the runs whose stages it has, in seconds.
         self.clock = clock
-        #: Invariant: a lock of the lowest rank. Whoever holds it takes no other but that of `warm`.
+        #: Invariant: a lock of the lowest rank. Whoever holds it takes no other but that of `warm`. The main thread
+        #: takes it only where no signal handler comes, because a handler may want it, too.
         self._lock = threading.Lock()
         self.closed = False
         #: The workers that no stage has.
@@ -161,8 +163,9 @@ class Pool:
         self._widest = 0
         #: Stages that wait for a worker, first come, first served, with the lease that was recalled for each.
         self.waiting: dict[Tenant, Worker | None] = {}
-        #: Set when the last lease is over, for `close`.
-        self._over = threading.Event()
+        #: Locked locks of those who wait in `close` until the last lease is over. No event: the main thread may wait
+        #: here, and a signal handler that closes the pool may come in the middle of its steps.
+        self._closing: list[threading.Lock] = []
         POOLS.add(self)
 
     def start(self) -> Link:
@@ -303,7 +306,8 @@ class Pool:
     def _deal(self) -> None:
         """Give what there is to those that wait, in turn. It takes no longer if a hundred do."""
         if self.closed and not self.leases:
-            self._over.set()
+            while self._closing:
+                self._closing.pop().release()
         limit = self.limit
         for tenant in list(self.waiting):
             if (worker := self._place(tenant, limit)) is not None:
@@ -360,26 +364,32 @@ class Pool:
     # ---------------------------------------------------------------------------------------------------- its end
 
     def end_idle(self) -> None:
-        """End the workers that no stage needs."""
-        with self._lock:
+        """End the workers that no stage needs. In a signal handler, too."""
+        with Uninterrupted(), self._lock:
             self.warm.end_unneeded()
         self.warm.bury()
 
     def close(self) -> None:
-        """End all workers; stages that are at work fail. Wait until that is done, but for user code."""
-        with self._lock:
+        """End all workers; stages that are at work fail. Wait until that is done, but for user code.
+
+        In a signal handler, too, which may have interrupted this very call.
+        """
+        over = threading.Lock()
+        over.acquire()
+        with Uninterrupted(), self._lock:
             self.closed = True
             for tenant in self.tenants:
                 self._poke(tenant)
-            waits = bool(self.leases) and not any(tenant.is_here() for tenant in self.tenants)
+            if waits := bool(self.leases) and not any(tenant.waits_here() for tenant in self.tenants):
+                self._closing.append(over)
         if waits:
-            self._over.wait(CLOSING)
+            acquire(over, CLOSING)
         self.end_idle()
 
     def forget(self) -> None:
         """In a fork: they are the parent's, and so is its lock."""
         self._lock = threading.Lock()
-        self._over = threading.Event()
+        self._closing = []
         self.leases = []
         self.tenants = set()
         self._widest = 0

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection
 from multiprocessing import util
 from typing import Final
 
+from fstream._engine.interrupts import Uninterrupted
 from fstream._engine.run import close_all
 from fstream._workers.process.lifeline import LIFELINE
 from fstream._workers.process.link import OURS, PROCESSES, Link
@@ -80,15 +81,16 @@ class Warm:
 
     def bury(self) -> None:
         """Wait for those that were told to end."""
-        with self._lock:
+        with Uninterrupted(), self._lock:
             ending, self._ending = self._ending, []
         for link in ending:
             link.buried()
 
     def clear(self) -> None:
         """End them all."""
-        for link in list(self._links):
-            self.end(link)
+        with Uninterrupted():
+            for link in list(self._links):
+                self.end(link)
         self.bury()
 
     def forget(self) -> None:

@@ -148,6 +148,10 @@ class Workers(Crew):
     def is_here(self) -> bool:
         return self.thread is threading.current_thread()
 
+    def waits_here(self) -> bool:
+        # A signal handler may have interrupted a thread that has the lock.
+        return self.is_here() or self.run.lock._is_owned()  # type: ignore[attr-defined]
+
     # ----------------------------------------------------------------------------------------- who takes part
 
     def capacity(self) -> bool:

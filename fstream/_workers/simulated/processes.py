@@ -416,7 +416,7 @@ class Pump(pump.Pump):
         links: list[Any] = [worker.link for worker in self.pool.leases if not worker.new]
         return any(link.child.main.running for link in links)
 
-    def is_here(self) -> bool:
+    def waits_here(self) -> bool:
         return False
 
     def ignore_interrupts(self) -> None:
