@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
 from math import inf
 from operator import length_hint
 from time import perf_counter
-from types import TracebackType
+from types import TracebackType, WrapperDescriptorType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
 from weakref import ReferenceType, ref
 
@@ -36,6 +37,14 @@ __all__ = ["Stream"]
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 U = TypeVar("U")
+
+
+def _nothing() -> None: ...
+
+
+def _tells_at_once(made: type) -> bool:
+    """Tell whether the length of a source of this class costs nothing: it is a sequence, or ``len`` is written in C."""
+    return issubclass(made, Sequence) or isinstance(getattr(made, "__len__", None), WrapperDescriptorType)
 
 
 if TYPE_CHECKING:
@@ -325,6 +334,8 @@ class _Outputs:
         self.own: list[bool] = []
         #: How many outputs there will be, if that is known, and how many were given out.
         self.total: int | None = None
+        #: Gives the source of a stream that has started, if its length was not asked for and it is still there.
+        self.unasked: Callable[[], Any] = _nothing
         self.given = 0
         if runs_in_place(stage) and isinstance(source, Stream):
             self.tap.depth += source._outputs.tap.depth
@@ -422,6 +433,9 @@ class _Outputs:
         the account of this stage.
         """
         self.total = self._total()
+        if self.total is None:
+            with suppress(TypeError):
+                self.unasked = ref(self._first()[1])
         with holding(_LINKING):
             row = [self] if alone else self._row()
             for outputs in row:
@@ -551,9 +565,11 @@ class _Outputs:
         if at.started:
             if at is not self:
                 return self.left()
-            if at.total is None:
+            if at.total is not None:
+                return at.total
+            source = at.unasked()
+            if source is None or isinstance(source, Iterator):  # that has only the length of what is left
                 raise TypeError("the stream has started, and has not noted the length of its source")
-            return at.total
         try:
             self.total = len(source)
         except TypeError:
@@ -586,8 +602,7 @@ class _Outputs:
         """How many outputs there will be, if to ask costs nothing: some sources load all they have to tell."""
         try:
             at, source = self._first()
-            known = at.started or type(source).__module__ in ("builtins", "collections")
-            return self.left() if known else self.total
+            return self.left() if at.started or _tells_at_once(type(source)) else self.total
         except TypeError:
             return None
 

@@ -342,6 +342,15 @@ def test_threads_count_their_cpu_time_while_they_work_and_when_they_have_ended()
     assert SLOW <= tally.cpu_seconds() < PATIENCE and not tally.clocks
 
 
+def test_where_greenlets_stand_for_threads_the_system_is_not_asked_for_their_clocks(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(threading, "get_ident", lambda: 1)  # as gevent has it
+    tally = Tally()
+    with counted(tally, threading.Lock()):
+        assert not tally.clocks
+
+
 def test_a_stage_knows_the_cpu_time_of_its_threads(monkeypatch: pytest.MonkeyPatch):
     made: list[Account] = []
 

@@ -6,7 +6,9 @@ import asyncio
 import operator
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from array import array
+from collections import UserList
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from typing import Any
 
@@ -347,6 +349,58 @@ def test_the_hint_is_of_what_is_left(kind: str):
             next(stream)
     assert list(stream) == []
     assert len(stream) == 4
+
+
+class Numbers(Sequence[int]):
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: Any) -> Any:
+        return range(3)[index]
+
+
+class Sized:
+    def __len__(self) -> int:
+        return 3
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(3))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [array("i", range(3)), Numbers(), Sized(), UserList(range(3))],
+    ids=lambda source: type(source).__name__,
+)
+def test_the_length_may_be_asked_for_after_the_start(source: Any, kind: str):
+    stream = pmap(suited(square, kind), source, kind=kind)
+    assert next(stream) == 0
+    assert (len(stream), stream.__length_hint__()) == (3, 2)
+    assert list(stream) == [1, 4]
+    assert (len(stream), stream.__length_hint__()) == (3, 0)
+
+
+def test_what_is_left_in_an_iterator_is_not_the_length_of_its_stream():
+    class Shrinking:
+        left = 3
+
+        def __iter__(self) -> Iterator[int]:
+            return self
+
+        def __next__(self) -> int:
+            if not self.left:
+                raise StopIteration
+            self.left -= 1
+            return self.left
+
+        def __len__(self) -> int:
+            return self.left
+
+    source = Shrinking()
+    stream = pmap(square, source, kind="sync")
+    assert next(stream) == 4
+    with pytest.raises(TypeError, match="has not noted"):
+        len(stream)
 
 
 def test_the_length_stays_as_toolz_counts_on_it(kind: str):

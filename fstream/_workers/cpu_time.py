@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from types import BuiltinFunctionType
 from typing import Any
 
 from fstream._flow.tally import Tally
@@ -17,7 +18,9 @@ __all__ = ["counted"]
 def counted(tally: Tally, lock: AbstractContextManager[Any]) -> Iterator[None]:
     """Count the CPU time of the calling thread in *tally*: it calls nothing for that while it is at work."""
     clocks = set()
-    if hasattr(time, "pthread_getcpuclockid"):  # not on macOS: there threads are counted when they have ended
+    # Not on macOS: there threads are counted when they have ended. Nor where greenlets stand for threads: those have
+    # numbers of their own, of which the system knows nothing.
+    if hasattr(time, "pthread_getcpuclockid") and isinstance(threading.get_ident, BuiltinFunctionType):
         clocks.add(time.pthread_getcpuclockid(threading.get_ident()))
     with lock:
         tally.clocks |= clocks
