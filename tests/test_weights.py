@@ -7,11 +7,15 @@ import os
 import time
 import weakref
 from array import array
-from collections import namedtuple
-from collections.abc import Iterator
+from collections import deque, namedtuple
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import count, islice
 from pathlib import Path
+from threading import RLock
+from time import perf_counter
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -21,12 +25,15 @@ from hypothesis import strategies as st
 
 from fstream import batch, merge, pmap
 from fstream._flow import weight
+from fstream._flow.buffers import PART, PARTS, Credits
+from fstream._flow.known import Known
 from fstream._flow.room import Room
 from fstream._flow.sizing import MAX_BYTES, SHORT, SHORT_STRIDE, STRIDE
 from fstream._flow.sources import Feed, Slices
 from fstream._flow.weight import SAMPLES, SELDOM, SELDOM_SECONDS, Weight, weigh
 from fstream._flow.window import Window
 from fstream._plan.kernels import FLAT_MAP
+from tests.functions import identity, suited
 from tests.test_windows import begin, drawn, finish, taken, window_over
 
 BODY = 200_000
@@ -400,6 +407,76 @@ def test_what_all_that_is_pulled_ahead_shares_does_not_count() -> None:
     feed.pending.extend((number, model) for number in range(100))
     feed.draw(1)
     assert feed.room.limit == 4096
+
+
+def granted(held: int, maxsize: int | None = None) -> Credits:
+    """The credits of a feeder that was granted room for *held* light items."""
+    room = Room(maxsize, 2)
+    room.limit = maxsize or held
+    credits = Credits(Feed(room, 1), perf_counter)
+    credits.left = credits.feed.credits()
+    assert credits.left == held == room.held
+    return credits
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["items", "what a memo knows"])
+def test_a_feeder_gives_credits_back_where_items_have_come_to_be_heavy(known: bool) -> None:
+    credits, pulled = granted(30_000), 0
+    while room := credits.part():
+        assert room == PART
+        for number in range(room):
+            value = body() if pulled >= 5 * PART else number
+            credits.feed.append(Known(number, value) if known else value)
+            pulled += 1
+        credits.look(number, RLock())
+        assert credits.feed.room.held == pulled + credits.left
+    assert 5 * PART < pulled <= 6 * PART
+
+
+def test_items_that_are_heavy_by_what_they_refer_to_are_weighed_now_and_then() -> None:
+    credits, pulled = granted(30_000), 0
+    while room := credits.part():
+        credits.feed.pending.extend([body()] for _ in range(room))
+        pulled += room
+        credits.look([body()], RLock())
+    assert pulled <= PARTS * PART
+
+
+@pytest.mark.parametrize("value", [bytes(BODY), 0], ids=["a given maxsize", "light items"])
+def test_other_credits_are_kept(value: Any) -> None:
+    credits = granted(30_000, 30_000 if value else None)
+    credits.left -= 4096
+    credits.feed.pending.extend([value] * 4096)
+    for _ in range(PARTS):
+        credits.look(value, RLock())
+    assert credits.left == 30_000 - 4096
+
+
+@pytest.mark.parametrize("kind", ["thread", "process", "task", partial(ThreadPoolExecutor, 2)])
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_source_that_comes_to_be_heavy_is_not_pulled_as_far_as_while_it_was_light(
+    kind: Any, asynchronous: bool
+) -> None:
+    light, heavy, pulled = 20_000, 4_000, 0
+
+    def source() -> Iterator[Any]:
+        nonlocal pulled
+        for number in range(light + heavy):
+            pulled = number + 1
+            yield number if number < light else body()
+
+    async def async_source() -> AsyncIterator[Any]:
+        for item in source():
+            yield item
+
+    stream = pmap(suited(identity, kind), async_source() if asynchronous else source(), kind=kind)
+    deque(islice(stream, light), 0)
+    before = -1
+    while pulled > before:
+        before = pulled
+        time.sleep(0.1)  # until nothing is pulled any more
+    assert pulled < light + heavy
+    stream.close()
 
 
 def two_spans(**options: Any) -> tuple[Window, Any, Any]:

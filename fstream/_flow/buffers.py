@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from math import inf
-from typing import Final
+from typing import Any, Final
 
+from fstream._flow.known import Known
 from fstream._flow.pacing import Clock
 from fstream._flow.protocols import Upstream
 from fstream._flow.room import Room
@@ -13,6 +15,7 @@ from fstream._flow.sizing import MAX_CHEAP
 from fstream._flow.sources import Feed
 from fstream._flow.span import Closed, Item, Span
 from fstream._flow.tally import Hold
+from fstream._flow.weight import is_light
 from fstream._flow.window import Window
 
 __all__ = ["OVERDUE", "Credits", "Outlet", "Work"]
@@ -168,6 +171,11 @@ class Outlet:
         self.report_starvation(True)
 
 
+#: A feeder looks at one item of so many, whether it is light; and weighs some of so many times as many.
+PART: Final = 256
+PARTS: Final = 4
+
+
 class Credits:
     """A feeder's buffer: it gives the number of items that the feeder may pull, or `Closed`."""
 
@@ -178,6 +186,29 @@ class Credits:
         self.clock = clock
         #: Its feeder is to pull nothing more.
         self.halted = False
+        #: How many items the feeder may pull, beside the part that it has in hand.
+        self.left = 0
+        #: How many parts it has used up.
+        self.parts = 0
+
+    def part(self) -> int:
+        """Give the feeder a part in hand: it is to `look`, or to come for more, once it has pulled so many items."""
+        part = min(self.left, PART)
+        self.left -= part
+        return part
+
+    def look(self, item: Item, lock: AbstractContextManager[Any]) -> None:
+        """Give credits back where items have come to be heavy, as the latest *item* may show, or its memo's output."""
+        self.parts += 1
+        try:
+            item = self.feed.pending[-1]
+        except IndexError:  # somebody has drawn it
+            pass
+        if type(item) is Known:
+            item = item.slot
+        if self.left and (self.parts % PARTS == 0 or not is_light(item)):
+            with lock:
+                self.left = self.feed.take_back(self.left)
 
     def ready(self) -> bool:
         return self.halted or self.feed.stopped or self.feed.room.free > 0

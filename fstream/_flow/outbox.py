@@ -6,19 +6,16 @@ from collections import deque
 from collections.abc import Callable
 from itertools import chain, count, islice, takewhile
 from math import inf
-from typing import Final, TypeAlias
+from typing import TypeAlias
 
 from fstream._flow.ledger import Ledger
 from fstream._flow.protocols import Drawn
 from fstream._flow.room import Room
 from fstream._flow.sizing import SHORT
 from fstream._flow.span import Item, Slot, Span
+from fstream._flow.weight import LIGHT
 
 __all__ = ["Outbox", "Outputs"]
-
-#: Outputs of items that are known to weigh less than this, in bytes, may be kept until their list is used up. To let
-#: them go one by one takes 10 % of the time of the cheapest items.
-LIGHT: Final = 1024
 
 #: Makes outputs of slots.
 Outputs: TypeAlias = Callable[[list[Slot]], list[Item]]
@@ -138,8 +135,9 @@ class Outbox:
                 self.drawn = 0
             else:
                 part = outputs[position : position + most]
+                # Let go of what was drawn. The length stays: this may be the list of a span's slots. Light outputs may
+                # be kept until the list is used up: to let them go takes 10 % of the time of the cheapest items.
                 if not 0 < self.room.weight < LIGHT:
-                    # Let go of what was drawn. The length stays: this may be the list of a span's slots.
                     outputs[position : position + most] = [None] * most
                 self.drawn += most
                 # One output for each item: its room is free once that output is out.

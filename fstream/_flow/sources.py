@@ -62,6 +62,19 @@ class Feed(Upstream):
         self.room.held += count
         return count
 
+    def take_back(self, credits: int) -> int:
+        """Give what a feeder has left of its *credits*, where items may have come to be heavy. Under the lock.
+
+        It was granted them for as many light items. This is asked while it pulls: else it would not be before all of
+        them are used up, which are up to 32,768.
+        """
+        if self.room.maxsize is None and (weight := weigh(self.waiting(SAMPLES))):
+            self.room.weighs(*weight, whole=False)
+            back = min(credits, max(0, self.room.held - self.room.limit))
+            self.room.held -= back
+            return credits - back
+        return credits
+
     def ended(self, unused: int, error: BaseException | None) -> None:
         """One feeder is through with its source."""
         self.room.held -= unused

@@ -33,8 +33,6 @@ class ThreadFeeder:
         #: lock.
         self.inner: weakref.WeakSet[Run] = weakref.WeakSet()
         self.thread = run.thread_of(self.steps, "feeder")
-        #: For how many items it has room.
-        self.room = 0
 
     def start(self) -> None:
         self.run.launch(self)
@@ -69,7 +67,7 @@ class ThreadFeeder:
             items = iter(source)  # type: ignore[arg-type]
             del source
             yield from self.grant()
-            if self.room:
+            if self.credits.left:
                 yield from self.pull(items)
         except BaseException as raised:
             error = raised
@@ -82,13 +80,14 @@ class ThreadFeeder:
             error = error or raised
         with run.lock:
             feed.rest(run.clock())
-            feed.ended(self.room, error)
+            feed.ended(self.credits.left, error)
             run.leave(self)
             run.settle()
 
     def pull(self, items: Iterator[Any]) -> Steps[None]:
         """Append *items* to the feed as far as there is room, up to their end or the run's."""
-        run, feed, mine, room = self.run, self.run.feed, self.credits, self.room
+        run, feed, mine = self.run, self.run.feed, self.credits
+        room = mine.part()
         # What a node draws is looked at as it comes, and by whoever waits behind that.
         taker = None if feed.alone or run.windows[0] in run.sorting else run.crews[0].queue
         pending, append = feed.pending, feed.append
@@ -103,11 +102,13 @@ class ThreadFeeder:
                     with run.lock:
                         run.settle()
                 if not room:
-                    yield from self.grant()
-                    if not (room := self.room):
+                    mine.look(item, run.lock)
+                    if not mine.left:
+                        yield from self.grant()
+                    if not (room := mine.part()):
                         break
         finally:
-            self.room = room
+            mine.left += room
 
     def grant(self) -> Steps[None]:
         """Wait for room; there is none if the run is over."""
@@ -121,4 +122,4 @@ class ThreadFeeder:
             feed.blocked -= 1
             feed.go_on(self.run.clock())
             self.busy = True
-        self.room = 0 if type(credits) is Closed else credits
+        self.credits.left = 0 if type(credits) is Closed else credits

@@ -132,7 +132,7 @@ class Feeder(Awaited, feeder.ThreadFeeder):
         return any(run.is_at_work() for run in self.inner)
 
     def pull(self, items: Iterator[Any]) -> steps.Steps[None]:
-        while self.room:
+        while self.credits.left:
             yield None  # type: ignore[misc]
             if self.credits.halted:
                 return

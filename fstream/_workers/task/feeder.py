@@ -68,21 +68,28 @@ class TaskFeeder(Cancellable):
         run, feed = self.run, self.run.feed
         error: BaseException | None = None
         items: Any = None
-        credits = 0
+        mine, room = self.credits, 0
         try:
             source, self.source = self.source, None
             items = aiter(source)  # type: ignore[arg-type]
             del source
-            append, mine = feed.append, self.credits
-            if (credits := await self.grant()) > 0:
+            append = feed.append
+            await self.grant()
+            if room := mine.part():
                 async for item in items:
                     append(item)
-                    credits -= 1
+                    room -= 1
                     if len(feed.pending) <= feed.feeders:  # else whoever can take it has been woken
                         with run.lock:
                             run.settle()
-                    if mine.halted or (not credits and not (credits := await self.grant())):
+                    if mine.halted:
                         break
+                    if not room:
+                        mine.look(item, run.lock)
+                        if not mine.left:
+                            await self.grant()
+                        if not (room := mine.part()):
+                            break
             item = None
         except BaseException as raised:
             error = raised
@@ -91,9 +98,9 @@ class TaskFeeder(Cancellable):
             await aclose(items)
         except BaseException as raised:
             error = error or raised
-        self.end(credits, error)
+        self.end(mine.left + room, error)
 
-    async def grant(self) -> int:
+    async def grant(self) -> None:
         feed, clock = self.run.feed, self.run.clock
         self.came_back()
         feed.blocked += 1
@@ -105,4 +112,4 @@ class TaskFeeder(Cancellable):
             feed.blocked -= 1
             with self.run.lock:
                 feed.go_on(clock())
-        return 0 if type(credits) is Closed else credits
+        self.credits.left = 0 if type(credits) is Closed else credits
