@@ -251,6 +251,28 @@ def test_a_stop_does_not_interrupt_on_start_and_no_item_is_begun_after_it(
     assert parent.heard() == [("Finished", None)]
 
 
+def test_a_stop_is_for_the_stage_that_was_opened_last_where_the_main_thread_is_still_at_the_one_before(
+    parent: Parent, stop: Callable[[], None]
+):
+    worker, worked = parent.child, list[int]()
+    first, closed, second = Open(1, None, 0, stays=False), Close(1, over=True), Open(2, None, 0, stays=False)
+    for message in first, closed, second:
+        worker.sort((message, []))
+    stop()
+    worker.open(first, [])
+    parent.give(worked.append)
+    parent.work(0, [1])
+    worker.close(closed)
+    worker.open(second, [])
+    parent.give(worked.append)
+    parent.work(0, [2])
+    assert worked == [1]
+    worker.close(Close(2, over=True))
+    parent.give(worked.append)
+    parent.work(0, [3])
+    assert worked == [1, 3]
+
+
 def test_what_was_sent_of_a_span_that_was_stopped_does_not_count_for_the_next(
     parent: Parent, stop: Callable[[], None]
 ):

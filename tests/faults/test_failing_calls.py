@@ -707,8 +707,10 @@ SOUND: Final = {
     ("_workers.process.surroundings", "resource.getrlimit"): "of this process itself: cannot fail",
     ("_workers.process.surroundings", "os.getgroups"): "of this process itself: cannot fail",
     ("_workers.process.warm", "threading.Lock"): "before anything is open, or in a fork",
-    ("_workers.process.pool", "threading.Lock"): "before anything is open, or in a fork",
-    ("_workers.process.pool", "threading.Event"): "before anything is open, or in a fork",
+    (
+        "_workers.process.pool",
+        "threading.Lock",
+    ): "before anything is open, in a fork, or at the end: nothing is held then",
     ("_workers.processes", "threading.Lock"): "before anything is open",
     ("_workers.process.start", "multiprocessing.get_context"): "of a name that was checked",
     ("_workers.process.start", "multiprocessing.current_process"): "of this process itself: cannot fail",

@@ -151,7 +151,7 @@ class Child:
         #: Held while a thread sends, and while it finds out what to send.
         #: Invariant: both threads change `failed`, `sent` and `wire`, so these are touched with this lock held. A span
         #: is begun, claimed from, stolen from and sent with it held. The main thread alone appends to `slots`, without
-        #: it: an append is atomic. The reader alone sets `opened` and `stopping`. A thread looks at a flag again before
+        #: it: an append is atomic. The reader alone sets `opened` and `stopped`. A thread looks at a flag again before
         #: it waits. A lock that knows its owner, because user code that runs in a thread while it sends may print.
         self.sending = threading.RLock()
         #: What is printed, logged and warned goes to the parent.
@@ -174,7 +174,11 @@ class Child:
         self.left = False
         #: The stages that have resources here.
         self.homes: set[int] = set()
-        self.in_f = self.stopping = self.leads_a_group = False
+        #: How often a stage was opened or closed, as the reader has heard, and as the main thread has got to; and where
+        #: the reader was when it heard that a stage is stopped. The main thread may still be at the one before.
+        self.heard = self.done = 0
+        self.stopped = -1
+        self.in_f = self.leads_a_group = False
         #: The span in hand.
         self.span = Span(0, [])
         #: How many of its slots were sent.
@@ -251,6 +255,7 @@ class Child:
                 return
             case Open():
                 self.opened = True
+                self.heard += 1
                 self.waits = self.idle
                 if asked.stays:
                     self.homes.add(asked.key)
@@ -258,14 +263,20 @@ class Child:
                 self.say(Opened())
             case Close():
                 self.opened = False
+                self.heard += 1
                 if asked.over:
                     self.homes.discard(asked.key)
             case Forget():
                 self.homes.discard(asked.key)
         self.inbox.put(message)
         if isinstance(asked, Stop):
-            self.stopping = True
+            self.stopped = self.heard
             self.interrupt_f()
+
+    @property
+    def stopping(self) -> bool:
+        """The stage that the main thread works for is stopped."""
+        return self.stopped == self.done
 
     def interrupt_f(self) -> None:
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
@@ -333,6 +344,7 @@ class Child:
         One that was declined comes without *body*, if its lease was over before the parent had read that.
         """
         key = asked.key
+        self.done += 1
         if key not in self.stages and not (body and (self.fresh or not self.imported.changed())):
             self.call = None
             self.say(Stale())
@@ -402,7 +414,8 @@ class Child:
             self.leave(stage)
         self.call = None
         self.context = copy_context()
-        self.stopping = self.flush_requested = False
+        self.done += 1
+        self.flush_requested = False
 
     def work(self, asked: Items, body: Packed) -> None:
         """Run the items in *body* and send their slots; run ``on_start`` before the first ones."""
