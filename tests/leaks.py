@@ -26,6 +26,22 @@ other_references = 0
 ended_tasks: weakref.WeakSet[asyncio.Task[object]] = weakref.WeakSet()
 
 
+def collect() -> None:
+    """Collect garbage here and now: `gc.collect` does nothing while another thread is at it."""
+    threads: list[int] = []
+
+    def note(_phase: str, _info: object) -> None:
+        threads.append(threading.get_ident())
+
+    gc.callbacks.append(note)
+    try:
+        while threading.get_ident() not in threads:
+            gc.collect()
+            time.sleep(0)
+    finally:
+        gc.callbacks.remove(note)
+
+
 def copied(objects: Iterable[object]) -> list[object]:
     """Copy a set that other threads change meanwhile: again, as `asyncio.all_tasks` does."""
     while True:

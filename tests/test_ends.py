@@ -24,7 +24,7 @@ from fstream import Observer, Stream, merge, observe, peach, pfilter, pmap
 from fstream._engine.run import Run
 from tests.functions import identity, suited
 from tests.gates import PATIENCE, Gate, Log, holding
-from tests.leaks import Running, check_no_leaks
+from tests.leaks import Running, check_no_leaks, collect
 from tests.scripts import LIFETIME, Script, environment_with, printed, write_script
 from tests.sources import Source
 
@@ -98,7 +98,7 @@ def test_every_end_closes_the_source(
 ):
     source = Source(range(50))
     end(build(kind, source))
-    gc.collect()
+    collect()
     check_closed_where_iterated(source)
 
 
@@ -109,7 +109,7 @@ def test_every_early_end_stops_an_infinite_source(
 ):
     source = Source(count())
     end(build(kind, source))
-    gc.collect()
+    collect()
     check_closed_where_iterated(source)
 
 
