@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fstream import NotPicklable, Transformer, WorkerDied, peach, pfilter, pflat_map, pmap
+from fstream import SKIP, NotPicklable, Transformer, WorkerDied, peach, pfilter, pflat_map, pmap
 from fstream._plan.fusion import fuse
 from fstream._workers import kinds
 from fstream._workers.kinds import can_fuse
@@ -269,9 +269,13 @@ def test_positions_are_those_of_the_items_that_a_stage_gets():
     def position(item: int, element_index: int) -> tuple[int, int]:
         return item, element_index
 
-    stages = SQUARE | process(pmap, position)
-    assert names(stages) == ["square | position"]
-    assert list(stages(range(50))) == [(item**2, item) for item in range(50)]
-    stages = ODD | process(pmap, position)
-    assert names(stages) == ["is_odd", "position"]
-    assert list(stages(range(50))) == [(item, number) for number, item in enumerate(range(1, 50, 2))]
+    def odd_or_none(item: int) -> Any:
+        return item if item % 2 else SKIP
+
+    stages = process(pmap, position) | process(pmap, identity)
+    assert names(stages) == ["position | identity"]
+    assert list(stages(range(50))) == [(item, item) for item in range(50)]
+    for before in ODD, process(pmap, odd_or_none):
+        stages = before | process(pmap, position)
+        assert len(names(stages)) == 2
+        assert list(stages(range(50))) == [(item, number) for number, item in enumerate(range(1, 50, 2))]

@@ -57,11 +57,11 @@ def _fits(before: Stage, after: Stage) -> bool:
         and not callable(parts[-1].on_error)
         # Where the second on_start fails, the first stage has an on_done to run.
         and not (before.on_done and after.on_start)
-        # Where items were left out nobody in a worker knows the position of another one.
-        and (
-            all(map(gives_one_for_one, parts))
-            or not ("element_index" in after.names or after.on_error == "keep")
-        )
+        # Where items were left out nobody in a worker knows the position of another one. Any f may leave some out, by
+        # `SKIP`. Who asks for positions is to have the right ones; in a failure, that f of an earlier stage does so is
+        # too rare to have all stages with "keep" run by themselves.
+        and "element_index" not in after.names
+        and (all(map(gives_one_for_one, parts)) or after.on_error != "keep")
     )
 
 
