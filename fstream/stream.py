@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
@@ -43,8 +43,9 @@ def _nothing() -> None: ...
 
 
 def _tells_at_once(made: type) -> bool:
-    """Tell whether the length of a source of this class costs nothing: it is a sequence, or ``len`` is written in C."""
-    return issubclass(made, Sequence) or isinstance(getattr(made, "__len__", None), WrapperDescriptorType)
+    """Tell whether the length of a source of this class costs nothing: it is told by C, or by Python's own library."""
+    how = getattr(made, "__len__", None)
+    return made.__module__ == "collections" or isinstance(how, WrapperDescriptorType)
 
 
 if TYPE_CHECKING:
@@ -568,7 +569,7 @@ class _Outputs:
             if at.total is not None:
                 return at.total
             source = at.unasked()
-            if source is None or isinstance(source, Iterator):  # that has only the length of what is left
+            if source is None or isinstance(source, Iterator | AsyncIterator):  # it knows only what is left
                 raise TypeError("the stream has started, and has not noted the length of its source")
         try:
             self.total = len(source)

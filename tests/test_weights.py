@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import count, islice
 from pathlib import Path
-from threading import RLock
+from threading import Event
 from time import perf_counter
 from typing import Any
 from unittest.mock import MagicMock
@@ -33,6 +33,7 @@ from fstream._flow.sources import Feed, Slices
 from fstream._flow.weight import SAMPLES, SELDOM, SELDOM_SECONDS, Weight, weigh
 from fstream._flow.window import Window
 from fstream._plan.kernels import FLAT_MAP
+from tests.faults.faulty import eventually
 from tests.functions import identity, suited
 from tests.test_windows import begin, drawn, finish, taken, window_over
 
@@ -414,7 +415,7 @@ def granted(held: int, maxsize: int | None = None) -> Credits:
     room = Room(maxsize, 2)
     room.limit = maxsize or held
     credits = Credits(Feed(room, 1), perf_counter)
-    credits.left = credits.feed.credits()
+    credits.left = credits.feed.credits(credits)
     assert credits.left == held == room.held
     return credits
 
@@ -428,7 +429,8 @@ def test_a_feeder_gives_credits_back_where_items_have_come_to_be_heavy(known: bo
             value = body() if pulled >= 5 * PART else number
             credits.feed.append(Known(number, value) if known else value)
             pulled += 1
-        credits.look(number, RLock())
+        if credits.looks_heavy(number):
+            credits.feed.take_back(credits)
         assert credits.feed.room.held == pulled + credits.left
     assert 5 * PART < pulled <= 6 * PART
 
@@ -438,7 +440,8 @@ def test_items_that_are_heavy_by_what_they_refer_to_are_weighed_now_and_then() -
     while room := credits.part():
         credits.feed.pending.extend([body()] for _ in range(room))
         pulled += room
-        credits.look([body()], RLock())
+        if credits.looks_heavy(0):
+            credits.feed.take_back(credits)
     assert pulled <= PARTS * PART
 
 
@@ -448,8 +451,60 @@ def test_other_credits_are_kept(heavy: bool) -> None:
     credits.left -= 10
     credits.feed.pending.extend(body() if heavy else number for number in range(10))
     for _ in range(PARTS):
-        credits.look(0, RLock())
+        credits.feed.take_back(credits)
     assert credits.left == 30_000 - 10
+
+
+def test_items_that_are_pulled_make_known_outputs_no_lighter() -> None:
+    credits = granted(30_000)
+    credits.feed.room.weighs(60_000.0, whole=False)
+    limit = credits.feed.room.limit
+    credits.feed.pending.extend(range(10))
+    credits.feed.take_back(credits)
+    assert (credits.feed.room.weight, credits.feed.room.limit) == (60_000.0, limit)
+
+
+def two_sources() -> tuple[Credits, Credits]:
+    """The credits of two feeders that have come to be too many, because items have come to be heavy."""
+    feed = Feed(Room(None, 2), 2)
+    feed.room.limit = 8192
+    one, silent = Credits(feed, perf_counter), Credits(feed, perf_counter)
+    silent.left = feed.credits(silent)
+    silent.part()
+    feed.room.limit = 8
+    assert (feed.room.held, silent.left, silent.hand) == (4096, 4096 - PART, PART)
+    return one, silent
+
+
+def test_what_silent_sources_may_pull_is_taken_back() -> None:
+    one, silent = two_sources()
+    assert one.ready()
+    assert one.take() == 1
+    assert (silent.left, silent.hand, one.feed.room.held) == (0, PART, PART + 1)
+    for _ in range(7):
+        assert one.ready() and one.take() == 1
+    assert not one.ready()  # the eight that may be held, beside what the other one has in hand
+    one.feed.room.release(1)
+    assert one.ready()
+
+
+@pytest.mark.parametrize("kind", ["thread", "task"])
+def test_a_source_whose_items_are_heavy_does_not_wait_for_one_that_is_silent(kind: Any) -> None:
+    speaks, light, heavy = Event(), 30_000, 200
+
+    def source() -> Iterator[Any]:
+        yield from range(2 * light)
+        for _ in range(heavy):
+            yield bytes(1_000_000)
+
+    def silent() -> Iterator[Any]:
+        yield from range(light)
+        speaks.wait()
+
+    stream = pmap(suited(identity, kind), merge(source(), silent()), kind=kind, workers=2)
+    deque(islice(stream, 3 * light + heavy), 0)
+    speaks.set()
+    assert list(stream) == []
 
 
 @pytest.mark.parametrize("kind", ["thread", "process", "task", partial(ThreadPoolExecutor, 2)])
@@ -469,13 +524,11 @@ def test_a_source_that_comes_to_be_heavy_is_not_pulled_as_far_as_while_it_was_li
         for item in source():
             yield item
 
-    stream = pmap(suited(identity, kind), async_source() if asynchronous else source(), kind=kind)
+    stream: Any = pmap(suited(identity, kind), async_source() if asynchronous else source(), kind=kind)
     deque(islice(stream, light), 0)
-    before = -1
-    while pulled > before:
-        before = pulled
-        time.sleep(0.1)  # until nothing is pulled any more
-    assert pulled < light + heavy
+    feed = stream._outputs.run.feed
+    assert eventually(lambda: feed.blocked or feed.feeders < 1)
+    assert (pulled - light) * BODY < 3 * MAX_BYTES
     stream.close()
 
 
@@ -590,7 +643,7 @@ def test_no_more_is_held_where_light_items_come_to_have_heavy_outputs(
                 time.sleep(0.002)  # the workers are faster
     os.close(log)
     assert had == 1000
-    assert most * BODY < 2.5 * MAX_BYTES
+    assert most * BODY < 4 * MAX_BYTES  # it was 12 times as much; a busy machine makes two or three of it
 
 
 @pytest.mark.slow

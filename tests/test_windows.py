@@ -15,7 +15,7 @@ from fstream._flow.observer import Observer, StageInfo
 from fstream._flow.protocols import Upstream
 from fstream._flow.room import Room
 from fstream._flow.sizing import MAX_CHEAP, MAX_SLOW, MAX_SPAN, SHORT, Numbers
-from fstream._flow.sources import Feed, Slices
+from fstream._flow.sources import Feed, Grant, Slices
 from fstream._flow.span import Closed, Failure, Span
 from fstream._flow.window import Window
 from fstream._plan.kernels import DROP, FILTER, FLAT_MAP, MAP, Kernel
@@ -352,17 +352,17 @@ def test_spans_of_one_length_do_not_grow():
 def test_feeders_share_the_room():
     room = Room(4, 0)
     feed = Feed(room, feeders=2)
-    assert feed.credits() == 2
+    assert feed.credits(Grant()) == 2
     assert room.held == 2
-    assert feed.credits() == 1  # half of what is left
+    assert feed.credits(Grant()) == 1  # half of what is left
 
 
 def test_a_source_that_ends_gives_back_the_room_that_it_did_not_use():
     room = Room(1, 0)
     feed = Feed(room, feeders=2)
-    feed.ended(feed.credits(), None)
+    feed.ended(feed.credits(Grant()), None)
     assert room.free == 1
-    assert feed.credits() == 1
+    assert feed.credits(Grant()) == 1
 
 
 def test_a_feed_ends_with_its_last_source_when_all_is_drawn():
@@ -390,7 +390,7 @@ def test_the_room_of_what_was_pulled_is_given_back_once(alone: bool):
     room = Room(4, 0)
     feed = Feed(room, feeders=1)
     feed.alone = alone  # else the window that draws gives it back
-    feed.pending.extend("abcd"[: feed.credits()])
+    feed.pending.extend("abcd"[: feed.credits(Grant())])
     feed.release(feed.draw(2)[1])
     assert room.held == (2 if alone else 4)
 
@@ -629,7 +629,7 @@ def test_what_a_feeder_pulled_is_held_by_the_stage_that_draws_it():
     room = Room(4, 0)
     feed = Feed(room, feeders=1)
     window = window_over(feed, room=room)
-    feed.pending.extend("abcd"[: feed.credits()])
+    feed.pending.extend("abcd"[: feed.credits(Grant())])
     work_off(window)
     assert room.held == 4
     assert drawn(window) == ["a", "b", "c", "d"]

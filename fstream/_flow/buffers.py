@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from math import inf
-from typing import Any, Final
+from typing import Final
 
 from fstream._flow.known import Known
 from fstream._flow.pacing import Clock
 from fstream._flow.protocols import Upstream
 from fstream._flow.room import Room
 from fstream._flow.sizing import MAX_CHEAP
-from fstream._flow.sources import Feed
+from fstream._flow.sources import Feed, Grant
 from fstream._flow.span import Closed, Item, Span
 from fstream._flow.tally import Hold
 from fstream._flow.weight import is_light
@@ -176,7 +175,7 @@ PART: Final = 256
 PARTS: Final = 4
 
 
-class Credits:
+class Credits(Grant):
     """A feeder's buffer: it gives the number of items that the feeder may pull, or `Closed`."""
 
     flush_delay = 0.0  # there is nothing to flush: never used
@@ -186,19 +185,28 @@ class Credits:
         self.clock = clock
         #: Its feeder is to pull nothing more.
         self.halted = False
-        #: How many items the feeder may pull, beside the part that it has in hand.
-        self.left = 0
-        #: How many parts it has used up.
+        #: How many parts the feeder has used up.
         self.parts = 0
+        feed.grants.append(self)
 
     def part(self) -> int:
-        """Give the feeder a part in hand: it is to `look`, or to come for more, once it has pulled so many items."""
-        part = min(self.left, PART)
-        self.left -= part
-        return part
+        """Give the feeder a part in hand: it is to look, or to come for more, once it has pulled it. Under the lock."""
+        self.hand = min(self.left, PART)
+        self.left -= self.hand
+        return self.hand
 
-    def look(self, item: Item, lock: AbstractContextManager[Any]) -> None:
-        """Give credits back where items have come to be heavy, as the latest *item* may show, or its memo's output."""
+    def put_back(self, unused: int) -> None:
+        """The feeder has pulled all of its part but so many items. Under the lock."""
+        self.left += unused
+        self.hand = 0
+
+    def given_up(self) -> int:
+        """Give what is left, once and for all: the feeder is through. Under the lock."""
+        unused, self.left = self.left, 0
+        return unused
+
+    def looks_heavy(self, item: Item) -> bool:
+        """Tell whether items are to be weighed: *item* is the latest. It is looked at, or what its memo has of it."""
         self.parts += 1
         try:
             item = self.feed.pending[-1]
@@ -206,15 +214,13 @@ class Credits:
             pass
         if type(item) is Known:
             item = item.slot
-        if self.left and (self.parts % PARTS == 0 or not is_light(item)):
-            with lock:
-                self.left = self.feed.take_back(self.left)
+        return self.left > 0 and (self.parts % PARTS == 0 or not is_light(item))
 
     def ready(self) -> bool:
-        return self.halted or self.feed.stopped or self.feed.room.free > 0
+        return self.halted or self.feed.stopped or self.feed.has_room(self)
 
     def take(self) -> int | Closed:
-        return Closed() if self.halted or self.feed.stopped else self.feed.credits()
+        return Closed() if self.halted or self.feed.stopped else self.feed.credits(self)
 
     def report_starvation(self, starved: bool) -> bool:
         return starved

@@ -7,13 +7,23 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from fstream._flow.known import Known
 from fstream._flow.protocols import Drawn, Upstream
 from fstream._flow.room import Room
 from fstream._flow.sizing import MAX_CHEAP_PROCESS, MAX_SPAN
 from fstream._flow.span import CLOSED, Closed, Item
 from fstream._flow.weight import SAMPLES, SELDOM, weigh
 
-__all__ = ["Feed", "Slices", "sliceable"]
+__all__ = ["Feed", "Grant", "Slices", "sliceable"]
+
+
+class Grant:
+    """How many items a feeder may pull. Changed under the lock."""
+
+    #: Beside the part that it has in hand.
+    left = 0
+    #: How many that part had.
+    hand = 0
 
 
 class Feed(Upstream):
@@ -29,6 +39,8 @@ class Feed(Upstream):
         #: What feeders call for an item.
         self.append: Callable[[Item], None] = self.pending.append
         self.feeders = feeders
+        #: Those of all feeders.
+        self.grants: list[Grant] = []
         #: How many feeders wait for room.
         self.blocked = 0
         #: How many feeders do not pull: they wait for room, or are through. How long they have not, in seconds, if what
@@ -56,24 +68,43 @@ class Feed(Upstream):
         self.resting -= 1
         self.rested += now
 
-    def credits(self) -> int:
+    def has_room(self, mine: Grant) -> bool:
+        """Tell whether a feeder may pull.
+
+        Where items have come to be heavy, more was granted than may be held. The others need not use it: their sources
+        may be silent for ever.
+        """
+        room = self.room
+        if room.free > 0:
+            return True
+        others = sum(each.left + each.hand for each in self.grants if each is not mine)
+        return room.held > room.limit > room.held - others and room.maxsize is None
+
+    def credits(self, mine: Grant) -> int:
         """Grant a feeder the room that is left, shared with the feeders beside it, ahead of what it pulls."""
+        if self.room.free <= 0:  # see `has_room`
+            for each in self.grants:
+                if each is not mine:
+                    self.room.held -= each.left
+                    each.left = 0
         count = max(1, self.room.free // self.feeders)
         self.room.held += count
         return count
 
-    def take_back(self, credits: int) -> int:
-        """Give what a feeder has left of its *credits*, where items may have come to be heavy. Under the lock.
+    def take_back(self, mine: Grant) -> None:
+        """Take credits back from a feeder where items may have come to be heavy. Under the lock.
 
         It was granted them for as many light items. This is asked while it pulls: else it would not be before all of
         them are used up, which are up to 32,768.
         """
-        if self.room.maxsize is None and (weight := weigh(self.waiting(SAMPLES))):
-            self.room.weighs(*weight, whole=False)
-            back = min(credits, max(0, self.room.held - self.room.limit))
-            self.room.held -= back
-            return credits - back
-        return credits
+        room = self.room
+        latest = [(each.item, each.slot) if type(each) is Known else each for each in self.waiting(SAMPLES)]
+        if room.maxsize is None and (weight := weigh(latest)):
+            if weight.mean > room.weight:  # they are to be drawn yet: outputs may be heavier
+                room.weighs(*weight, whole=False)
+            back = min(mine.left, max(0, room.held - room.limit))
+            room.held -= back
+            mine.left -= back
 
     def ended(self, unused: int, error: BaseException | None) -> None:
         """One feeder is through with its source."""

@@ -314,7 +314,8 @@ class Workers(executor.Workers):
             seats = {home: held for home, held in (self.parcels.seats or {}).items() if home in threads}
             limit = self.cluster.limit or sum(threads.values())
             free = sorted({*range(limit)}.difference(*seats.values()))
-            for home, number in threads.items():
+            # Those that have none come first.
+            for home, number in sorted(threads.items(), key=lambda each: each[0] in seats):
                 held = seats.get(home, ())
                 lacking = max(0, number - len(held))
                 if lacking and free:

@@ -80,14 +80,14 @@ class ThreadFeeder:
             error = error or raised
         with run.lock:
             feed.rest(run.clock())
-            feed.ended(self.credits.left, error)
+            feed.ended(self.credits.given_up(), error)
             run.leave(self)
             run.settle()
 
     def pull(self, items: Iterator[Any]) -> Steps[None]:
         """Append *items* to the feed as far as there is room, up to their end or the run's."""
         run, feed, mine = self.run, self.run.feed, self.credits
-        room = mine.part()
+        room = self.part()
         # What a node draws is looked at as it comes, and by whoever waits behind that.
         taker = None if feed.alone or run.windows[0] in run.sorting else run.crews[0].queue
         pending, append = feed.pending, feed.append
@@ -102,13 +102,20 @@ class ThreadFeeder:
                     with run.lock:
                         run.settle()
                 if not room:
-                    mine.look(item, run.lock)
-                    if not mine.left:
+                    if mine.looks_heavy(item):
+                        with run.lock:
+                            feed.take_back(mine)
+                    if not (room := self.part()):
                         yield from self.grant()
-                    if not (room := mine.part()):
-                        break
+                        if not (room := self.part()):
+                            break
         finally:
-            mine.left += room
+            with run.lock:
+                mine.put_back(room)
+
+    def part(self) -> int:
+        with self.run.lock:
+            return self.credits.part()
 
     def grant(self) -> Steps[None]:
         """Wait for room; there is none if the run is over."""

@@ -151,8 +151,9 @@ class Child:
         #: Held while a thread sends, and while it finds out what to send.
         #: Invariant: both threads change `failed`, `sent` and `wire`, so these are touched with this lock held. A span
         #: is begun, claimed from, stolen from and sent with it held. The main thread alone appends to `slots`, without
-        #: it: an append is atomic. The reader alone sets `opened` and `stopped`. A thread looks at a flag again before
-        #: it waits. A lock that knows its owner, because user code that runs in a thread while it sends may print.
+        #: it: an append is atomic. The reader alone sets `opened`, `heard`, `stopped` and `waits`. A thread looks at a
+        #: flag again before it waits. A lock that knows its owner, because user code that runs in a thread while it
+        #: sends may print.
         self.sending = threading.RLock()
         #: What is printed, logged and warned goes to the parent.
         self.relay: Relay | None = None

@@ -389,7 +389,8 @@ class Pool:
     def forget(self) -> None:
         """In a fork: they are the parent's, and so is its lock."""
         self._lock = threading.Lock()
-        self._closing = []
+        while self._closing:  # the fork was made in a signal handler that has interrupted a wait
+            self._closing.pop().release()
         self.leases = []
         self.tenants = set()
         self._widest = 0

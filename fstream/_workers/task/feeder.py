@@ -53,14 +53,14 @@ class TaskFeeder(Cancellable):
             self.cancel()
 
     def vanished(self, error: BaseException) -> None:
-        self.end(0, error)
+        self.end(error)
 
-    def end(self, credits: int, error: BaseException | None) -> None:
+    def end(self, error: BaseException | None) -> None:
         run = self.run
         with run.lock:
             if self in run.members:
                 run.feed.rest(run.clock())
-                run.feed.ended(credits, error)
+                run.feed.ended(self.credits.given_up(), error)
                 run.leave(self)
                 run.settle()
 
@@ -75,7 +75,7 @@ class TaskFeeder(Cancellable):
             del source
             append = feed.append
             await self.grant()
-            if room := mine.part():
+            if room := self.part():
                 async for item in items:
                     append(item)
                     room -= 1
@@ -85,11 +85,13 @@ class TaskFeeder(Cancellable):
                     if mine.halted:
                         break
                     if not room:
-                        mine.look(item, run.lock)
-                        if not mine.left:
+                        if mine.looks_heavy(item):
+                            with run.lock:
+                                feed.take_back(mine)
+                        if not (room := self.part()):
                             await self.grant()
-                        if not (room := mine.part()):
-                            break
+                            if not (room := self.part()):
+                                break
             item = None
         except BaseException as raised:
             error = raised
@@ -98,7 +100,13 @@ class TaskFeeder(Cancellable):
             await aclose(items)
         except BaseException as raised:
             error = error or raised
-        self.end(mine.left + room, error)
+        with run.lock:
+            mine.put_back(room)
+        self.end(error)
+
+    def part(self) -> int:
+        with self.run.lock:
+            return self.credits.part()
 
     async def grant(self) -> None:
         feed, clock = self.run.feed, self.run.clock
