@@ -531,7 +531,8 @@ def merge(*sources: Source[T]) -> Stream[T]:
 
     Each source keeps its own order; between them there is none. Each is iterated in a thread of its own (an async one
     in a task), lazily: two items of each are held at first, and up to 4,096 in all while the consumer waits for them.
-    The first error closes all sources and is raised.
+    A stage behind it with a *maxsize* below the number of sources asks no more than so many of them at a time: where
+    those are silent, others wait. The first error closes all sources and is raised.
     """
     _check_sources("merge", sources)
     return Stream(tuple(sources), None)
