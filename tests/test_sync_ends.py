@@ -44,7 +44,10 @@ def test_an_endless_recursion_of_the_source_is_said_as_it_is():
 
 
 class Interrupting:
-    """A lock, behind whose taking a signal handler raises once, as may happen from Python 3.14 on."""
+    """A lock, behind whose taking a signal handler raises once, as may happen from Python 3.14 on.
+
+    It raises in the main thread, as handlers do: other threads want the lock, too.
+    """
 
     def __init__(self, lock: Any) -> None:
         self.lock = lock
@@ -52,7 +55,7 @@ class Interrupting:
 
     def __enter__(self) -> None:
         self.lock.acquire()
-        if self.armed:
+        if self.armed and threading.current_thread() is threading.main_thread():
             self.armed = False
             raise KeyboardInterrupt
 
