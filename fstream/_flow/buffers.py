@@ -190,10 +190,16 @@ class Credits(Grant):
         feed.grants.append(self)
 
     def part(self) -> int:
-        """Give the feeder a part in hand: it is to look, or to come for more, once it has pulled it. Under the lock."""
+        """Give the feeder a part in hand: how many items it pulls before it comes for the next one. Under the lock."""
         self.hand = min(self.left, PART)
         self.left -= self.hand
         return self.hand
+
+    def next_part(self, item: Item) -> int:
+        """The same, once it has pulled the part before: *item* is the latest. Under the lock."""
+        if self.looks_heavy(item):
+            self.feed.take_back(self)
+        return self.part()
 
     def put_back(self, unused: int) -> None:
         """The feeder has pulled all of its part but so many items. Under the lock."""

@@ -102,10 +102,9 @@ class ThreadFeeder:
                     with run.lock:
                         run.settle()
                 if not room:
-                    if mine.looks_heavy(item):
-                        with run.lock:
-                            feed.take_back(mine)
-                    if not (room := self.part()):
+                    with run.lock:
+                        room = mine.next_part(item)
+                    if not room:
                         yield from self.grant()
                         if not (room := self.part()):
                             break
@@ -129,4 +128,4 @@ class ThreadFeeder:
             feed.blocked -= 1
             feed.go_on(self.run.clock())
             self.busy = True
-        self.credits.left = 0 if type(credits) is Closed else credits
+            self.credits.left = 0 if type(credits) is Closed else credits

@@ -74,8 +74,7 @@ class TaskFeeder(Cancellable):
             items = aiter(source)  # type: ignore[arg-type]
             del source
             append = feed.append
-            await self.grant()
-            if room := self.part():
+            if room := await self.grant():
                 async for item in items:
                     append(item)
                     room -= 1
@@ -85,13 +84,10 @@ class TaskFeeder(Cancellable):
                     if mine.halted:
                         break
                     if not room:
-                        if mine.looks_heavy(item):
-                            with run.lock:
-                                feed.take_back(mine)
-                        if not (room := self.part()):
-                            await self.grant()
-                            if not (room := self.part()):
-                                break
+                        with run.lock:
+                            room = mine.next_part(item)
+                        if not room and not (room := await self.grant()):
+                            break
             item = None
         except BaseException as raised:
             error = raised
@@ -104,11 +100,7 @@ class TaskFeeder(Cancellable):
             mine.put_back(room)
         self.end(error)
 
-    def part(self) -> int:
-        with self.run.lock:
-            return self.credits.part()
-
-    async def grant(self) -> None:
+    async def grant(self) -> int:
         feed, clock = self.run.feed, self.run.clock
         self.came_back()
         feed.blocked += 1
@@ -120,4 +112,6 @@ class TaskFeeder(Cancellable):
             feed.blocked -= 1
             with self.run.lock:
                 feed.go_on(clock())
-        self.credits.left = 0 if type(credits) is Closed else credits
+        with self.run.lock:
+            self.credits.left = 0 if type(credits) is Closed else credits
+            return self.credits.part()
